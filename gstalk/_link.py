@@ -1,0 +1,510 @@
+"""A connection with what belongs to it: the jobs that it holds, the tube it uses, the tubes it watches.
+
+`Conn` and `Consumer` stand on it; both reserve, each in its own way, and a `Job` refers to it. Which promises are
+kept here:
+
+- What settles a job is carried out, both steps of it where the job's own priority has to be asked for first. The
+  job's state moves when the reply is parsed, whoever still waits.
+- A reservation that nobody wants goes back with the job's own priority (`give_back`).
+- A job that this connection reserves a second time makes the older `Job` lost: the server can't tell the two apart.
+- A wait on the server can be called back (`redial`): half-close, read to the end, dial anew, and go on only if it is
+  the same server process, since elsewhere the same ids mean other jobs.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+
+from typing import Any
+
+import gevent
+from gevent import getcurrent, get_hub
+from gevent.hub import Hub
+
+from gstalk._pipeline import Pipeline, dial
+from gstalk._transport import Transport
+from gstalk.config import Config
+from gstalk.errors import (
+    BuriedError,
+    ConnectError,
+    ConnectionClosedError,
+    ConnectionLostError,
+    DisconnectedError,
+    InvalidArgumentError,
+    JobFinishedError,
+    JobLostError,
+    NotFoundError,
+    WrongHubError,
+)
+from gstalk.job import Job, Seconds
+from gstalk.protocol import checks, commands
+from gstalk.protocol.commands import Command
+from gstalk.protocol.session import Slot, WaitSlot
+from gstalk.protocol.stats import JobStats, ServerStats
+from gstalk.uri import Address
+
+__all__ = ["Link"]
+
+_SETTLING = (commands.DELETE, commands.RELEASE, commands.BURY)
+
+
+class Link:
+    """One connection and its state on the server.
+
+    Attributes:
+        pipe: The commands in flight; another one after a `redial`.
+        held: The jobs that this connection has reserved, by id.
+        used: The tube that the last command appended will find in use.
+        watched: The tubes watched, as the server confirmed them.
+        on_failure: Called once, when the connection is over; must not switch.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_end_wait",
+        "_finalizer",
+        "_holder",
+        "address",
+        "config",
+        "held",
+        "hub",
+        "on_failure",
+        "on_settled",
+        "pipe",
+        "server",
+        "uri",
+        "used",
+        "watched",
+    )
+
+    def __init__(self, address: Address, config: Config, tubes: tuple[str, ...] = ()) -> None:
+        """Dial, and wait until the server has answered.
+
+        Args:
+            tubes: What to watch, instead of `default`.
+
+        Raises:
+            ConnectError: It did not.
+        """
+        self.address = address
+        self.uri = str(address)
+        self.config = config
+        self.hub: Hub = get_hub()
+        self.held: dict[int, Job] = {}
+        self.used = "default"
+        self.watched = list(tubes) or ["default"]
+        self.on_failure: Callable[[], None] | None = None
+        self.on_settled: Callable[[], None] | None = None
+        self._closed = False
+        self._end_wait: Callable[[], None] | None = None
+        self.pipe = Pipeline(self.uri, self.hub, config.conn_timeout)
+        self.pipe.check_may_wait()
+        transport, self.server = self._dial()
+        self._holder = [self.pipe]
+        self._finalizer = weakref.finalize(self, _dropped, self._holder, self.uri)
+        self._finalizer.atexit = False
+        self._adopt(self.pipe)
+        self.pipe.attach(transport)
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def check(self, what: str) -> None:
+        """Refuse a command that can't be sent from here, or any more, before its arguments are looked at."""
+        if get_hub() is not self.hub:
+            raise WrongHubError(f"{what} at {self.uri}: this connection belongs to another thread's hub")
+        if self._closed:
+            raise ConnectionClosedError(f"{what} at {self.uri}: the connection is closed; it was not sent")
+        if self.pipe.failure is not None:
+            raise self.pipe.error(what)
+        if getcurrent() is self.hub:
+            self.pipe.check_may_wait()
+
+    def clear(self, what: str) -> Pipeline:
+        """Return the pipe when a command may be appended to it; may wait for room, and ends a wait on the server."""
+        while not self.pipe.clear:
+            if self._end_wait is not None:
+                self._end_wait()
+            else:
+                self.pipe.wait_room()
+            self.check(what)
+        return self.pipe
+
+    def call(self, command: Command, data: bytes, key: Any = None, duty: Any = None, extra: Any = None) -> Any:
+        """Send a command, wait for its reply, and return its result or raise its error."""
+        pipe = self.clear(command.name)
+        slot = pipe.slot(command, key, duty, extra)
+        pipe.append(data, slot)
+        return pipe.wait(slot)
+
+    def append_using(self, tube: str, data: bytes, slot: Slot) -> None:
+        """Append a command that acts on the used tube, behind a `use` where that is another one."""
+        line = commands.by_tube(commands.USE, tube)
+        use = self.pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
+        self.used = tube
+        self.pipe.append(line + data, slot, use)
+
+    def _use_answered(self, use: Slot) -> None:
+        """Keep what stands behind a `use` that failed from staying in the wrong tube."""
+        if use.error is None or isinstance(use.error, DisconnectedError):
+            return
+        for slot in self.pipe.slots:
+            if slot.command is commands.USE:
+                break
+            if slot.command.uses:
+                slot.duty = _Misplaced(self, use.error, slot.duty)
+        else:
+            self.used = ""  # nothing behind it has changed the tube: the next command says `use` again
+
+    def use(self, tube: str) -> None:
+        checks.check_tube(tube)
+        pipe = self.clear("use")
+        # `append_using` with nothing behind it: the slot of the `use` is the one to wait for.
+        slot = pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
+        self.used = tube
+        pipe.append(commands.by_tube(commands.USE, tube), slot)
+        pipe.wait(slot)
+
+    def watch(self, tube: str) -> int:
+        count: int = self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self._watching, tube)
+        return count
+
+    def ignore(self, tube: str) -> int:
+        count: int = self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self._watching, tube)
+        return count
+
+    def _watching(self, slot: Slot) -> None:
+        """Remember what is watched, for the next dial; whoever still waits for the reply."""
+        if slot.error is None:
+            if slot.command is commands.IGNORE and slot.extra in self.watched:
+                self.watched.remove(slot.extra)
+            elif slot.command is commands.WATCH and slot.extra not in self.watched:
+                self.watched.append(slot.extra)
+
+    # -- jobs --------------------------------------------------------------------------------------------------
+
+    def ask(
+        self, seconds: int, got: Callable[[Slot], None], end_wait: Callable[[], None] | None = None
+    ) -> Slot:
+        """Send a reserve; `got` is called with its slot, whose result is a `Job` or `None`.
+
+        Args:
+            seconds: How long the server may wait; above 0 only if nothing else is in flight.
+            end_wait: How to end that wait, when another command is to go out.
+        """
+        pipe = self.pipe
+        if not seconds:
+            slot = pipe.slot(commands.RESERVE, None, self._reserved, got)
+        else:
+            slot = WaitSlot(commands.RESERVE, pipe.session, None, self._reserved, got)
+            slot.patience = seconds
+            self._end_wait = end_wait
+        pipe.append(commands.reserve(seconds), slot)
+        if seconds and pipe.failure is None:
+            pipe.hold_back(True)
+        return slot
+
+    def _reserved(self, slot: Slot) -> None:
+        if self._end_wait is not None:
+            self._end_wait = None
+            if self.pipe.failure is None:
+                self.pipe.hold_back(False)
+        if slot.error is None and slot.result is not None:
+            slot.result = self._hold(*slot.result)
+        slot.extra(slot)
+
+    def _hold(self, job_id: int, body: bytes) -> Job:
+        tube = self.watched[0] if len(self.watched) == 1 else None
+        job = Job(self, job_id, body, tube, self.pipe.read_at, "held")
+        older = self.held.get(job_id)
+        if older is not None:
+            older._state = "lost"
+        self.held[job_id] = job
+        return job
+
+    def reserve_job(self, job_id: int) -> Job:
+        data = commands.by_id(commands.RESERVE_JOB, job_id)
+        pipe = self.clear("reserve-job")
+        slot = pipe.slot(commands.RESERVE_JOB, job_id, self._reserved_by_id)
+        pipe.append(data, slot)
+        try:
+            job: Job = pipe.wait(slot)
+        except BaseException:
+            if isinstance(slot.result, Job):  # it came, and then the caller was hit
+                self.give_back(slot.result)
+            raise
+        return job
+
+    def _reserved_by_id(self, slot: Slot) -> None:
+        if slot.error is None:
+            slot.result = self._hold(*slot.result)
+            slot.result.tube = None
+            if slot.waiter is None:
+                self.give_back(slot.result)
+
+    def give_back(self, job: Job) -> None:
+        """Release a job that nobody wants, with its own priority. Never switches; nobody waits for it."""
+        if job._state == "held" and self.pipe.failure is None:
+            self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0))
+
+    def delete(self, job: Job | int) -> None:
+        self.check("delete")
+        if job.__class__ is Job and job._owner is self and job._state == "held":  # type: ignore[union-attr]
+            # The usual case, in as few steps as can be.
+            pipe = self.pipe
+            job._state = "settling"  # type: ignore[union-attr]
+            slot = pipe.slot(commands.DELETE, job.id, self._settled, job)  # type: ignore[union-attr]
+            pipe.append(b"delete %d\r\n" % job.id, slot)  # type: ignore[union-attr]
+            pipe.wait(slot)
+            return
+        job_id, ours = self._whose(job, "delete")
+        self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
+
+    def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
+        self.check("release")
+        job_id, ours = self._whose(job, "release")
+        line = commands.release(job_id, 0 if priority is None else priority, delay)
+        if priority is not None:
+            self._settle(job_id, ours, commands.RELEASE, line)
+        else:
+            self._settle_keeping(job_id, ours, commands.RELEASE, lambda p: commands.release(job_id, p, delay))
+
+    def bury(self, job: Job | int, priority: int | None = None) -> None:
+        self.check("bury")
+        job_id, ours = self._whose(job, "bury")
+        line = commands.bury(job_id, 0 if priority is None else priority)
+        if priority is not None:
+            self._settle(job_id, ours, commands.BURY, line)
+        else:
+            self._settle_keeping(job_id, ours, commands.BURY, lambda p: commands.bury(job_id, p))
+
+    def touch(self, job: Job | int) -> None:
+        self.check("touch")
+        job_id, ours = self._whose(job, "touch")
+        self.call(commands.TOUCH, commands.by_id(commands.TOUCH, job_id), job_id, self._touched, ours)
+
+    def kick_job(self, job: Job | int) -> None:
+        self.check("kick-job")
+        job_id = job.id if isinstance(job, Job) else job
+        self._check_owner(job, "kick-job")
+        self.call(commands.KICK_JOB, commands.by_id(commands.KICK_JOB, job_id), job_id)
+
+    def stats_job(self, job: Job | int) -> JobStats:
+        self.check("stats-job")
+        job_id = job.id if isinstance(job, Job) else job
+        ours = job if isinstance(job, Job) and job._state in ("held", "settling") else None
+        data = commands.by_id(commands.STATS_JOB, job_id)
+        stats: JobStats = self.call(commands.STATS_JOB, data, job_id, self._touched, ours)
+        if isinstance(job, Job):
+            job.tube = stats.tube
+        return stats
+
+    def _check_owner(self, job: Job | int, what: str) -> None:
+        if isinstance(job, Job) and job._owner is not self and job._state != "peeked":
+            raise InvalidArgumentError(
+                f"{what} {job.id} at {self.uri}: another connection has reserved this job; use the job's own method"
+            )
+
+    def _whose(self, job: Job | int, what: str) -> tuple[int, Job | None]:
+        """Check a job that is to be settled or touched: its id, and the Job if it is one that we reserved."""
+        if not isinstance(job, Job):
+            return job, None
+        self._check_owner(job, what)
+        if job._state in ("settling", "finished"):
+            raise JobFinishedError(f"{what} {job.id} at {self.uri}: the job is finished, or being finished now")
+        if job._state == "lost":
+            raise JobLostError(f"{what} {job.id} at {self.uri}: the server has taken the job back; nothing was sent")
+        return job.id, job if job._state == "held" else None
+
+    def _settle(self, job_id: int, job: Job | None, command: Command, data: bytes) -> None:
+        pipe = self.pipe if job is not None else self.clear(command.name)
+        slot = pipe.slot(command, job_id, self._settled, job)
+        if job is not None:
+            job._state = "settling"
+        pipe.append(data, slot)
+        pipe.wait(slot)
+
+    def _settle_keeping(
+        self, job_id: int, job: Job | None, command: Command, line: Callable[[int], bytes]
+    ) -> None:
+        if job is None:
+            self.clear(command.name)
+        self.pipe.wait(self._settle_later(job, job_id, command, line))
+
+    def _settle_later(
+        self, job: Job | None, job_id: int, command: Command, line: Callable[[int], bytes]
+    ) -> Slot:
+        """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
+        pipe = self.pipe
+        last = pipe.slot(command, job_id, self._settled, job)
+        if job is not None:
+            job._state = "settling"
+
+        def go_on(first: Slot) -> None:
+            if first.error is None:
+                pipe.append(line(first.result.pri), last)
+            else:
+                last.error = first.error
+                self._settled(last)
+                pipe.complete(last)
+
+        first = pipe.slot(commands.STATS_JOB, job_id, go_on, last)
+        pipe.append(commands.by_id(commands.STATS_JOB, job_id), first)
+        return last
+
+    def _settled(self, slot: Slot) -> None:
+        job: Job | None = slot.extra
+        error = slot.error
+        ours = self.held.get(slot.key)
+        if error is None or isinstance(error, BuriedError):
+            for each in (job, ours):
+                if each is not None and each._state != "lost":
+                    each._state = "finished"
+            self.held.pop(slot.key, None)
+        elif isinstance(error, (NotFoundError, DisconnectedError)):
+            self._lose(slot, job)
+        elif job is not None and job._state == "settling":
+            job._state = "held"
+        if self.on_settled is not None:
+            self.on_settled()
+
+    def _touched(self, slot: Slot) -> None:
+        if isinstance(slot.error, NotFoundError):
+            self._lose(slot, slot.extra)
+
+    def _lose(self, slot: Slot, job: Job | None) -> None:
+        """The server said that a job isn't there, or not ours."""
+        ours = self.held.get(slot.key)
+        if ours is not None and (job is None or job is ours):
+            del self.held[slot.key]
+            ours._state = "lost"
+        if job is not None and job._state != "finished":
+            job._state = "lost"
+            if isinstance(slot.error, NotFoundError):
+                slot.error = JobLostError(f"{slot}: the server has taken the job back; its time to run may be over")
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def redial(self) -> None:
+        """Call a waiting reserve back. Commands gather on a new pipe meanwhile; never switches."""
+        old = self.pipe
+        old.on_failure = None
+        self._end_wait = None
+        self.pipe = self._holder[0] = Pipeline(self.uri, self.hub, self.config.conn_timeout)
+        self._adopt(self.pipe)
+        gevent.spawn(self._redial, self.pipe, old, self.used)
+
+    def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
+        try:
+            # The end is read before the new connection is dialed, or the old wait could still win the next job.
+            with gevent.Timeout(self.config.conn_timeout, False):
+                old.wait(old.end())
+            old.fail(ConnectionClosedError, "closed to end a reserve")
+            transport, server = self._dial(used)
+            if server.id != self.server.id:
+                transport.close()
+                pipe.fail(ConnectionLostError, "the server was restarted while a reserve was called back")
+            else:
+                pipe.attach(transport)
+        except ConnectError as error:
+            pipe.fail(ConnectionLostError, f"could not connect again to end a reserve: {error}", error)
+        except BaseException as error:
+            pipe.fail(ConnectionLostError, "interrupted while connecting again", error)
+            raise
+
+    def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
+        greeting = [(commands.STATS, commands.plain(commands.STATS))]
+        if used not in ("default", ""):
+            greeting.append((commands.USE, commands.by_tube(commands.USE, used)))
+        greeting += [(commands.WATCH, commands.by_tube(commands.WATCH, tube)) for tube in self.watched]
+        if "default" not in self.watched:
+            greeting.append((commands.IGNORE, commands.by_tube(commands.IGNORE, "default")))
+        config = self.config
+        transport, replies = dial(self.hub, self.address, config.tls_context, config.conn_timeout, greeting)
+        if replies[-1] != len(self.watched):
+            transport.close()
+            raise ConnectError(f"connect to {self.uri}: watches {replies[-1]} tubes instead of {len(self.watched)}")
+        return transport, replies[0]
+
+    def _adopt(self, pipe: Pipeline) -> None:
+        link = weakref.ref(self)
+
+        def failed() -> None:
+            if (mine := link()) is not None:
+                mine._failed()
+
+        pipe.on_failure = failed
+
+    def _failed(self) -> None:
+        for job in self.held.values():
+            if job._state in ("held", "settling"):
+                job._state = "lost"
+        self.held.clear()
+        self._finalizer.detach()
+        if self.on_failure is not None:
+            self.on_failure()
+
+    def close(self) -> None:
+        """Let what settles jobs finish, at most `conn_timeout`, and close; idempotent."""
+        if get_hub() is not self.hub:
+            raise WrongHubError(f"close of {self.uri}: this connection belongs to another thread's hub")
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._may_settle() and getcurrent() is not self.hub:
+                with gevent.Timeout(self.config.conn_timeout, False):
+                    self._drain()
+        finally:
+            self.pipe.fail(ConnectionClosedError, "you closed it")
+
+    def _may_settle(self) -> bool:
+        return any(s.command in _SETTLING or isinstance(s.extra, Slot) for s in self.pipe.slots)
+
+    def _drain(self) -> None:
+        """Wait for deletes, releases and buries; replies come in order, so one more command tells when they did."""
+        pipe = self.pipe
+        pipe.give_up(lambda s: s.command not in _SETTLING and not isinstance(s.extra, Slot))
+        while pipe.failure is None and self._may_settle():
+            fence = pipe.slot(commands.LIST_TUBE_USED)
+            pipe.append(commands.plain(commands.LIST_TUBE_USED), fence)
+            pipe.wait(fence)
+
+    @property
+    def is_connected(self) -> bool:
+        return not self._closed and self.pipe.failure is None
+
+
+class _Misplaced:
+    """The duty of a command whose `use` failed: it hit the tube before, and its caller must not take that for success."""
+
+    def __init__(self, link: Link, error: BaseException, duty: Callable[[Slot], None] | None) -> None:
+        self._link = link
+        self._error = error
+        self._duty = duty
+
+    def __call__(self, slot: Slot) -> None:
+        if slot.error is None:
+            if slot.command is commands.PUT:
+                pipe = self._link.pipe
+                pipe.append(commands.by_id(commands.DELETE, slot.result), pipe.slot(commands.DELETE, slot.result))
+            slot.error = self._error
+        if self._duty is not None:
+            self._duty(slot)
+
+
+def _dropped(holder: list[Pipeline], uri: str) -> None:
+    """Close the socket of a connection that nobody refers to any more."""
+    pipe = holder[0]
+    if pipe.failure is None:
+        warnings.warn(f"unclosed connection to {uri}", ResourceWarning, stacklevel=2)
+        if get_hub() is pipe.hub:
+            pipe.fail(ConnectionClosedError, "nobody referred to it any more")
+        else:  # the collector ran in another thread
+            pipe.hub.loop.run_callback_threadsafe(
+                pipe.fail, ConnectionClosedError, "nobody referred to it any more"
+            )
+
+

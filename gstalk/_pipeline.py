@@ -1,0 +1,568 @@
+"""One connection's traffic: many greenlets' commands out, their replies back in.
+
+The rules, which everything above stands on:
+
+1. One place reads: an `io` watcher's callback, in the hub. It takes all complete replies of a read, lets `Session`
+   match them, carries out their duties, and then switches to the greenlets that wait, one after the other.
+2. Nobody's send can be interrupted: `append` puts the bytes into a buffer and the slot into the FIFO, and nothing
+   switches in between. The buffer goes out once per turn of the event loop, so that all greenlets which are ready in
+   that turn share one `send`; on an idle connection it goes out at once, so that a lone greenlet pays no latency.
+   What a full socket doesn't take goes out when it is writable again. There is no writer greenlet.
+3. A caller's `Timeout`, kill or Ctrl-C therefore only ever hits its wait. The slot stays, its reply is read and
+   dropped, its duty is done. Nobody else notices.
+4. What runs in the hub never waits, never calls a user's hook, and lets no exception out.
+5. After a switch anything may have happened: the connection closed, failed, forked. Look again.
+
+States: **corked** (no transport yet: commands gather), **open**, **failed** (`failure` says why; every slot was told).
+A pipeline never comes back from failed. `clear` is the one flag that the hot path looks at: commands may be appended.
+
+A connection makes progress with each byte that the kernel takes while some wait, each complete reply, and each
+64 KiB of one. Without any for `conn_timeout` it is closed. One timer looks at that when the time could be over,
+instead of being set anew for each command; and it reads what the kernel already holds before it calls anything late.
+
+Nothing here refers to the Conn, but through the duties of commands in flight: so a Conn that nobody holds is
+collected, its finalizer calls `fail`, and the socket closes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import getcurrent, ssl
+from gevent.exceptions import BlockingSwitchOutError
+from gevent.hub import Hub
+
+from gstalk._transport import READ, WRITE, Transport, connect, wait
+from gstalk.errors import (
+    CommandTimeoutError,
+    ConnectError,
+    ConnectionClosedError,
+    ConnectionLostError,
+    DisconnectedError,
+    ProtocolError,
+    ServerError,
+)
+from gstalk.protocol.commands import Command
+from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
+from gstalk.uri import Address
+
+__all__ = ["Pipeline", "dial", "wait_for"]
+
+MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
+MAX_BYTES = 1 << 20  # bytes waiting to be sent
+
+_living: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def wait_for(hub: Hub, call: Call) -> Any:
+    """Wait until a call is answered, and return its result or raise its error.
+
+    If the wait is interrupted, whatever interrupted it passes on, and nobody waits for the call any more.
+    """
+    if call.result is PENDING and call.error is None:
+        call.waiter = getcurrent()
+        try:
+            while call.result is PENDING and call.error is None:
+                hub.switch()
+        finally:
+            call.waiter = None
+    if call.error is not None:
+        try:
+            raise call.error
+        finally:
+            del call  # the traceback would hold the frame, and the frame the error
+    return call.result
+
+
+class Pipeline:
+    """The commands in flight on one connection.
+
+    Args:
+        uri: For messages.
+        hub: The hub that this connection belongs to.
+        conn_timeout: Seconds without progress after which the connection is closed; `None`: no limit.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accepted",
+        "_appended",
+        "_blocked",
+        "_flush_due",
+        "_held_back",
+        "_limit",
+        "_on_end",
+        "_out",
+        "_reader",
+        "_replied",
+        "_room",
+        "session",
+        "_timer",
+        "_transport",
+        "_wake_due",
+        "_writer",
+        "clear",
+        "conn_timeout",
+        "failure",
+        "hub",
+        "on_failure",
+        "read_at",
+        "slots",
+        "uri",
+    )
+
+    def __init__(self, uri: str, hub: Hub, conn_timeout: float | None) -> None:
+        self.uri = uri
+        self.hub = hub
+        self.conn_timeout = conn_timeout
+        self.clear = True
+        self.failure: tuple[type[DisconnectedError], str, BaseException | None] | None = None
+        self.on_failure: Callable[[], None] | None = None
+        self.read_at = 0.0
+        self.session = Session(uri)
+        self.slots = self.session.slots
+        self._out: list[bytes] = []
+        self._appended = 0  # where the stream ends that has been appended
+        self._limit = MAX_BYTES  # where it may end before callers wait for room
+        self._room: deque[Call] = deque()  # callers who wait for room
+        self._held_back = False  # by a reserve that waits on the server
+        self._transport: Transport | None = None
+        self._reader: Any = None
+        self._writer: Any = None
+        self._timer: Any = None
+        self._blocked = False  # the kernel has not taken all: the writer watches
+        self._flush_due = True  # no flush need be scheduled: corked, scheduled already, or a read is going on
+        self._wake_due = False
+        self._replied = 0.0  # since when a reply is due
+        self._accepted = 0.0  # since when the kernel takes nothing
+        self._on_end: Call | None = None
+        _living.add(self)
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    def slot(self, command: Command, key: Any = None, duty: Any = None, extra: Any = None) -> Slot:
+        return Slot(command, self.session, key, duty, extra)
+
+    def append(self, data: bytes, slot: Slot, before: Slot | None = None) -> None:
+        """Send a command, or two that belong together. Never switches, never fails: a slot learns of everything.
+
+        Args:
+            data: The bytes of both.
+            slot: Where the reply goes.
+            before: The slot of the first one, whose bytes stand before the other's.
+        """
+        slots = self.slots
+        self._appended = slot.end = end = self._appended + len(data)
+        if self.failure is not None:  # a duty's follow-up, or the race after a switch
+            self._fail_slot(slot)
+            return
+        if before is not None:
+            before.end = end
+            slots.append(before)
+        slots.append(slot)
+        self._out.append(data)
+        if end > self._limit or len(slots) >= MAX_SLOTS:
+            self.clear = False
+        if not self._flush_due:
+            if len(slots) <= 2 and slots[0] is (before or slot):  # it was idle
+                self._begin()
+                self._flush()
+            else:
+                self._flush_due = True
+                self.hub.loop.run_callback(self._flush)
+
+    def wait(self, slot: Call) -> Any:
+        """`wait_for`, spelled out for the sake of the hot path."""
+        slot.waiter = getcurrent()
+        switch = self.hub.switch
+        try:
+            while slot.result is PENDING and slot.error is None:
+                switch()
+        finally:
+            slot.waiter = None
+        if slot.error is not None:
+            try:
+                raise slot.error
+            finally:
+                del slot
+        return slot.result
+
+    def wait_room(self) -> None:
+        """Wait until commands may be appended: as long as others' are in the way. Whoever is interrupted sent nothing."""
+        self.check_may_wait()
+        while not self.clear and self.failure is None and not self._held_back:
+            call = Call()
+            self._room.append(call)
+            self._reference()
+            try:
+                wait_for(self.hub, call)
+            except BaseException:
+                if call in self._room:
+                    self._room.remove(call)
+                else:  # the room was offered to us
+                    self._offer_room()
+                raise
+
+    def check_may_wait(self) -> None:
+        """Refuse to be called where nothing can wait, before anything is sent."""
+        if getcurrent() is self.hub:
+            raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
+
+    def hold_back(self, held: bool) -> None:
+        """Have callers look before they append, since the server waits in a reserve; or no longer."""
+        self._held_back = held
+        self.clear = not held and self._has_room()
+
+    def complete(self, call: Call) -> None:
+        """Wake whoever waits for a call that has been answered by other means than a reply."""
+        self.session.done.append(call)
+        self._wake_soon()
+
+    def give_up(self, which: Callable[[Slot], bool]) -> None:
+        """Tell these slots' callers at once that the connection is being closed; replies are still taken."""
+        sent = self._transport.sent if self._transport is not None else 0
+        for slot in self.slots:
+            if which(slot):
+                slot.error = lost(slot, ConnectionClosedError, "you closed it", sent)
+                self.complete(slot)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def attach(self, transport: Transport) -> None:
+        """Uncork: what has been appended goes out, and replies are read from here on."""
+        if self.failure is not None:
+            transport.close()
+            return
+        loop = self.hub.loop
+        self._transport = transport
+        transport.sent = 0
+        self._reader = loop.io(transport.fileno(), READ, ref=False)
+        self._reader.start(self._on_readable)
+        self._flush_due = False
+        if self.slots:
+            self._begin()
+            self._flush()
+        elif self._room:
+            self._offer_room()
+
+    @property
+    def attached(self) -> bool:
+        return self._transport is not None and self.failure is None
+
+    def end(self) -> Call:
+        """Begin to take leave: half-close, and read to the end; the call returned is answered there.
+
+        Where the socket can't be half-closed (TLS) it is closed. A job that the server hands over meanwhile goes
+        back by itself when the server sees the end.
+        """
+        call = Call()
+        if self._transport is not None and self.failure is None and self._transport.half_close():
+            self._on_end = call
+            self._held_back = True
+            self.clear = False
+        else:
+            call.result = None
+            self.fail(ConnectionClosedError, "connection closed to end a reserve")
+        return call
+
+    def fail(self, kind: type[DisconnectedError], why: str, cause: BaseException | None = None) -> None:
+        """Close the connection, and tell every slot why. Idempotent; never switches."""
+        if self.failure is not None:
+            return
+        self.failure = (kind, why, cause)
+        self.clear = False
+        sent = self._transport.sent if self._transport is not None else 0
+        self._release()
+        if self._transport is not None:
+            self._transport.close()
+        self._tell_all(sent)
+
+    def abandon(self) -> None:
+        """In a forked child: let go, with nothing sent."""
+        if self.failure is not None:
+            return
+        self.failure = (ConnectionClosedError, "this connection belongs to the parent process: dial again", None)
+        self.clear = False
+        self._release()
+        if self._transport is not None:
+            self._transport.abandon()
+        self._tell_all(0)
+
+    def error(self, what: str) -> DisconnectedError:
+        """Build the error of a command that came too late."""
+        assert self.failure is not None
+        kind, why, cause = self.failure
+        error = kind(f"{what} at {self.uri}: {why}; it was not sent", "no")
+        error.__cause__ = cause
+        return error
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Go from idle to busy: a reply is due from now on, and the process has something to wait for."""
+        self._replied = monotonic()
+        self._reader.ref = True
+        if self.conn_timeout is not None and self._timer is None:
+            self._set_timer(self.conn_timeout)
+
+    def _reference(self) -> None:
+        if self._reader is not None:
+            self._reader.ref = True
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        transport = self._transport
+        if transport is None or self.failure is not None or not self._out:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        try:
+            all_taken = transport.write(data)
+        except ConnectionLostError as error:
+            self._read_rest(ConnectionLostError, str(error), error)
+            return
+        self._limit = transport.sent + MAX_BYTES
+        if not all_taken and not self._blocked:
+            self._blocked = True
+            self._accepted = monotonic()
+            if self._writer is None:
+                self._writer = self.hub.loop.io(transport.fileno(), WRITE, ref=False)
+            self._writer.start(self._on_writable)
+
+    def _on_writable(self) -> None:
+        transport = self._transport
+        if transport is None or self.failure is not None:
+            return
+        before = transport.sent
+        try:
+            if transport.flush():
+                self._blocked = False
+                self._writer.stop()
+        except ConnectionLostError as error:
+            self._read_rest(ConnectionLostError, str(error), error)
+            return
+        if transport.sent > before:
+            self._accepted = monotonic()
+            self._limit = transport.sent + MAX_BYTES
+            if self.slots and before < self.slots[0].end <= transport.sent:
+                self._replied = self._accepted  # only now is its reply due
+            if self._room:
+                self._offer_room()
+                self._wake()
+
+    def _on_readable(self) -> None:
+        assert self._transport is not None
+        try:
+            data = self._transport.read()
+        except ConnectionLostError as error:
+            self.fail(ConnectionLostError, str(error), error)
+            return
+        if data is None:
+            return
+        self._flush_due = True  # what is appended from here on goes out in one piece, below
+        self._take(data)
+        self._wake()
+        if self.failure is None:
+            if self._out:
+                self._flush()
+            else:
+                self._flush_due = False
+            if not self.slots and not self._room and self._reader is not None:
+                self._reader.ref = False
+
+    def _take(self, data: bytes) -> None:
+        """Answer slots with what a read brought."""
+        if not data:
+            if self._on_end is not None:
+                call, self._on_end = self._on_end, None
+                call.result = None
+                self.session.done.append(call)
+                self.fail(ConnectionClosedError, "connection closed to end a reserve")
+            else:
+                self.fail(ConnectionLostError, "the server closed the connection")
+            return
+        session = self.session
+        self.read_at = now = monotonic()
+        broken = session.receive(data)
+        if session.done or session.progressed():
+            self._replied = now
+        if broken is not None:
+            self.fail(ConnectionLostError, f"the server broke the protocol: {broken}", broken)
+        elif not self.clear and not self._held_back and self._has_room():
+            self._offer_room()
+
+    def _wake(self) -> None:
+        """Switch to the greenlets of all calls in `done`. Only ever runs in the hub."""
+        self._wake_due = False
+        session = self.session
+        while session.done:
+            done, session.done = session.done, []
+            for call in done:
+                waiter = call.waiter
+                if waiter is not None:  # else nobody waits any more, and a bare switch would hit what he does now
+                    call.waiter = None
+                    try:
+                        waiter.switch()
+                    except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
+                        self.hub.handle_error(waiter, *sys.exc_info())
+
+    def _wake_soon(self) -> None:
+        if not self._wake_due and self.session.done:
+            self._wake_due = True
+            self.hub.loop.run_callback(self._wake)
+
+    def _has_room(self) -> bool:
+        return self.failure is None and len(self.slots) <= MAX_SLOTS // 2 and self._appended < self._limit
+
+    def _offer_room(self) -> None:
+        if self._has_room() and not self._held_back:
+            self.clear = True
+            for _ in range(min(len(self._room), MAX_SLOTS // 2)):
+                call = self._room.popleft()
+                call.result = None
+                self.complete(call)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = self.hub.loop.timer(seconds, ref=False)
+        # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
+        self._timer.start(self._on_timer, update=True)
+
+    def _on_timer(self) -> None:
+        self._timer.close()
+        self._timer = None
+        left = self._time_left()
+        if left is not None and left <= 0:
+            # The hub may have been blocked: what has arrived meanwhile counts, and so does room in the socket.
+            self._on_writable() if self._blocked else None
+            if self.failure is None:
+                self._on_readable()
+            left = self._time_left()
+            if left is not None and left <= 0:
+                self.fail(CommandTimeoutError, f"no progress for {self.conn_timeout} s; connection closed")
+        if left is not None and left > 0 and self._timer is None:
+            self._set_timer(left)
+
+    def _time_left(self) -> float | None:
+        """Seconds until the connection counts as stuck; `None` if nothing is due."""
+        if self.failure is not None or self.conn_timeout is None or self._transport is None:
+            return None
+        limits = []
+        if self._blocked:
+            limits.append(self._accepted)
+        if self.slots and self.slots[0].end <= self._transport.sent:
+            limits.append(self._replied + self.slots[0].patience)
+        elif self.slots and not self._blocked:
+            limits.append(self._replied)
+        if not limits:
+            return None
+        return min(limits) + self.conn_timeout - monotonic()
+
+    def _read_rest(self, kind: type[DisconnectedError], why: str, cause: BaseException | None) -> None:
+        """A send has failed: what the server said before that is read first, then the connection is over."""
+        try:
+            while self.failure is None and self._transport is not None and (data := self._transport.read()):
+                self._take(data)
+        except ConnectionLostError:
+            pass
+        self.fail(kind, why, cause)
+
+    def _release(self) -> None:
+        for watcher in (self._reader, self._writer, self._timer):
+            if watcher is not None:
+                watcher.close()
+        self._reader = self._writer = self._timer = None
+        self._out.clear()
+
+    def _tell_all(self, sent: int) -> None:
+        assert self.failure is not None
+        kind, why, cause = self.failure
+
+        def make(slot: Slot) -> DisconnectedError:
+            error = lost(slot, kind, why, sent)
+            error.__cause__ = cause
+            return error
+
+        self.session.fail(make)
+        done = self.session.done
+        while self._room:
+            call = self._room.popleft()
+            call.result = None
+            done.append(call)
+        if self._on_end is not None:
+            self._on_end.result = None
+            done.append(self._on_end)
+            self._on_end = None
+        self._wake_soon()
+        if self.on_failure is not None:
+            self.on_failure()
+
+    def _fail_slot(self, slot: Slot) -> None:
+        slot.error = self.error(slot.command.name)
+        self.session.done.append(slot)
+        if slot.duty is not None:
+            slot.duty(slot)
+        self._wake_soon()
+
+
+def dial(
+    hub: Hub,
+    address: Address,
+    context: ssl.SSLContext | None,
+    conn_timeout: float | None,
+    greeting: Sequence[tuple[Command, bytes]],
+) -> tuple[Transport, list[Any]]:
+    """Connect, send the greeting in one write, and return its replies' results: connected means answered.
+
+    Raises:
+        ConnectError: Whatever went wrong, in time or at all; the cause is chained.
+
+    Blocks:
+        Until the greeting is answered, at most `conn_timeout` seconds.
+    """
+    deadline = None if conn_timeout is None else monotonic() + conn_timeout
+    mine = gevent.Timeout(conn_timeout)
+    mine.start()
+    transport = None
+    try:
+        transport = connect(hub, address, context, deadline)
+        session = Session(str(address))
+        slots = [Slot(command, session) for command, _ in greeting]
+        session.slots.extend(slots)
+        all_taken = transport.write(b"".join(data for _, data in greeting))
+        while session.slots:
+            wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
+            all_taken = transport.flush()
+            data = transport.read()
+            if data == b"":
+                raise ConnectionLostError("the server closed the connection before its first answer")
+            if data and (broken := session.receive(data)) is not None:
+                raise broken
+        for slot in slots:
+            if slot.error is not None:
+                raise slot.error
+    except BaseException as error:
+        if transport is not None:
+            transport.close()
+        if error is mine:
+            raise ConnectError(f"connect to {address}: no answer within {conn_timeout} s") from None
+        if isinstance(error, (ConnectionLostError, ProtocolError, ServerError)):
+            raise ConnectError(f"connect to {address}: {error}") from error
+        raise
+    finally:
+        mine.close()
+    return transport, [slot.result for slot in slots]
+
+
+def _after_fork() -> None:
+    for pipeline in list(_living):
+        pipeline.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)

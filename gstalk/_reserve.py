@@ -1,0 +1,230 @@
+"""The reserves of a Conn: greenlets stand in line for jobs, and this decides what to ask the server, and when.
+
+A reserve that waits on the server stops every command behind it, so there are two ways to ask:
+
+    waiting   while the Conn holds no job and has nothing else in flight, one reserve waits on the server, in slices
+    asking    otherwise, and for ever once a wait was in somebody's way: ``reserve-with-timeout 0``, one for each
+              caller as he comes; after a hit as many as stand in line; after a miss one, after a pause that grows
+              from 1 to 50 ms
+
+What is asked is anonymous: a job goes to whoever stands first in line. A caller is told "none" only when his time is
+over and an ask that went out for him has been answered. A job that comes while nobody stands in line goes back.
+
+A wait that meets another command, or that nobody waits for any more, is called back: `Link` half-closes the socket,
+reads it to the end and dials anew. That happens once in a Conn's life; from then on it asks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import Any
+
+from gstalk._link import Link
+from gstalk.errors import DeadlineSoonError, DisconnectedError
+from gstalk.job import Job
+from gstalk.protocol.session import Call, Slot
+
+__all__ = ["ReserveLine"]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+QUIET = 0.25  # after DEADLINE_SOON: the server would say it thousands of times in that second
+GRACE = 0.1  # how much later than a caller's own clock the server's may be
+
+
+class Caller(Call):
+    """A greenlet in line: when its time is over, and the number of the last ask that went out for it."""
+
+    __slots__ = ("ask", "timer", "until")
+
+    def __init__(self, until: float) -> None:
+        super().__init__()
+        self.until = until
+        self.ask = 0
+        self.timer: Any = None
+
+
+class ReserveLine:
+    """The line of greenlets that reserve on one Conn."""
+
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_callers",
+        "_link",
+        "_may_wait",
+        "_pause",
+        "_quiet_until",
+        "_timer",
+        "_wait",
+        "_wait_ends",
+    )
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._callers: deque[Caller] = deque()
+        self._asked = 0  # asks sent, ever
+        self._answered = 0  # and answered
+        self._pause = FIRST_PAUSE
+        self._quiet_until = 0.0
+        self._timer: Any = None
+        self._may_wait = True
+        self._wait: Slot | None = None  # the reserve that waits on the server
+        self._wait_ends = 0.0
+
+    def join(self, timeout: float | None) -> Caller:
+        """Stand in line. The call is answered with a `Job` or `None`; whoever is interrupted must `leave`."""
+        now = monotonic()
+        caller = Caller(now + timeout if timeout is not None else float("inf"))
+        if timeout == 0:
+            if now < self._quiet_until:
+                caller.result = None
+                return caller
+            if self._wait is not None:
+                self.call_back()
+        elif timeout is not None:
+            caller.timer = self._link.hub.loop.timer(timeout)
+            caller.timer.start(self._expire, caller, update=True)
+        self._callers.append(caller)
+        if self._wait is not None:
+            caller.ask = self._asked
+        else:
+            self._ask(caller)
+        return caller
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a reserve waits on the server."""
+        return self._wait is not None
+
+    def leave(self, caller: Caller) -> None:
+        """A caller was interrupted: nothing may come to him any more, and a job that has come goes back."""
+        if caller in self._callers:
+            self._callers.remove(caller)
+            if caller.timer is not None:
+                caller.timer.close()
+            if not self._callers:
+                self._stop_timer()
+                if self._wait is not None:
+                    self.call_back()
+        elif isinstance(caller.result, Job):
+            self._link.give_back(caller.result)
+
+    def call_back(self) -> None:
+        """End the wait on the server: another command is to go out, or nobody waits any more."""
+        assert self._wait is not None
+        self._may_wait = False
+        self._wait.duty = None
+        self._wait = None
+        self._answered = self._asked
+        self._link.redial()
+        if self._callers:
+            self._ask(self._callers[0])
+
+    def fail(self) -> None:
+        """The connection is over: so is everybody's wait."""
+        self._stop_timer()
+        self._wait = None
+        while self._callers:
+            self._answer(self._callers.popleft(), None, self._link.pipe.error("reserve"))
+
+    # -- what to ask, and when ---------------------------------------------------------------------------------
+
+    def _ask(self, caller: Caller) -> None:
+        """Ask the server for this caller, in whichever way is right now."""
+        link = self._link
+        now = monotonic()
+        if link.pipe.failure is not None:
+            return
+        if now < self._quiet_until:
+            self._set_timer(self._quiet_until - now)
+            return
+        self._asked += 1
+        caller.ask = self._asked
+        if self._may_wait and not link.held and not link.pipe.slots:
+            longest = max(caller.until for caller in self._callers) - now
+            seconds = int(min(longest, link.config.reserve_timeout))
+            if seconds >= 1:
+                self._stop_timer()
+                for each in self._callers:
+                    each.ask = self._asked
+                self._wait_ends = now + seconds
+                self._wait = link.ask(seconds, self._on_reply, self.call_back)
+                return
+        link.ask(0, self._on_reply)
+
+    def _on_reply(self, slot: Slot) -> None:
+        self._answered += 1
+        was_waiting, self._wait = self._wait is not None, None
+        if slot.error is not None:
+            if isinstance(slot.error, DeadlineSoonError):
+                self._quiet_until = monotonic() + QUIET
+            if self._callers:
+                self._answer(self._callers.popleft(), None, slot.error)
+            if isinstance(slot.error, DisconnectedError):
+                return
+        elif slot.result is not None:
+            if not self._callers:
+                self._link.give_back(slot.result)
+                return
+            self._answer(self._callers.popleft(), slot.result)
+            self._pause = FIRST_PAUSE
+            missing = len(self._callers) - (self._asked - self._answered)
+            for caller in list(self._callers)[: max(missing, 0)]:
+                self._ask(caller)
+        self._dismiss()
+        if not self._callers:
+            self._stop_timer()
+        elif self._asked == self._answered:
+            if was_waiting:  # a slice is over
+                self._ask(self._callers[0])
+            else:
+                self._set_timer(self._pause)
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _dismiss(self) -> None:
+        """Tell "none" to all whose time is over and whose last ask was answered."""
+        now = monotonic()
+        quiet = now < self._quiet_until
+        for caller in [c for c in self._callers if c.until <= now and (quiet or c.ask <= self._answered)]:
+            self._callers.remove(caller)
+            self._answer(caller, None)
+
+    def _expire(self, caller: Caller) -> None:
+        """A caller's time is over: a last ask for him, unless the server will say so itself in a moment."""
+        if caller not in self._callers:
+            return
+        now = monotonic()
+        caller.until = min(caller.until, now)
+        if now < self._quiet_until:
+            self._dismiss()
+        elif self._wait is not None:
+            if len(self._callers) > 1 or self._wait_ends > now + GRACE:
+                self._callers.remove(caller)
+                self._answer(caller, None)
+                if not self._callers:
+                    self.call_back()
+        elif caller.ask <= self._answered:
+            self._ask(caller)
+
+    def _answer(self, caller: Caller, job: Job | None, error: BaseException | None = None) -> None:
+        if caller.timer is not None:
+            caller.timer.close()
+        caller.result, caller.error = job, error
+        self._link.pipe.complete(caller)
+
+    def _set_timer(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self._link.hub.loop.timer(seconds)
+            self._timer.start(self._on_timer, update=True)
+
+    def _on_timer(self) -> None:
+        self._stop_timer()
+        self._dismiss()
+        if self._callers and self._asked == self._answered and self._wait is None:
+            self._ask(self._callers[0])
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None

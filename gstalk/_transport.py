@@ -1,0 +1,361 @@
+"""Sockets: connecting them, and moving bytes without ever waiting. Nothing here knows what the bytes mean.
+
+Plain and TLS connections are the same non-blocking code; TLS is `SSLContext.wrap_bio` around it, which is public, the
+same in every patch mode, and waits for nobody. `OSError` and `ssl.SSLError` end here: they leave as
+`ConnectionLostError`, or from `connect` as `ConnectError`.
+
+A wait and the socket call after it are separate steps, and only the call stands inside a `try`: the caller's own
+`gevent.Timeout` may well raise an `OSError` of his at the wait, and that one must pass.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import socket, ssl
+from gevent.hub import Hub
+
+from gstalk.errors import ConnectError, ConnectionLostError
+from gstalk.uri import Address
+
+if TYPE_CHECKING:
+    SockAddr = tuple[Any, ...] | str
+
+__all__ = ["READ", "WRITE", "TlsTransport", "Transport", "connect", "wait"]
+
+READ, WRITE = 1, 2  # libev's events
+CHUNK = 65536  # a larger read makes a lone put half as slow again: each one allocates it whole
+RECORD = 16384  # the most that one TLS record holds
+
+_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000))
+_lookups: dict[tuple[Hub, str, int], gevent.Greenlet[..., Any]] = {}
+
+
+def wait(hub: Hub, fd: int, events: int) -> None:
+    """Wait until the descriptor is ready; without a limit, so callers hold a `gevent.Timeout`."""
+    watcher = hub.loop.io(fd, events)
+    try:
+        hub.wait(watcher)
+    finally:
+        watcher.close()
+
+
+class Transport:
+    """A connected, non-blocking socket.
+
+    Attributes:
+        sent: Bytes of all that was written which the kernel has taken.
+    """
+
+    __slots__ = ("_backlog", "_sock", "sent")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._backlog = bytearray()
+        self.sent = 0
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def write(self, data: bytes) -> bool:
+        """Hand bytes to the kernel, and keep what it doesn't take. `True`: it took all."""
+        if self._backlog:
+            self._backlog += data
+            return self.flush()
+        taken = self._send(data)
+        self.sent += taken
+        if taken == len(data):
+            return True
+        with memoryview(data) as view:
+            self._backlog += view[taken:]
+        return False
+
+    def flush(self) -> bool:
+        """Try again to hand over what was kept. `True`: nothing is left."""
+        while self._backlog:
+            with memoryview(self._backlog) as view, view[: 4 * CHUNK] as part:
+                taken = self._send(part)
+            if not taken:
+                return False
+            self.sent += taken
+            del self._backlog[:taken]
+        return True
+
+    def read(self) -> bytes | None:
+        """Read what has come; `b""` at the end of the stream, `None` where nothing is there."""
+        try:
+            return self._sock.recv(CHUNK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ConnectionLostError(_reason(error)) from error
+
+    def unsent(self) -> int:
+        """Count the bytes that wait in the kernel's send buffer, as far as the system tells."""
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        except OSError:
+            return 0
+
+    def half_close(self) -> bool:
+        """Say that no more will come. `False` where that can't be said without ending the other direction too."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close at once, with nothing said."""
+        self._sock.close()
+
+    def abandon(self) -> None:
+        """Let go of the socket in a forked child: nothing is sent, and the parent's connection stays."""
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            os.dup2(null, self._sock.fileno())
+        finally:
+            os.close(null)
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionLostError(_reason(error)) from error
+
+
+class TlsTransport(Transport):
+    """The same with TLS inside. `sent` counts the plain bytes of records that the kernel has taken whole."""
+
+    __slots__ = ("_incoming", "_outgoing", "_plain", "_records", "_taken", "_tls", "_written")
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, hostname: str) -> None:
+        super().__init__(sock)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+        self._plain = 0  # plain bytes encrypted so far
+        self._written = 0  # encrypted bytes put into the backlog so far
+        self._taken = 0  # and taken by the kernel
+        # Where each record ends, plain and encrypted. The server can't read a part of one, so half a record is unsent.
+        self._records: deque[tuple[int, int]] = deque()
+
+    def handshake(self, hub: Hub) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                done = False
+            except ssl.SSLError as error:
+                self._pull()
+                self.flush()  # the alert that tells the server why
+                raise ConnectionLostError(_reason(error)) from error
+            self._pull()
+            while not self.flush():
+                wait(hub, self.fileno(), WRITE)
+            if done:
+                return
+            wait(hub, self.fileno(), READ)
+            self._feed()
+
+    def write(self, data: bytes) -> bool:
+        with memoryview(data) as view:
+            for start in range(0, len(data), RECORD):
+                with view[start : start + RECORD] as part:
+                    self._encrypt(part)
+        return self.flush()
+
+    def flush(self) -> bool:
+        while self._backlog:
+            with memoryview(self._backlog) as view, view[: 4 * CHUNK] as part:
+                taken = self._send(part)
+            if not taken:
+                return False
+            del self._backlog[:taken]
+            self._taken += taken
+            while self._records and self._records[0][1] <= self._taken:
+                self.sent = self._records.popleft()[0]
+        return True
+
+    def read(self) -> bytes | None:
+        ended = self._feed()
+        parts = []
+        try:
+            while part := self._tls.read(CHUNK):
+                parts.append(part)
+            ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            # What was decrypted before it is good; the error comes again at the next read.
+            if not parts and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+                raise ConnectionLostError(_reason(error)) from error
+            ended = True
+        self._pull()  # TLS answers key updates while it reads
+        if self._backlog:
+            self.flush()
+        if parts:
+            return b"".join(parts)
+        return b"" if ended else None
+
+    def half_close(self) -> bool:
+        return False  # a close_notify ends both directions
+
+    def _feed(self) -> bool:
+        data = super().read()
+        if data:
+            self._incoming.write(data)
+        elif data == b"":
+            self._incoming.write_eof()
+            return True
+        return False
+
+    def _encrypt(self, part: memoryview) -> None:
+        try:
+            self._tls.write(part)
+        except ssl.SSLError as error:
+            raise ConnectionLostError(_reason(error)) from error
+        self._pull()
+        self._plain += len(part)
+        self._records.append((self._plain, self._written))
+
+    def _pull(self) -> None:
+        data = self._outgoing.read()
+        self._written += len(data)
+        self._backlog += data
+
+
+def connect(hub: Hub, address: Address, context: ssl.SSLContext | None, deadline: float | None) -> Transport:
+    """Connect a socket, TLS included.
+
+    Each address that a name stands for gets its share of the time left, so that one which swallows packets leaves
+    time for the others.
+
+    Args:
+        hub: The hub that waits.
+        address: Where to.
+        context: For TLS; `None` makes one that trusts the system's CAs and checks the host's name.
+        deadline: When the caller's timeout ends, by `time.monotonic`; `None`: never.
+
+    Raises:
+        ConnectError: The last of the addresses' reasons.
+
+    Blocks:
+        Until connected; the caller bounds it with a `gevent.Timeout`.
+    """
+    places = _resolve(hub, address)
+    for number, (family, place) in enumerate(places, 1):
+        left = len(places) - number
+        share = None
+        if deadline is not None and left:
+            share = gevent.Timeout(max(deadline - monotonic(), 0) / (left + 1))
+            share.start()
+        try:
+            return _connect_one(hub, address, family, place, context)
+        except ConnectError:
+            if not left:
+                raise
+        except gevent.Timeout as timeout:
+            if timeout is not share:
+                raise
+        finally:
+            if share is not None:
+                share.close()
+    raise ConnectError(f"connect to {address}: the name stands for no address")
+
+
+def _connect_one(
+    hub: Hub, address: Address, family: int, place: SockAddr, context: ssl.SSLContext | None
+) -> Transport:
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor left
+        raise ConnectError(f"connect to {address}: {_reason(error)}") from error
+    transport = Transport(sock)
+    try:
+        sock.setblocking(False)
+        try:
+            code = sock.connect_ex(place)
+        except OSError as error:
+            raise ConnectError(f"connect to {address}: {_reason(error)}") from error
+        if code in (errno.EINPROGRESS, errno.EAGAIN):
+            wait(hub, sock.fileno(), WRITE)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise ConnectError(f"connect to {address}: {os.strerror(code).lower()}")
+        if family != socket.AF_UNIX:
+            _tune(sock)
+        if address.is_tls:
+            transport = TlsTransport(sock, context or _default_context(), str(address.host))
+            transport.handshake(hub)
+    except ConnectionLostError as error:
+        transport.close()
+        raise ConnectError(f"connect to {address}: TLS: {error}") from error
+    except BaseException:
+        transport.close()
+        raise
+    return transport
+
+
+def _resolve(hub: Hub, address: Address) -> list[tuple[int, SockAddr]]:
+    """Look the address up; a path or a number asks nobody."""
+    if address.path is not None:
+        return [(socket.AF_UNIX, address.path)]
+    host, port = str(address.host), int(address.port or 0)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, (host, port))]
+    # One look-up for all who ask: a resolver that hangs must not take one of gevent's few threads for each dial.
+    key = (hub, host, port)
+    lookup = _lookups.get(key)
+    if lookup is None:
+        lookup = _lookups[key] = gevent.spawn(_look_up, key)
+    lookup.join()
+    found = lookup.value
+    if not isinstance(found, list):
+        raise ConnectError(f"connect to {address}: {_reason(found)}") from found
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def _look_up(key: tuple[Hub, str, int]) -> object:
+    try:
+        return socket.getaddrinfo(key[1], key[2], type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return error
+    finally:
+        del _lookups[key]
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:  # Linux has them all, other systems some
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _default_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _reason(error: BaseException | None) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate refused: {error.verify_message}"
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).lower() if text else type(error).__name__

@@ -1,0 +1,137 @@
+"""What Conn, Producer and Consumer share: their settings, a put's parameters, and the event that hooks get."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from gstalk.errors import InvalidArgumentError
+from gstalk.protocol import checks
+from gstalk.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Config", "Event", "PutParams"]
+
+
+@dataclass(frozen=True)
+class PutParams:
+    """A put's parameters, to be used again.
+
+    Attributes:
+        priority: 0 to 4294967295, 0 the most urgent.
+        delay: Seconds until the job is ready, rounded up to whole ones.
+        ttr: Seconds that whoever reserves the job may take, at least 1, rounded up.
+    """
+
+    priority: int = 1024
+    delay: int | float | timedelta = 0
+    ttr: int | float | timedelta = 60
+
+    def __post_init__(self) -> None:
+        checks.check_priority(self.priority)
+        object.__setattr__(self, "delay", checks.check_delay(self.delay))
+        object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened, for `Config.event_func`. What doesn't apply is `None`.
+
+    Attributes:
+        kind: What: "put", "put_retry", "reserve", "finish", "connect", "disconnect", ...
+        uri: The server.
+        tube: The tube, if known.
+        job_id: The job.
+        attempt: Which one this is, from 1.
+        exception: What went wrong.
+        duration: Seconds that it took.
+    """
+
+    kind: str
+    uri: str | None = None
+    tube: str | None = None
+    job_id: int | None = None
+    attempt: int | None = None
+    exception: BaseException | None = None
+    duration: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings; checked when made. Durations are seconds: int, float or timedelta.
+
+    Attributes:
+        multiply: Connections per URI.
+        num_greenlets: Handlers running at once in `Consumer.receive`, so jobs in flight.
+        conn_timeout: Seconds to connect, and seconds without progress after which a connection is closed; `None`:
+            no limit. Raise it if a slow line brings `CommandTimeoutError`.
+        put_timeout: Seconds for a whole `Producer.put`; `None`: no limit.
+        reserve_timeout: Seconds that one reserve waits on the server before it is sent anew; at least 1.
+        reconnect_timeout: The longest pause, in seconds, between two attempts to connect.
+        stop_timeout: Seconds that `stop` lets handlers and puts finish; `None`: no limit.
+        tls_context: For TLS; `None`: the system's CAs, host name checked, TLS 1.2 or newer.
+        info_func: Called with a message; `None`: the logger "gstalk".
+        error_func: Called with an exception and a message; `None`: the logger "gstalk".
+        event_func: Called with an `Event`; `None`: nobody listens, and it costs nothing.
+        retry: What becomes of a job whose handler failed.
+        retry_ambiguous: Whether a put whose reply was lost is tried again; the job may then exist twice.
+        auto_delete: Whether a handler that returns without finishing its job deletes it.
+        auto_touch: Whether jobs in flight are touched at a third of their ttr.
+        time_limit: Seconds that a handler may run; `None`: no limit.
+    """
+
+    multiply: int = 1
+    num_greenlets: int = 10
+    conn_timeout: float | timedelta | None = 5
+    put_timeout: float | timedelta | None = 15
+    reserve_timeout: float | timedelta = 30
+    reconnect_timeout: float | timedelta = 3
+    stop_timeout: float | timedelta | None = 25
+    tls_context: ssl.SSLContext | None = None
+    info_func: Callable[[str], object] | None = None
+    error_func: Callable[[BaseException, str], object] | None = None
+    event_func: Callable[[Event], object] | None = None
+    retry: RetryPolicy = RetryPolicy()
+    retry_ambiguous: bool = True
+    auto_delete: bool = False
+    auto_touch: bool = False
+    time_limit: float | timedelta | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("multiply", "num_greenlets"):
+            checks.whole_number(name, getattr(self, name), 1, 2**20)
+        for name in ("conn_timeout", "put_timeout", "stop_timeout", "time_limit"):
+            self._duration(name, may_be_none=True)
+        for name in ("reserve_timeout", "reconnect_timeout"):
+            self._duration(name)
+        for name in ("conn_timeout", "reconnect_timeout", "time_limit"):
+            if getattr(self, name) == 0:
+                raise InvalidArgumentError(f"{name} must be more than 0 seconds")
+        if not 1 <= self.reserve_timeout < 2**31:  # type: ignore[operator]
+            raise InvalidArgumentError(f"reserve_timeout must be 1 second or more, got {self.reserve_timeout}")
+        if self.tls_context is not None and not hasattr(self.tls_context, "wrap_bio"):
+            raise TypeError(f"tls_context must be an ssl.SSLContext, got {type(self.tls_context).__name__}")
+        for name in ("info_func", "error_func", "event_func"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+        if not isinstance(self.retry, RetryPolicy):
+            raise TypeError(f"retry must be a RetryPolicy, got {type(self.retry).__name__}")
+        for name in ("retry_ambiguous", "auto_delete", "auto_touch"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+
+    def replace(self, **options: Any) -> Config:
+        """Make a copy with some fields changed; an unknown one is a `TypeError`."""
+        return dataclasses.replace(self, **options) if options else self
+
+    def _duration(self, name: str, may_be_none: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and may_be_none:
+            return
+        object.__setattr__(self, name, checks.seconds(name, value))

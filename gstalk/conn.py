@@ -1,0 +1,581 @@
+"""One connection to one server, in beanstalkd's own words.
+
+All greenlets of a hub may use one `Conn` at the same time: commands are pipelined, and each greenlet gets its own
+reply. How that is done stands in `_pipeline`; what becomes of jobs in `_link`; how reserves go beside other commands
+in `_reserve`. Here are the commands.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from gevent import getcurrent, get_hub
+
+from gstalk._link import Link
+from gstalk._pipeline import Pipeline
+from gstalk._reserve import ReserveLine
+from gstalk.config import Config, PutParams
+from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
+from gstalk.job import Job, Seconds
+from gstalk.protocol import checks, commands
+from gstalk.protocol.commands import Command
+from gstalk.protocol.session import PENDING, Slot
+from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
+from gstalk.uri import parse_uri
+
+__all__ = ["Conn", "dial", "merge"]
+
+_DEFAULTS = PutParams()
+
+
+def dial(uri: str, config: Config | None = None, **options: Any) -> Conn:
+    """Connect to one server.
+
+    Args:
+        uri: As `parse_uri` takes it.
+        config: What to start from.
+        **options: Fields of `Config`, which override it.
+
+    Raises:
+        InvalidArgumentError: The URI or an option.
+        ConnectError: No connection, or no answer on it.
+
+    Blocks:
+        At most `Config.conn_timeout` seconds: look-up, TCP, TLS, and the answer to a first ``stats``.
+    """
+    config = (config or Config()).replace(**options)
+    return Conn(Link(parse_uri(uri), config))
+
+
+def merge(params: PutParams | None, priority: int | None, delay: Seconds | None, ttr: Seconds | None) -> PutParams:
+    """Check a put's parameters: the keywords override `params`."""
+    if params is None:
+        params = _DEFAULTS
+    elif not isinstance(params, PutParams):
+        raise TypeError(f"params must be a PutParams, got {type(params).__name__}")
+    if priority is None and delay is None and ttr is None:
+        return params
+    return PutParams(
+        priority=params.priority if priority is None else priority,
+        delay=params.delay if delay is None else delay,
+        ttr=params.ttr if ttr is None else ttr,
+    )
+
+
+class Conn:
+    """A connection; made by `dial`. Also a context manager, which closes it.
+
+    Every method may raise a `DisconnectedError` (broken or closed: whatever its argument), a `WrongHubError` and, for
+    a server in trouble, `OutOfMemoryError` or `InternalError`. Where "Blocks" says "until the reply", the server's
+    silence ends it after `Config.conn_timeout` seconds without progress. A `gevent.Timeout` or a kill at any moment is
+    safe: what was called is carried out, and its reply dropped.
+    """
+
+    __slots__ = ("__weakref__", "_hub", "_line", "_link")
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._hub = link.hub
+        self._line = ReserveLine(link)
+        link.on_failure = self._line.fail
+
+    def __repr__(self) -> str:
+        return f"<Conn {self.uri}, {'connected' if self.is_connected else 'not connected'}>"
+
+    def __enter__(self) -> Conn:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def uri(self) -> str:
+        """The server's canonical URI."""
+        return self._link.uri
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether commands can be sent: neither closed nor broken."""
+        return self._link.is_connected
+
+    # -- putting -----------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        tube: str,
+        body: bytes,
+        params: PutParams | None = None,
+        *,
+        priority: int | None = None,
+        delay: Seconds | None = None,
+        ttr: Seconds | None = None,
+    ) -> int:
+        """Put a job into a tube.
+
+        Args:
+            tube: 1 to 200 characters of ``A-Za-z0-9-+/;.$_()``, not beginning with ``-``.
+            body: At most the server's max-job-size, 65,535 bytes by default.
+            params: Priority, delay and ttr, to be used again; the keywords override it.
+            priority: 0 to 4294967295, 0 the most urgent.
+            delay: Seconds until the job is ready, rounded up to whole ones.
+            ttr: Seconds that whoever reserves it may take, at least 1, rounded up to whole ones.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            TypeError, InvalidArgumentError: An argument; nothing was sent.
+            BuriedError: The server was out of memory: the job is stored, but buried; `job_id` names it.
+            JobTooBigError, DrainingError, OutOfMemoryError: Refused; it was not stored.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``put <pri> <delay> <ttr> <bytes>`` -> ``INSERTED``, ``BURIED``, ``JOB_TOO_BIG``, ``DRAINING``, behind a
+            ``use <tube>`` in the same write where the tube changes; doc/protocol.txt, "Producer Commands".
+        """
+        link = self._link
+        pipe = link.pipe
+        if not pipe.clear or get_hub() is not self._hub or getcurrent() is self._hub:
+            link.check("put")
+        if params is None and priority is None and delay is None and ttr is None:
+            params = _DEFAULTS
+        else:
+            params = merge(params, priority, delay, ttr)
+        data = commands.put(body, params.priority, params.delay, params.ttr)
+        if not pipe.clear:
+            checks.check_tube(tube)
+            pipe = link.clear("put")
+        slot = Slot(commands.PUT, pipe.session)
+        if tube == link.used:
+            pipe.append(data, slot)
+        else:
+            link.append_using(tube, data, slot)
+        job_id: int = pipe.wait(slot)
+        return job_id
+
+    def put_many(
+        self,
+        tube: str,
+        bodies: Iterable[bytes],
+        params: PutParams | None = None,
+        *,
+        priority: int | None = None,
+        delay: Seconds | None = None,
+        ttr: Seconds | None = None,
+    ) -> list[int]:
+        """Put many jobs in one pipelined stream.
+
+        A body that is bad or refused doesn't stop the others; a lost connection stops the taking. No more of the
+        iterable is held than is in flight.
+
+        Args:
+            bodies: Any iterable of bodies; it may wait for more.
+            tube, params, priority, delay, ttr: As in `put`, the same for all.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            PutManyError: Some failed; `results` has an id or an exception for each body taken, in order.
+            TypeError, InvalidArgumentError: An argument other than a body; nothing was sent.
+            Exception: Whatever the iterable raised, unchanged; the bodies taken before it are put.
+
+        Blocks:
+            Until all replies are there.
+
+        Protocol:
+            As `put`.
+        """
+        link = self._link
+        link.check("put_many")
+        params = merge(params, priority, delay, ttr)
+        checks.check_tube(tube)
+        if isinstance(bodies, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"bodies must be an iterable of bytes, got {type(bodies).__name__}")
+        numbers = params.priority, params.delay, params.ttr
+        results: list[int | BaseException] = []
+        pending: deque[Slot | BaseException] = deque()
+        failed = False
+        pipe = link.pipe
+        for body in bodies:
+            pipe = link.pipe
+            try:
+                data = commands.put(body, *numbers)
+                if not pipe.clear:
+                    failed |= _harvest(pending, results)
+                    pipe = link.clear("put_many")
+            except (TypeError, InvalidArgumentError) as error:
+                pending.append(error)
+                continue
+            except DisconnectedError as error:
+                pending.append(error)
+                break
+            slot = Slot(commands.PUT, pipe.session)
+            if tube == link.used:
+                pipe.append(data, slot)
+            else:
+                link.append_using(tube, data, slot)
+            pending.append(slot)
+        for entry in pending:
+            if isinstance(entry, Slot) and entry.result is PENDING and entry.error is None:
+                _settle_down(pipe, entry)
+        failed |= _harvest(pending, results)
+        if failed:
+            wrong = sum(isinstance(result, BaseException) for result in results)
+            raise PutManyError(f"put_many to {tube!r} at {self.uri}: {wrong} of {len(results)} failed", results)
+        return results  # type: ignore[return-value]
+
+    # -- reserving ---------------------------------------------------------------------------------------------
+
+    def reserve(self) -> Job:
+        """Wait for a job of the tubes watched, and reserve it.
+
+        Raises:
+            DeadlineSoonError: A job that this connection holds is about to run out. Touch or finish it; for a
+                quarter of a second no further reserve is asked.
+
+        Blocks:
+            Until there is a job.
+
+        Protocol:
+            ``reserve-with-timeout <seconds>`` -> ``RESERVED``, ``TIMED_OUT`` (asked again), ``DEADLINE_SOON``;
+            doc/protocol.txt, "Worker Commands".
+        """
+        job = self._reserve("reserve", None)
+        assert job is not None
+        return job
+
+    def reserve_with_timeout(self, timeout: Seconds) -> Job | None:
+        """Reserve a job, if there is one in time.
+
+        Args:
+            timeout: Seconds to wait, fractions included; 0: the server is asked once.
+
+        Returns:
+            The job; `None` when the time is over.
+
+        Raises:
+            DeadlineSoonError: As `reserve`.
+
+        Blocks:
+            At most `timeout` seconds, and the server's last answer.
+
+        Protocol:
+            As `reserve`.
+        """
+        return self._reserve("reserve-with-timeout", timeout)
+
+    def _reserve(self, what: str, timeout: Seconds | None) -> Job | None:
+        link = self._link
+        link.check(what)
+        seconds = None if timeout is None else checks.seconds("timeout", timeout)
+        while not link.pipe.clear and not self._line.is_waiting:
+            link.clear(what)
+        caller = self._line.join(seconds)
+        try:
+            job: Job | None = link.pipe.wait(caller)
+        except BaseException:
+            self._line.leave(caller)
+            raise
+        return job
+
+    def reserve_job(self, job_id: int) -> Job:
+        """Reserve the job of this id, be it ready, delayed or buried.
+
+        Raises:
+            NotFoundError: No such job, or somebody has reserved it.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``reserve-job <id>`` -> ``RESERVED``, ``NOT_FOUND``; "Worker Commands"; from beanstalkd 1.12.
+        """
+        self._link.check("reserve-job")
+        return self._link.reserve_job(job_id)
+
+    # -- finishing ---------------------------------------------------------------------------------------------
+
+    def delete(self, job: Job | int) -> None:
+        """Remove a job: `Job.delete`, or by id whatever is ready, delayed, buried or reserved here.
+
+        Raises:
+            NotFoundError: By id: no such job, or another connection has reserved it.
+            InvalidArgumentError: A Job that another connection has reserved.
+            JobFinishedError, JobLostError: As `Job.delete`.
+
+        Blocks:
+            Until the reply; interrupted, it is carried out all the same.
+
+        Protocol:
+            ``delete <id>`` -> ``DELETED``, ``NOT_FOUND``; "Worker Commands".
+        """
+        self._link.delete(job)
+
+    def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
+        """Give a reserved job back: `Job.release`, or by id. Raises and blocks as `delete`.
+
+        Args:
+            priority: `None` keeps the job's own.
+            delay: Seconds until it is ready again, rounded up.
+
+        Protocol:
+            ``release <id> <pri> <delay>`` -> ``RELEASED``, ``BURIED``, ``NOT_FOUND``; "Worker Commands".
+        """
+        self._link.release(job, priority, delay)
+
+    def bury(self, job: Job | int, priority: int | None = None) -> None:
+        """Put a reserved job aside: `Job.bury`, or by id. Raises and blocks as `delete`.
+
+        Protocol:
+            ``bury <id> <pri>`` -> ``BURIED``, ``NOT_FOUND``; "Worker Commands".
+        """
+        self._link.bury(job, priority)
+
+    def touch(self, job: Job | int) -> None:
+        """Start a reserved job's time to run anew: `Job.touch`, or by id.
+
+        Raises:
+            NotFoundError, InvalidArgumentError, JobFinishedError, JobLostError: As `delete`.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``touch <id>`` -> ``TOUCHED``, ``NOT_FOUND``; "Worker Commands".
+        """
+        self._link.touch(job)
+
+    # -- looking and kicking -----------------------------------------------------------------------------------
+
+    def kick(self, tube: str, bound: int) -> int:
+        """Make buried jobs of a tube ready, or if it has none, delayed ones.
+
+        Args:
+            bound: How many at most, 0 to 4294967295.
+
+        Returns:
+            How many.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``kick <bound>`` -> ``KICKED``; "Other Commands".
+        """
+        self._link.check("kick")
+        kicked: int = self._using(tube, commands.KICK, commands.kick(bound))
+        return kicked
+
+    def kick_job(self, job: Job | int) -> None:
+        """Make one buried or delayed job ready.
+
+        Raises:
+            NotFoundError: No such job, or neither buried nor delayed.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``kick-job <id>`` -> ``KICKED``, ``NOT_FOUND``; "Other Commands".
+        """
+        self._link.kick_job(job)
+
+    def peek(self, job_id: int) -> Job | None:
+        """Look at a job without reserving it; `None` if there is none of this id.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``peek <id>`` -> ``FOUND``, ``NOT_FOUND``; "Other Commands".
+        """
+        self._link.check("peek")
+        return self._peeked(self._link.call(commands.PEEK, commands.by_id(commands.PEEK, job_id), job_id), None)
+
+    def peek_ready(self, tube: str) -> Job | None:
+        """Look at a tube's next ready job; as `peek`. Protocol: ``peek-ready``."""
+        return self._peek(tube, commands.PEEK_READY)
+
+    def peek_delayed(self, tube: str) -> Job | None:
+        """Look at a tube's delayed job with the shortest delay left; as `peek`. Protocol: ``peek-delayed``."""
+        return self._peek(tube, commands.PEEK_DELAYED)
+
+    def peek_buried(self, tube: str) -> Job | None:
+        """Look at a tube's buried job that would be kicked first; as `peek`. Protocol: ``peek-buried``."""
+        return self._peek(tube, commands.PEEK_BURIED)
+
+    def _peek(self, tube: str, command: Command) -> Job | None:
+        self._link.check(command.name)
+        return self._peeked(self._using(tube, command, commands.plain(command)), tube)
+
+    def _peeked(self, found: tuple[int, bytes] | None, tube: str | None) -> Job | None:
+        return None if found is None else Job(self._link, found[0], found[1], tube, None, "peeked")
+
+    def _using(self, tube: str, command: Command, data: bytes) -> Any:
+        checks.check_tube(tube)
+        pipe = self._link.clear(command.name)
+        slot = pipe.slot(command)
+        if tube == self._link.used:
+            pipe.append(data, slot)
+        else:
+            self._link.append_using(tube, data, slot)
+        return pipe.wait(slot)
+
+    # -- tubes and statistics ----------------------------------------------------------------------------------
+
+    def use(self, tube: str) -> None:
+        """Use a tube. Never needed: put, kick and the peeks name their tube.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``use <tube>`` -> ``USING``; "Producer Commands".
+        """
+        self._link.check("use")
+        self._link.use(tube)
+
+    def watch(self, tube: str) -> int:
+        """Reserve from this tube too; returns how many are watched.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``watch <tube>`` -> ``WATCHING``; "Worker Commands".
+        """
+        self._link.check("watch")
+        return self._link.watch(tube)
+
+    def ignore(self, tube: str) -> int:
+        """Reserve from this tube no longer; returns how many are watched.
+
+        Raises:
+            NotIgnoredError: It is the last one.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``ignore <tube>`` -> ``WATCHING``, ``NOT_IGNORED``; "Worker Commands".
+        """
+        self._link.check("ignore")
+        return self._link.ignore(tube)
+
+    def list_tubes(self) -> list[str]:
+        """List all tubes of the server. Blocks until the reply. Protocol: ``list-tubes`` -> ``OK``."""
+        return self._plain(commands.LIST_TUBES)  # type: ignore[no-any-return]
+
+    def list_tubes_watched(self) -> list[str]:
+        """List the tubes watched. Blocks until the reply. Protocol: ``list-tubes-watched`` -> ``OK``."""
+        return self._plain(commands.LIST_TUBES_WATCHED)  # type: ignore[no-any-return]
+
+    def list_tube_used(self) -> str:
+        """Name the tube in use. Blocks until the reply. Protocol: ``list-tube-used`` -> ``USING``."""
+        return self._plain(commands.LIST_TUBE_USED)  # type: ignore[no-any-return]
+
+    def stats(self) -> ServerStats:
+        """Ask for the server's statistics. Blocks until the reply. Protocol: ``stats`` -> ``OK``."""
+        return self._plain(commands.STATS)  # type: ignore[no-any-return]
+
+    def stats_tube(self, tube: str) -> TubeStats:
+        """Ask for a tube's statistics.
+
+        Raises:
+            NotFoundError: There is no such tube now.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``stats-tube <tube>`` -> ``OK``, ``NOT_FOUND``; "Other Commands".
+        """
+        self._link.check("stats-tube")
+        data = commands.by_tube(commands.STATS_TUBE, tube)
+        stats: TubeStats = self._link.call(commands.STATS_TUBE, data, tube.encode("ascii"))
+        return stats
+
+    def stats_job(self, job: Job | int) -> JobStats:
+        """Ask for a job's statistics: `Job.stats`, or by id.
+
+        Raises:
+            NotFoundError: There is no such job.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``stats-job <id>`` -> ``OK``, ``NOT_FOUND``; "Other Commands".
+        """
+        return self._link.stats_job(job)
+
+    def pause_tube(self, tube: str, delay: Seconds) -> None:
+        """Have no job of a tube reserved for a while.
+
+        Args:
+            delay: Seconds, rounded up to whole ones; 0 resumes.
+
+        Raises:
+            NotFoundError: There is no such tube now.
+
+        Blocks:
+            Until the reply.
+
+        Protocol:
+            ``pause-tube <tube> <delay>`` -> ``PAUSED``, ``NOT_FOUND``; "Other Commands".
+        """
+        self._link.check("pause-tube")
+        data = commands.pause_tube(tube, delay)
+        self._link.call(commands.PAUSE_TUBE, data, tube.encode("ascii"))
+
+    def _plain(self, command: Command) -> Any:
+        self._link.check(command.name)
+        return self._link.call(command, commands.plain(command))
+
+    def close(self) -> None:
+        """Close the connection. Idempotent; afterwards every method raises `ConnectionClosedError`.
+
+        Other calls in flight raise `ConnectionClosedError` at once. Jobs that are still held go back to their tubes.
+
+        Blocks:
+            Until the deletes, releases and buries that were called before it are answered, at most
+            `Config.conn_timeout` seconds; interrupted meanwhile, it closes at once.
+        """
+        self._link.close()
+
+
+def _settle_down(pipe: Pipeline, slot: Slot) -> None:
+    """Wait until a slot is answered, whatever the answer."""
+    try:
+        pipe.wait(slot)
+    except Exception as error:
+        if error is not slot.error:
+            raise
+
+
+def _harvest(pending: deque[Slot | BaseException], results: list[int | BaseException]) -> bool:
+    """Move what is answered from the front of `pending` to the results; tell whether any failed."""
+    failed = False
+    while pending:
+        entry = pending[0]
+        if isinstance(entry, Slot):
+            if entry.error is not None:
+                results.append(entry.error)
+                failed = True
+            elif entry.result is PENDING:
+                break
+            else:
+                results.append(entry.result)
+        else:
+            results.append(entry)
+            failed = True
+        pending.popleft()
+    return failed

@@ -1,0 +1,139 @@
+"""Checks of what a caller passes: a wrong type is a `TypeError`, a right type out of range an `InvalidArgumentError`.
+
+They are strict because the server isn't. It runs the body of a put that it refused as commands, takes a line end in
+a tube's name for the end of the command, and reads ``1e3`` as 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+
+from gstalk.errors import InvalidArgumentError
+
+__all__ = [
+    "check_body",
+    "check_bound",
+    "check_delay",
+    "check_job_id",
+    "check_priority",
+    "check_ttr",
+    "check_tube",
+    "check_tubes",
+    "seconds",
+    "whole_number",
+    "whole_seconds",
+]
+
+MAX_UINT32 = 2**32 - 1
+MAX_ID = 2**64 - 1
+MAX_TUBE_BYTES = 200  # doc/protocol.txt, "use"
+MAX_BODY = 2**30  # the most that beanstalkd can be told to hold (-z)
+
+_TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
+_known: dict[str, bytes] = {}  # tubes that have passed; emptied when it is full
+_KNOWN_MOST = 1024
+
+
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """Check an int from `least` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise InvalidArgumentError(f"{name} must be from {least} to {most}, got {value}")
+    return value
+
+
+def seconds(name: str, value: object) -> float:
+    """Check a duration in seconds: int, float or timedelta, not negative."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be seconds (int, float or timedelta), got {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidArgumentError(f"{name} must be a finite number of seconds, got {value}")
+    if value < 0:
+        raise InvalidArgumentError(f"{name} must not be negative, got {value}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidArgumentError(f"{name} is too large: {value} seconds") from None
+
+
+def whole_seconds(name: str, value: object, least: int = 0) -> int:
+    """Check a duration that the server takes in whole seconds, and round it up."""
+    if value.__class__ is int:  # a float would lose nothing here, but this is a put's usual way
+        return whole_number(name, value, least, MAX_UINT32)
+    whole = math.ceil(seconds(name, value))
+    return whole_number(name, whole, least, MAX_UINT32)
+
+
+def check_priority(value: object) -> int:
+    return whole_number("priority", value, 0, MAX_UINT32)
+
+
+def check_delay(value: object) -> int:
+    return whole_seconds("delay", value)
+
+
+def check_ttr(value: object) -> int:
+    return whole_seconds("ttr", value, 1)
+
+
+def check_job_id(value: object) -> int:
+    return whole_number("job id", value, 1, MAX_ID)
+
+
+def check_bound(value: object) -> int:
+    return whole_number("bound", value, 0, MAX_UINT32)
+
+
+def check_tube(tube: object) -> bytes:
+    """Check a tube's name, and return it as it goes on the wire."""
+    name = _known.get(tube) if tube.__class__ is str else None  # type: ignore[call-overload]
+    if name is not None:
+        return name  # type: ignore[no-any-return]
+    if not isinstance(tube, str):
+        raise TypeError(f"tube must be a str, got {type(tube).__name__}")
+    name = tube.encode("utf-8", "surrogatepass")
+    if not _TUBE.fullmatch(name):
+        raise InvalidArgumentError(_fault(tube, name))
+    if len(_known) >= _KNOWN_MOST:
+        _known.clear()
+    _known[str(tube)] = name
+    return name
+
+
+def _fault(tube: str, name: bytes) -> str:
+    shown = ascii(tube if len(tube) <= 40 else tube[:40] + "...")
+    if not name:
+        return "tube name is empty"
+    if len(name) > MAX_TUBE_BYTES:
+        return f"tube name has {len(name)} bytes, at most {MAX_TUBE_BYTES} allowed: {shown}"
+    if name.startswith(b"-"):
+        return f"tube name must not begin with a hyphen: {shown}"
+    return f"tube name may hold letters, digits and -+/;.$_() only: {shown}"
+
+
+def check_tubes(tubes: str | Iterable[str]) -> list[str]:
+    """Check a list of tubes, in which each counts once; one str means a list of one."""
+    names = [tubes] if isinstance(tubes, str) else list(tubes)
+    if not names:
+        raise InvalidArgumentError("at least one tube is needed")
+    for name in names:
+        check_tube(name)
+    return list(dict.fromkeys(names))
+
+
+def check_body(body: object) -> bytes:
+    """Check a job's body, and take a copy that nobody can change while it is sent."""
+    if isinstance(body, str):
+        raise TypeError('body must be bytes, got str; encode it first: body.encode("utf-8")')
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise TypeError(f"body must be bytes, bytearray or memoryview, got {type(body).__name__}")
+    size = body.nbytes if isinstance(body, memoryview) else len(body)
+    if size > MAX_BODY:
+        raise InvalidArgumentError(f"body has {size} bytes, more than beanstalkd can hold: {MAX_BODY}")
+    return bytes(body)

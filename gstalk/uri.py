@@ -1,0 +1,103 @@
+"""Where a server is: the forms that an address may be written in. Nothing here looks a name up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gstalk.errors import InvalidArgumentError
+
+__all__ = ["Address", "parse_uri", "validate_uris"]
+
+PLAIN_PORT, TLS_PORT = 11300, 11400
+MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
+
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._\-]{0,252})")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._\-]+)?")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A server's address: host and port, or the path of a unix socket.
+
+    `str()` gives its canonical URI.
+    """
+
+    scheme: str
+    host: str | None = None
+    port: int | None = None
+    path: str | None = None
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.scheme in ("beanstalks", "tls")
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if self.host is not None and ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse_uri(text: str) -> Address:
+    """Read `host`, `host:port`, `[::1]:port`, `beanstalk://`, `beanstalks://`, `tls://` or `unix:///path`.
+
+    Raises:
+        TypeError: It isn't a str.
+        InvalidArgumentError: It is malformed, or has user info, a query or a fragment.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a server URI must be a str, got {type(text).__name__}")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise _invalid(text, "only printable ASCII characters are allowed")
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        scheme, rest = "beanstalk", text
+    scheme = scheme.lower()
+    if scheme not in ("beanstalk", "beanstalks", "tls", "unix"):
+        raise _invalid(text, "scheme must be beanstalk, beanstalks, tls or unix")
+    for sign, what in (("@", "user info"), ("?", "a query"), ("#", "a fragment")):
+        if sign in rest:
+            raise _invalid(text, f"{what} has no meaning here")
+    if scheme == "unix":
+        if not rest.startswith("/") or rest == "/":
+            raise _invalid(text, "a unix socket needs an absolute path: unix:///path")
+        if len(rest) > MAX_PATH:
+            raise _invalid(text, f"the path has {len(rest)} bytes, at most {MAX_PATH} allowed")
+        return Address("unix", path=rest)
+    rest = rest.removesuffix("/") if mark else rest
+    if rest.startswith("["):
+        host, closed, port = rest[1:].partition("]")
+        if not closed or ":" not in host or not _IPV6.fullmatch(host) or (port and not port.startswith(":")):
+            raise _invalid(text, "malformed IPv6 address")
+        port = port and port[1:] or (None if not port else "")
+    else:
+        host, colon, port = rest.partition(":")
+        port = port if colon else None
+        if not _HOST.fullmatch(host):
+            raise _invalid(text, "malformed host name")
+    if port is None:
+        number = TLS_PORT if scheme in ("beanstalks", "tls") else PLAIN_PORT
+    elif not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise _invalid(text, "port must be a number from 1 to 65535")
+    else:
+        number = int(port)
+    return Address(scheme, host=host, port=number)
+
+
+def validate_uris(uris: str | Iterable[str]) -> list[Address]:
+    """Check a list of URIs; one str means a list of one.
+
+    Raises:
+        InvalidArgumentError: One is malformed, or there is none.
+    """
+    addresses = [parse_uri(uri) for uri in ([uris] if isinstance(uris, str) else uris)]
+    if not addresses:
+        raise InvalidArgumentError("at least one server URI is needed")
+    return addresses
+
+
+def _invalid(text: str, why: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"invalid server URI {ascii(text)}: {why}")
