@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from gstalk._handling import TimeLimitExceeded
 from gstalk.config import Config, Event, PutParams
 from gstalk.conn import Conn, dial
+from gstalk.consumer import Consumer
 from gstalk.errors import (
     BadFormatError,
     BuriedError,
@@ -39,6 +41,7 @@ from gstalk.errors import (
     WrongHubError,
 )
 from gstalk.job import Job
+from gstalk.producer import Producer
 from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
 from gstalk.retry import RetryPolicy
 from gstalk.uri import Address, parse_uri, validate_uris
@@ -56,6 +59,7 @@ __all__ = [
     "ConnectError",
     "ConnectionClosedError",
     "ConnectionLostError",
+    "Consumer",
     "DeadlineSoonError",
     "DisconnectedError",
     "DrainingError",
@@ -73,6 +77,7 @@ __all__ = [
     "NotFoundError",
     "NotIgnoredError",
     "OutOfMemoryError",
+    "Producer",
     "ProtocolError",
     "PutManyError",
     "PutParams",
@@ -82,6 +87,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "ServerStats",
+    "TimeLimitExceeded",
     "TubeStats",
     "UnknownCommandError",
     "WrongHubError",

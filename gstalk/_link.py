@@ -262,6 +262,17 @@ class Link:
         job_id, ours = self._whose(job, "delete")
         self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
 
+    def delete_unwaited(self, job: Job, failed: Callable[[Slot], None]) -> None:
+        """Delete a job that we hold; nobody waits for the reply. `failed` is told, in the hub, if it went wrong."""
+
+        def settled(slot: Slot) -> None:
+            self._settled(slot)
+            if slot.error is not None:
+                failed(slot)
+
+        job._state = "settling"
+        self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, settled, job))
+
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
         self.check("release")
         job_id, ours = self._whose(job, "release")
@@ -284,6 +295,11 @@ class Link:
         self.check("touch")
         job_id, ours = self._whose(job, "touch")
         self.call(commands.TOUCH, commands.by_id(commands.TOUCH, job_id), job_id, self._touched, ours)
+
+    def touch_unwaited(self, job: Job) -> None:
+        """Touch a job that we hold; nobody waits for the reply, but the job learns if it is lost."""
+        slot = self.pipe.slot(commands.TOUCH, job.id, self._touched, job)
+        self.pipe.append(commands.by_id(commands.TOUCH, job.id), slot)
 
     def kick_job(self, job: Job | int) -> None:
         self.check("kick-job")
@@ -457,6 +473,18 @@ class Link:
             if self._may_settle() and getcurrent() is not self.hub:
                 with gevent.Timeout(self.config.conn_timeout, False):
                     self._drain()
+        finally:
+            self.pipe.fail(ConnectionClosedError, "you closed it")
+
+    def leave(self) -> None:
+        """Close so that the server has let go when this returns: settle, half-close, and read to the end."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with gevent.Timeout(self.config.conn_timeout, False):
+                self._drain()
+                self.pipe.wait(self.pipe.end())
         finally:
             self.pipe.fail(ConnectionClosedError, "you closed it")
 

@@ -227,7 +227,7 @@ class Pipeline:
 
     def give_up(self, which: Callable[[Slot], bool]) -> None:
         """Tell these slots' callers at once that the connection is being closed; replies are still taken."""
-        sent = self._transport.sent if self._transport is not None else 0
+        sent = self.sent
         for slot in self.slots:
             if which(slot):
                 slot.error = lost(slot, ConnectionClosedError, "you closed it", sent)
@@ -256,6 +256,11 @@ class Pipeline:
     def attached(self) -> bool:
         return self._transport is not None and self.failure is None
 
+    @property
+    def sent(self) -> int:
+        """How much of the stream the kernel has taken."""
+        return self._transport.sent if self._transport is not None else 0
+
     def end(self) -> Call:
         """Begin to take leave: half-close, and read to the end; the call returned is answered there.
 
@@ -278,7 +283,7 @@ class Pipeline:
             return
         self.failure = (kind, why, cause)
         self.clear = False
-        sent = self._transport.sent if self._transport is not None else 0
+        sent = self.sent
         self._release()
         if self._transport is not None:
             self._transport.close()

@@ -1,0 +1,241 @@
+"""What happens to one job in a Consumer: the handler's call, and the job's fate when that has ended, however it did.
+
+The dispatcher owns the job, not the handler: whatever a handler raises or forgets ends here, but for two things that
+pass on after the job has been given back, a kill of the greenlet and Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import random
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import GreenletExit
+
+from gstalk._hooks import Hooks
+from gstalk._link import Link
+from gstalk.config import Config
+from gstalk.errors import (
+    Bury,
+    DisconnectedError,
+    GstalkError,
+    InvalidArgumentError,
+    JobLostError,
+    JobNotFinishedError,
+    RetriesExhaustedError,
+    Retry,
+)
+from gstalk.job import Job
+from gstalk.protocol import commands
+from gstalk.protocol.session import Slot
+from gstalk.protocol.stats import JobStats
+
+__all__ = ["Handler", "Handling", "TimeLimitExceeded"]
+
+Handler = Callable[[Job], object]
+
+
+class TimeLimitExceeded(gevent.Timeout):
+    """A handler ran longer than `Config.time_limit`; raised in it."""
+
+
+class Handling:
+    """Handlers, and what their Config says about jobs.
+
+    Args:
+        handler: One for all jobs, or a mapping from tube to handler.
+        tubes: The tubes watched, each of which such a mapping must name.
+
+    Raises:
+        TypeError, InvalidArgumentError: The handler isn't callable, or a tube has none.
+    """
+
+    def __init__(
+        self, handler: Handler | Mapping[str, Handler], tubes: Sequence[str], config: Config, hooks: Hooks
+    ) -> None:
+        self._config = config
+        self._hooks = hooks
+        self._by_tube: Mapping[str, Handler] | None = None
+        self._handler: Handler | None = None
+        if isinstance(handler, Mapping):
+            missing = [tube for tube in tubes if tube not in handler]
+            if missing:
+                raise InvalidArgumentError(f"no handler for tube {missing[0]!r}")
+            self._by_tube = dict(handler)
+        else:
+            self._handler = handler
+        for each in [self._handler] if self._by_tube is None else self._by_tube.values():
+            if not callable(each):
+                raise TypeError(f"handler must be callable, got {type(each).__name__}")
+        self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
+
+    def handle(self, link: Link, job: Job, look: bool) -> None:
+        """Run the handler, and see that the job has a fate.
+
+        Args:
+            link: The connection that holds the job.
+            look: Whether to ask first if the job has been lost with its worker too often.
+
+        Raises:
+            GreenletExit, KeyboardInterrupt: They hit the handler; the job has been given back.
+        """
+        began = monotonic()
+        touching = _Touching(link, job) if self._config.auto_touch else None
+        try:
+            handler = self._choose(job, look)
+            if handler is None:
+                return
+            if self._config.time_limit is None:
+                handler(job)
+            else:
+                with TimeLimitExceeded(self._config.time_limit):
+                    handler(job)
+            if job._state == "held":
+                if not self._config.auto_delete:
+                    raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
+                link.delete_unwaited(job, self._not_deleted)
+            elif job._state == "lost":
+                raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
+            self._tell("handled", job, began)
+        except KeyboardInterrupt:
+            link.give_back(job)
+            raise
+        except GreenletExit as error:
+            if self.is_killing:
+                link.give_back(job)
+            else:
+                self._decide(job, error, began)
+            raise
+        except BaseException as error:
+            self._decide(job, error, began)
+        finally:
+            if touching is not None:
+                touching.stop()
+
+    def _choose(self, job: Job, look: bool) -> Handler | None:
+        """Find the job's handler; `None` if it is not to run."""
+        look = look and self._config.retry.max_attempts is not None
+        if look or (self._by_tube is not None and job.tube is None):
+            stats = job.stats()
+            if look and self._lost_too_often(stats):
+                attempts = _count(stats.reserves)
+                error = RetriesExhaustedError(
+                    f"job {job.id} was lost with its worker too often: {attempts} attempts", job.id, attempts
+                )
+                self._hooks.error(error, self._exhaust(job, stats))
+                return None
+        if self._by_tube is None:
+            return self._handler
+        handler = self._by_tube.get(str(job.tube))
+        if handler is None:
+            raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
+        return handler
+
+    def _lost_too_often(self, stats: JobStats) -> bool:
+        return self._config.retry.is_exhausted_by_losses(
+            _count(stats.reserves),
+            _count(stats.releases),
+            _count(stats.timeouts),
+            _count(stats.buries),
+            _count(stats.kicks),
+        )
+
+    def _decide(self, job: Job, error: BaseException, began: float) -> None:
+        """Give a job that isn't finished its fate, and tell of the error."""
+        attempt: int | None = None
+        try:
+            if isinstance(error, Bury) and job._state == "held":
+                job.bury(error.priority)
+                self._tell("buried", job, began)
+                return
+            message = f"job {job.id} of {job.uri}: its handler failed"
+            if job._state == "held":
+                stats = job.stats()
+                attempt = stats.reserves
+                message = f"{message}, attempt {attempt}; {self._retry(job, stats, error)}"
+            elif job._state == "lost":
+                message += "; the server has taken the job back"
+            if not isinstance(error, (Retry, Bury)):
+                self._hooks.error(error, message)
+        except (JobLostError, DisconnectedError):
+            if not isinstance(error, (Retry, Bury)):
+                self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed; the job goes back by itself")
+        except (GstalkError, TypeError) as wrong:  # the handler's delay or priority, or the server in trouble
+            job._owner.give_back(job)  # type: ignore[attr-defined]
+            self._hooks.error(wrong, f"job {job.id} of {job.uri}: could not be retried or buried; released")
+        self._tell("failed", job, began, attempt, error)
+
+    def _retry(self, job: Job, stats: JobStats, error: BaseException) -> str:
+        """Release a failed job, or give it up; returns what was done, in words."""
+        policy = self._config.retry
+        attempt = _count(stats.reserves)
+        if policy.is_exhausted(attempt, _count(stats.kicks)):
+            return self._exhaust(job, stats)
+        delay: Any = policy.delay(attempt, random())
+        priority = stats.pri
+        if isinstance(error, Retry):
+            delay = delay if error.delay is None else error.delay
+            priority = priority if error.priority is None else error.priority
+        job.release(priority, delay)
+        return f"released, with a delay of {delay} s"
+
+    def _exhaust(self, job: Job, stats: JobStats) -> str:
+        if self._config.retry.exhausted == "delete":
+            job.delete()
+            return f"job {job.id} of {job.uri} is given up and deleted"
+        job.bury(stats.pri)
+        return f"job {job.id} of {job.uri} is given up and buried"
+
+    def _not_deleted(self, slot: Slot) -> None:
+        """In the hub: an automatic delete failed."""
+        gevent.spawn(self._hooks.error, slot.error, f"job {slot.key} was not deleted after its handler; it may run again")
+
+    def _tell(
+        self, kind: str, job: Job, began: float, attempt: int | None = None, error: BaseException | None = None
+    ) -> None:
+        if self._hooks.listens:
+            self._hooks.event(
+                kind,
+                uri=job.uri,
+                tube=job.tube,
+                job_id=job.id,
+                attempt=attempt,
+                exception=error,
+                duration=monotonic() - began,
+            )
+
+
+class _Touching:
+    """Touches a job at a third of its ttr for as long as it is held; all of it in the hub, without a greenlet."""
+
+    def __init__(self, link: Link, job: Job) -> None:
+        self._link = link
+        self._job = job
+        self._timer: Any = None
+        self._stopped = False
+        slot = link.pipe.slot(commands.STATS_JOB, job.id, self._told)
+        link.pipe.append(commands.by_id(commands.STATS_JOB, job.id), slot)
+
+    def _told(self, slot: Slot) -> None:
+        if slot.error is None and not self._stopped:
+            third = max(_count(slot.result.ttr), 1) / 3
+            self._timer = self._link.hub.loop.timer(third, third, ref=False)
+            self._timer.start(self._touch)
+
+    def _touch(self) -> None:
+        if self._job._state == "held":
+            self._link.touch_unwaited(self._job)
+        else:
+            self.stop()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+
+def _count(value: int | None) -> int:
+    return value or 0

@@ -1,0 +1,50 @@
+"""Where messages, errors and events go: to the user's functions, or to the standard logger `gstalk`.
+
+A hook that raises is logged and harms nothing. Hooks are never called from the hub: whoever has something to tell
+there spawns a greenlet for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from gstalk.config import Config, Event
+from gstalk.errors import GstalkError
+
+__all__ = ["Hooks"]
+
+logger = logging.getLogger("gstalk")
+
+
+class Hooks:
+    """The three hooks of a Config."""
+
+    __slots__ = ("_config", "listens")
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.listens = config.event_func is not None
+
+    def info(self, message: str) -> None:
+        if self._config.info_func is None:
+            logger.info(message)
+        else:
+            self._call(self._config.info_func, message)
+
+    def error(self, error: BaseException, message: str) -> None:
+        if self._config.error_func is None:
+            # A stack says nothing about an outage, and much about a handler.
+            logger.error("%s: %s", message, error, exc_info=None if isinstance(error, GstalkError) else error)
+        else:
+            self._call(self._config.error_func, error, message)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        if self._config.event_func is not None:
+            self._call(self._config.event_func, Event(kind=kind, **fields))
+
+    def _call(self, hook: Any, *args: object) -> None:
+        try:
+            hook(*args)
+        except Exception:
+            logger.exception("a hook of gstalk's Config raised: %r", hook)

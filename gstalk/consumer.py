@@ -1,0 +1,433 @@
+"""A pool to work with: connections that reserve jobs feed handlers, which run in the greenlets of a gevent Pool.
+
+`Asking` in `schedule` decides which connection asks for how many jobs; here that is carried out. A job goes from the
+reply straight to a waiting greenlet. All of that happens in the hub, so nothing can come between.
+
+A `receive` goes through: **running**; **stopping**, nothing is reserved any more, handlers finish; **killing**, the
+time for that is over; then what is left is settled, and each connection is read to its end, so that the server has
+let go of everything when `receive` returns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import get_hub, getcurrent
+from gevent.event import Event
+from gevent.pool import Pool as GreenletPool
+
+from gstalk._handling import Handler, Handling
+from gstalk._hooks import Hooks
+from gstalk._link import Link
+from gstalk._pipeline import wait_for
+from gstalk.config import Config
+from gstalk.errors import DeadlineSoonError, DisconnectedError
+from gstalk.job import Job, Seconds
+from gstalk.pool import Pool, Server
+from gstalk.protocol import checks, commands
+from gstalk.protocol.session import Call, Slot
+from gstalk.schedule import SILENT, Asking, Lane
+from gstalk.uri import Address, validate_uris
+
+__all__ = ["Consumer"]
+
+LAST_WORDS = 1.0  # seconds that killed handlers get to end
+_LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
+
+
+class Consumer:
+    """A pool of connections to work jobs off with.
+
+    Args:
+        uris: The servers, or one.
+        tubes: The tubes to watch, or one.
+        config: What to start from.
+        **options: Fields of `Config`, which override it.
+
+    Raises:
+        InvalidArgumentError: A URI, a tube or an option.
+    """
+
+    def __init__(
+        self, uris: str | Iterable[str], tubes: str | Iterable[str], config: Config | None = None, **options: Any
+    ) -> None:
+        self._config = (config or Config()).replace(**options)
+        self._addresses = validate_uris(uris)
+        self._tubes = checks.check_tubes(tubes)
+        self._hooks = Hooks(self._config)
+        self._run: _Run | None = None
+        self._was_run = False
+        self._stopped_before = False
+        self._connected = Event()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether at least one connection is usable; `False` outside of `receive`."""
+        return self._run is not None and self._run.pool.is_connected
+
+    def wait_connected(self, timeout: Seconds | None = None) -> bool:
+        """Wait until a `receive` has a usable connection.
+
+        Args:
+            timeout: Seconds; `None`: for ever.
+
+        Returns:
+            Whether it has one.
+        """
+        seconds = None if timeout is None else checks.seconds("timeout", timeout)
+        if not self.is_connected:
+            self._connected.wait(seconds)
+        return self.is_connected
+
+    def receive(self, handler: Handler | Mapping[str, Handler]) -> None:
+        """Connect, and call the handler for every job reserved, until `stop` is called.
+
+        The handler finishes its job. One that returns without doing so, or raises, has failed: `Config.error_func` is
+        told, and `Config.retry` says what becomes of the job. It may raise `Retry` or `Bury` instead.
+
+        Args:
+            handler: Called with each `Job`, in one of `num_greenlets` greenlets; or a mapping from tube to handler
+                that names every tube watched.
+
+        Raises:
+            RuntimeError: A `receive` of this Consumer is running.
+            TypeError, InvalidArgumentError: The handler isn't callable, or a tube has none.
+            KeyboardInterrupt: Ctrl-C hit a handler, or this greenlet; as `stop`.
+
+        Blocks:
+            Until after `stop` all handlers have finished and the server has let go of the connections. If it is
+            interrupted itself, that counts as `stop`, a second interruption as `stop(0)`; then the first one goes on.
+        """
+        if self._run is not None:
+            raise RuntimeError("a receive of this Consumer is running already")
+        handling = Handling(handler, self._tubes, self._config, self._hooks)
+        self._was_run = True
+        if self._stopped_before:
+            self._stopped_before = False
+            return
+        run = self._run = _Run(self._addresses, self._tubes, self._config, self._hooks, handling, self._connected)
+        try:
+            run.receive()
+        finally:
+            self._run = None
+            self._connected.clear()
+
+    def stop(self, timeout: Seconds | None = _LEFT_OUT) -> None:
+        """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.
+
+        May be called from any greenlet, a handler, a signal handler or another thread, and more than once: a shorter
+        time wins. Before the first `receive` it makes that return at once; after one has returned it does nothing.
+
+        Args:
+            timeout: Seconds until handlers that still run are killed and their jobs released. Left out:
+                `Config.stop_timeout`; `None`: never.
+        """
+        limit = self._config.stop_timeout if timeout is _LEFT_OUT else timeout
+        seconds = None if limit is None else checks.seconds("timeout", limit)
+        run = self._run
+        if run is not None:
+            run.stop(seconds)
+        elif not self._was_run:
+            self._stopped_before = True
+
+
+class _ConsumerLane(Lane):
+    """A connection of a Consumer. `fresh`: how many jobs more are looked at before their handler runs."""
+
+    def __init__(self, server: str, link: Link, fresh: int) -> None:
+        super().__init__(server)
+        self.link = link
+        self.fresh = fresh
+        self.wait: Slot | None = None
+
+
+class _Run:
+    """One `receive`."""
+
+    def __init__(
+        self,
+        addresses: list[Address],
+        tubes: list[str],
+        config: Config,
+        hooks: Hooks,
+        handling: Handling,
+        connected: Event,
+    ) -> None:
+        self._config = config
+        self._hooks = hooks
+        self._handling = handling
+        self._hub = get_hub()
+        self._asking = Asking(config.num_greenlets)
+        self._lanes: dict[Link, _ConsumerLane] = {}
+        self._idle: list[Call] = []  # greenlets that wait for a job
+        self._jobs: deque[tuple[_ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
+        self._current: dict[Any, tuple[_ConsumerLane, Job]] = {}  # what each greenlet works at
+        self._greenlets = GreenletPool(config.num_greenlets)
+        self._pump_due = False
+        self._timer: Any = None
+        self._changed = Event()  # the receiving greenlet is to look
+        self._connected = connected
+        self._interruption: BaseException | None = None
+        self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
+        self._requests: list[float] = []
+        self._async = self._hub.loop.async_(ref=False)
+        self._async.start(self._on_request)
+        self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
+
+    # -- the receiving greenlet --------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        self.pool.want(1)  # an idle Consumer keeps the process alive
+        try:
+            self._guarded(self._until_stopped)
+            self._stop_asking()
+            self._guarded(self._until_finished)
+            self._guarded(self._until_gone)
+        finally:
+            self.pool.want(-1)
+            self._async.close()
+            self._stop_timer()
+        if self._interruption is not None:
+            raise self._interruption
+
+    def _guarded(self, phase: Any) -> None:
+        """Carry out a phase; an interruption means stop, a second one stop at once, and the first is kept."""
+        while True:
+            try:
+                phase()
+                return
+            except BaseException as error:
+                first = self._interruption is None
+                self._interruption = self._interruption or error
+                self._stop_within(self._config.stop_timeout if first else 0.0)
+
+    def _until_stopped(self) -> None:
+        while self._stop_at is None:
+            while len(self._greenlets) < self._config.num_greenlets and self._stop_at is None:
+                self._greenlets.spawn(self._work).rawlink(self._ended)
+            self._changed.wait()
+            self._changed.clear()
+
+    def _until_finished(self) -> None:
+        """Let handlers finish; when their time is over, kill them, and give their jobs back."""
+        while len(self._greenlets):
+            for call in self._idle:
+                call.result = None
+                self._wake(call)
+            self._idle.clear()
+            assert self._stop_at is not None
+            left = self._stop_at - monotonic()
+            if left <= 0 and self._handling.is_killing:
+                return  # they had their last words
+            if left <= 0:
+                self._handling.is_killing = True
+                for lane, job in list(self._current.values()):
+                    lane.link.give_back(job)
+                self._greenlets.kill(block=False)
+                self._stop_at = monotonic() + LAST_WORDS
+                continue
+            self._changed.wait(min(left, 3600.0))
+            self._changed.clear()
+
+    def _until_gone(self) -> None:
+        leaving = [gevent.spawn(link.leave) for link in list(self.pool.links)]
+        try:
+            gevent.joinall(leaving)
+        except BaseException:
+            for link in list(self.pool.links):
+                link.close()
+            raise
+
+    def _wake(self, call: Call) -> None:
+        waiter = call.waiter
+        if waiter is not None:
+            self._hub.loop.run_callback(_switch, call)
+
+    # -- stopping ----------------------------------------------------------------------------------------------
+
+    def stop(self, seconds: float | None) -> None:
+        """From anywhere: another thread, a signal handler, a handler."""
+        self._requests.append(float("inf") if seconds is None else seconds)
+        self._async.send()
+
+    def _on_request(self) -> None:
+        while self._requests:
+            self._stop_within(self._requests.pop(0))
+
+    def _stop_within(self, seconds: Any) -> None:
+        at = float("inf") if seconds is None else monotonic() + float(seconds)
+        self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
+        self._changed.set()
+
+    def _stop_asking(self) -> None:
+        """No more jobs: waits leave at once, and an ask that still finds one gives it back."""
+        self.pool.stop_dialing()
+        self._stop_timer()
+        for lane in list(self._lanes.values()):
+            if lane.wait is not None:
+                lane.wait.duty = None
+                lane.wait = None
+                lane.link.pipe.end()
+
+    # -- handlers ----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """A greenlet of the Pool: job after job."""
+        me = getcurrent()
+        while True:
+            if self._jobs:
+                item = self._jobs.popleft()
+            elif self._stop_at is not None:
+                return
+            else:
+                call = Call()
+                self._idle.append(call)
+                try:
+                    item = wait_for(self._hub, call)
+                except BaseException:
+                    if call in self._idle:
+                        self._idle.remove(call)
+                    elif isinstance(call.result, tuple):  # killed with a job in its hands, before it could look
+                        self._jobs.append(call.result)
+                    raise
+                if item is None:
+                    return
+            lane, job = item
+            self._current[me] = item
+            look = lane.fresh > 0
+            lane.fresh -= look
+            try:
+                self._handling.handle(lane.link, job, look)
+            except KeyboardInterrupt as error:
+                self._interruption = self._interruption or error
+                self._stop_within(self._config.stop_timeout)
+            finally:
+                del self._current[me]
+                self._asking.running -= 1
+                self._pump_soon()
+
+    def _ended(self, greenlet: Any) -> None:
+        """A greenlet of the Pool is gone: the receiving one makes another."""
+        if self._jobs and self._stop_at is not None:
+            for lane, job in self._jobs:
+                lane.link.give_back(job)
+            self._jobs.clear()
+        self._changed.set()
+
+    # -- connections -------------------------------------------------------------------------------------------
+
+    def _up(self, server: Server, link: Link) -> None:
+        self._lanes[link] = lane = _ConsumerLane(server.uri, link, self._config.num_greenlets)
+        self._asking.lanes.append(lane)
+        self._connected.set()
+        self._pump_soon()
+
+    def _down(self, server: Server, link: Link) -> None:
+        lane = self._lanes.pop(link)
+        self._asking.lanes.remove(lane)
+        if not self._lanes:
+            self._connected.clear()
+        self._pump_soon()
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    def _pump_soon(self) -> None:
+        """Look once in this turn of the loop at what to ask, however many handlers have ended in it."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._hub.loop.run_callback(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        if self._stop_at is not None or self.pool.is_stopped:
+            return
+        now = monotonic()
+        any_held = False
+        for lane in self._lanes.values():
+            pipe = lane.link.pipe
+            lane.held = bool(lane.link.held)
+            lane.busy = bool(pipe.slots)
+            any_held |= lane.held
+            if lane.held and not lane.busy and now - pipe.read_at > SILENT:
+                # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
+                pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
+        actions, again = self._asking.decide(now)
+        for what, each, count in actions:
+            assert isinstance(each, _ConsumerLane)
+            if what == "ask":
+                each.asks += count
+                for _ in range(count):
+                    each.link.ask(0, partial(self._got, each))
+            elif what == "wait":
+                each.asks += 1
+                each.waiting = True
+                seconds = int(self._config.reserve_timeout)  # type: ignore[arg-type]
+                each.wait = each.link.ask(seconds, partial(self._got, each), partial(self._recall, each))
+            else:
+                self._recall(each)
+        self._stop_timer()
+        if any_held:
+            again = min(again, SILENT)
+        if again < float("inf"):
+            self._timer = self._hub.loop.timer(again)
+            self._timer.start(self._on_timer, update=True)
+
+    def _on_timer(self) -> None:
+        self._stop_timer()
+        self._pump()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _recall(self, lane: _ConsumerLane) -> None:
+        """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
+        if lane.wait is not None:
+            lane.wait.duty = None
+            lane.wait = None
+            lane.link.redial()
+            self._asking.recalled(lane, monotonic())
+            self._pump_soon()
+
+    def _got(self, lane: _ConsumerLane, slot: Slot) -> None:
+        """In the hub: the answer to an ask. A job goes to a greenlet that waits for one."""
+        now = lane.link.pipe.read_at
+        waited, lane.wait = lane.waiting, None
+        if slot.error is not None:
+            if isinstance(slot.error, DeadlineSoonError):
+                self._asking.deadline_soon(lane, now)
+            else:
+                self._asking.answered(lane, False, now)
+                if not isinstance(slot.error, DisconnectedError):
+                    gevent.spawn(self._hooks.error, slot.error, f"reserve at {lane.server} failed")
+        elif slot.result is None:
+            if waited:
+                self._asking.slice_over(lane)
+            else:
+                self._asking.answered(lane, False, now)
+        else:
+            self._asking.answered(lane, True, now)
+            job: Job = slot.result
+            if self._stop_at is not None:
+                lane.link.give_back(job)
+                return
+            self._asking.running += 1
+            if self._idle:
+                call = self._idle.pop()
+                call.result = (lane, job)
+                lane.link.pipe.complete(call)
+            else:
+                self._jobs.append((lane, job))
+        self._pump_soon()
+
+
+def _switch(call: Call) -> None:
+    waiter, call.waiter = call.waiter, None
+    if waiter is not None:
+        waiter.switch()

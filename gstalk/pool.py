@@ -1,0 +1,187 @@
+"""Connections kept alive: a keeper greenlet for each dials, hands over, waits for the end, and dials again.
+
+A keeper keeps nothing else alive: while it pauses or waits for the end of its connection, the process may end, unless
+somebody waits for a connection (`wanted`). After a fork the child's keepers end at their next wake.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from random import random
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.event import Event
+
+from gstalk._hooks import Hooks
+from gstalk._link import Link
+from gstalk.config import Config
+from gstalk.errors import GstalkError
+from gstalk.schedule import Backoff
+from gstalk.uri import Address
+
+__all__ = ["Pool", "Server", "Wanted"]
+
+STEADY = 1.0  # a connection that lived so long was a good one, and the pauses begin anew
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class Server:
+    """One server's outage, told once however many connections it has. `error`: what failed last there."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.uri = str(address)
+        self.error: BaseException | None = None
+        self.is_down = False
+
+
+class Pool:
+    """`multiply` connections to each server.
+
+    Args:
+        addresses: The servers.
+        config: For all connections.
+        tubes: What they watch.
+        hooks: Told of outages.
+        up: Called with a server and a link that has just connected, from its keeper; may not switch.
+        down: Called with the same when it is over, from its keeper or from the hub; may not switch.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        config: Config,
+        tubes: tuple[str, ...],
+        hooks: Hooks,
+        up: Callable[[Server, Link], None],
+        down: Callable[[Server, Link], None],
+    ) -> None:
+        self._config = config
+        self._tubes = tubes
+        self._hooks = hooks
+        self._up = up
+        self._down = down
+        self._wanted = 0
+        self._timers: set[Any] = set()
+        self._connected = Event()
+        self.hub = get_hub()
+        self.links: list[Link] = []
+        self.servers = [Server(address) for address in dict.fromkeys(addresses)]
+        self.is_stopped = False
+        self._keepers = [
+            gevent.spawn(self._keep, server)
+            for server in self.servers
+            for _ in range(config.multiply * list(addresses).count(server.address))
+        ]
+        for keeper in self._keepers:
+            keeper.name = "gstalk-keeper"
+        _pools.add(self)
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self.links)
+
+    def wait_connected(self, timeout: float | None) -> bool:
+        """Wait until a connection is there; `False` if none came in time."""
+        if not self.links:
+            with Wanted(self):
+                self._connected.wait(timeout)
+        return bool(self.links)
+
+    def want(self, change: int) -> None:
+        """Somebody waits for a connection (1), or no longer (-1): pauses keep the process alive meanwhile."""
+        self._wanted += change
+        for timer in self._timers:
+            timer.ref = self._wanted > 0
+
+    def stop_dialing(self) -> None:
+        """No new connections from here on; never switches."""
+        self.is_stopped = True
+        for keeper in self._keepers:
+            keeper.kill(block=False)
+
+    def _keep(self, server: Server) -> None:
+        backoff = Backoff(float(self._config.reconnect_timeout))  # type: ignore[arg-type]
+        while not self.is_stopped:
+            try:
+                link = Link(server.address, self._config, self._tubes)
+            except GstalkError as error:
+                if self.is_stopped:
+                    return
+                self._failed(server, error)
+            else:
+                since = monotonic()
+                self._serve(server, link)
+                if monotonic() - since > STEADY:
+                    backoff.reset()
+            if self.is_stopped:
+                return
+            self._pause(backoff.pause(random()))
+
+    def _serve(self, server: Server, link: Link) -> None:
+        over = Event()
+
+        def failed() -> None:
+            if link in self.links:
+                self.links.remove(link)
+            if not self.links:
+                self._connected.clear()
+            self._down(server, link)
+            over.set()
+
+        link.on_failure = failed
+        self.links.append(link)
+        self._connected.set()
+        self._up(server, link)
+        if server.is_down:
+            server.is_down = False
+            self._hooks.info(f"connected to {server.uri} again")
+        self._hooks.event("connect", uri=server.uri)
+        over.wait()
+        if not self.is_stopped:
+            # A cut alone is no outage: proxies cut idle connections all day.
+            server.error = error = link.pipe.error("connection")
+            self._hooks.event("disconnect", uri=server.uri, exception=error)
+            self._hooks.info(f"{error}; connecting again")
+
+    def _failed(self, server: Server, error: BaseException) -> None:
+        server.error = error
+        if not server.is_down:
+            server.is_down = True
+            self._hooks.error(error, f"no connection to {server.uri}; trying again until there is one")
+
+    def _pause(self, seconds: float) -> None:
+        timer = self.hub.loop.timer(seconds, ref=self._wanted > 0)
+        self._timers.add(timer)
+        try:
+            self.hub.wait(timer)
+        finally:
+            self._timers.discard(timer)
+            timer.close()
+
+
+class Wanted:
+    """While somebody waits for a connection."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        self._pool.want(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.want(-1)
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.is_stopped = True
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,192 @@
+"""What pools decide, without a clock, a socket or chance of their own: `now` and random numbers are arguments.
+
+- `Backoff`: when a connection is dialed again.
+- `Health`: whether puts may go to a server.
+- `Asking`: which connection of a Consumer asks for how many jobs, who waits on its server, and who is called back.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+__all__ = ["ALONE", "SILENT", "Action", "Asking", "Backoff", "Health", "Lane"]
+
+FIRST_RETRY = 0.5  # the first pause after a loss is a random part of this
+ALONE = 5.0  # seconds that a server which took no job is left alone
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # between asks that found nothing
+QUIET = 0.25  # seconds without a reserve after DEADLINE_SOON
+STARVED = 0.03  # seconds without a permit after which one is taken from a wait
+RECALL_EVERY = 1.0  # seconds between two recalls of one connection: each costs a dial
+SILENT = 1.0  # a connection that holds jobs says something so often
+
+
+class Backoff:
+    """The pauses between attempts to connect: random, growing, bounded."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._tries = 0
+
+    def pause(self, chance: float) -> float:
+        """Seconds before the next attempt; `chance` is random, from 0 to below 1."""
+        ceiling = min(FIRST_RETRY * 2.0 ** min(self._tries, 30), self._longest)
+        self._tries += 1
+        # All of a server's clients lose it at once: the first pause spreads them out, the next keep them apart.
+        return ceiling * chance if self._tries == 1 else ceiling * (0.5 + chance / 2)
+
+    def reset(self) -> None:
+        self._tries = 0
+
+
+class Health:
+    """Whether puts may go to a server."""
+
+    def __init__(self) -> None:
+        self.stalled = False  # one of its connections made no progress: none is used until it answers again
+        self.refusal: BaseException | None = None  # its DRAINING or OUT_OF_MEMORY, while it is left alone for that
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.stalled and self.refusal is None
+
+
+class Lane:
+    """A Consumer's connection, as the schedule sees it. The Consumer keeps `held`, `busy`, `asks` and `waiting`.
+
+    Attributes:
+        server: Which server it goes to.
+        held: Whether it holds jobs.
+        busy: Whether anything else is in flight on it.
+        asks: Reserves in flight, each of which holds a permit.
+        waiting: Whether its one ask waits on the server.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self.held = False
+        self.busy = False
+        self.asks = 0
+        self.waiting = False
+        self.hot = False  # its last answer was a job
+        self.next_ask = 0.0
+        self.pause = FIRST_PAUSE
+        self.starved_since = 0.0
+        self.recalled_at = -RECALL_EVERY
+
+
+class Action(NamedTuple):
+    """What a Consumer is to do: ask `count` times, begin a wait, or call a wait back."""
+
+    what: Literal["ask", "wait", "recall"]
+    lane: Lane
+    count: int = 1
+
+
+class Asking:
+    """Shares the permits, one for each free handler, among the connections.
+
+    A permit is held by a running handler, by an ask in flight, or lent to a reserve that waits on its server. So there
+    are never more jobs than handlers. Every server has its turn at least every 50 ms; what is left over goes to the
+    connections that find jobs; and while there are as many permits as servers, each server has a wait instead of a
+    turn, which costs nothing and hands a job over at once.
+    """
+
+    def __init__(self, permits: int) -> None:
+        self.permits = permits
+        self.running = 0  # handlers at work, or about to be
+        self.lanes: list[Lane] = []
+
+    def decide(self, now: float) -> tuple[list[Action], float]:
+        """Say what to do now, and in how many seconds to ask again (infinity: only when something happens)."""
+        lanes = self.lanes
+        free = self.permits - self.running - sum(lane.asks for lane in lanes)
+        actions: list[Action] = []
+        again = float("inf")
+        servers: dict[str, list[Lane]] = {}
+        for lane in lanes:
+            servers.setdefault(lane.server, []).append(lane)
+        lent = sum(lane.waiting for lane in lanes)
+        may_wait = free + lent >= len(servers)
+
+        # Servers without any ask under way come first, the longest neglected of them in front.
+        silent = [group for group in servers.values() if not any(lane.asks for lane in group)]
+        for group in sorted(silent, key=lambda group: min(lane.next_ask for lane in group)):
+            lane = min(group, key=lambda lane: (lane.next_ask, lane.held))
+            hot = any(each.hot for each in group)
+            idle = next((each for each in group if not each.held and not each.busy and each.next_ask <= now), None)
+            if may_wait and idle is not None and not hot and free > 0:
+                actions.append(Action("wait", idle))
+                free -= 1
+                self._fed(idle)
+            elif lane.next_ask > now:
+                again = min(again, lane.next_ask - now)
+            elif free > 0:
+                actions.append(Action("ask", lane))
+                free -= 1
+                self._fed(lane)
+            else:
+                again = min(again, self._starve(lane, now, actions))
+
+        # Then the connections that find jobs get all the others, in equal shares.
+        hot_lanes = [lane for lane in lanes if lane.hot and not lane.waiting and lane.next_ask <= now]
+        for number, lane in enumerate(hot_lanes):
+            share = -(-free // (len(hot_lanes) - number))
+            if share > 0:
+                actions.append(Action("ask", lane, share))
+                free -= share
+                self._fed(lane)
+            elif not lane.asks and not any(action.lane is lane for action in actions):
+                again = min(again, self._starve(lane, now, actions))
+        return actions, again
+
+    def answered(self, lane: Lane, found: bool, now: float) -> None:
+        """Take note of an answer to an ask of this connection."""
+        lane.asks -= 1
+        lane.waiting = False
+        lane.hot = found
+        if found:
+            lane.pause = FIRST_PAUSE
+            lane.next_ask = 0.0
+        else:
+            lane.next_ask = now + lane.pause
+            lane.pause = min(lane.pause * 2, LONGEST_PAUSE)
+
+    def slice_over(self, lane: Lane) -> None:
+        """A wait ended with nothing, in its time: it may be begun again at once."""
+        lane.asks -= 1
+        lane.waiting = False
+        lane.hot = False
+        lane.next_ask = 0.0
+
+    def deadline_soon(self, lane: Lane, now: float) -> None:
+        """The connection must ask nothing for a while."""
+        lane.asks -= 1
+        lane.waiting = lane.hot = False
+        lane.next_ask = now + QUIET
+
+    def recalled(self, lane: Lane, now: float) -> None:
+        """A wait was called back."""
+        lane.asks -= 1
+        lane.waiting = False
+        lane.recalled_at = now
+        lane.next_ask = now + LONGEST_PAUSE
+        lane.pause = LONGEST_PAUSE
+
+    def _fed(self, lane: Lane) -> None:
+        lane.starved_since = 0.0
+
+    def _starve(self, lane: Lane, now: float, actions: list[Action]) -> float:
+        """A connection that wants to ask finds no permit; after a while it takes one from another server's wait."""
+        victims = [each for each in self.lanes if each.waiting and each.server != lane.server]
+        if not victims:
+            return float("inf")  # a handler must end first
+        lane.starved_since = lane.starved_since or now
+        victim = min(victims, key=lambda each: each.recalled_at)
+        due = max(lane.starved_since + STARVED, victim.recalled_at + RECALL_EVERY)
+        if now < due:
+            return due - now
+        if not any(action.lane is victim for action in actions):
+            actions.append(Action("recall", victim))
+        return STARVED
+
