@@ -32,6 +32,7 @@ from gstalk.errors import (
     ConnectionClosedError,
     ConnectionLostError,
     DisconnectedError,
+    GstalkError,
     InvalidArgumentError,
     JobFinishedError,
     JobLostError,
@@ -250,9 +251,9 @@ class Link:
             self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0))
 
     def delete(self, job: Job | int) -> None:
-        self.check("delete")
         if job.__class__ is Job and job._owner is self and job._state == "held":  # type: ignore[union-attr]
             # The usual case, in as few steps as can be.
+            self.check("delete")
             pipe = self.pipe
             job._state = "settling"  # type: ignore[union-attr]
             slot = pipe.slot(commands.DELETE, job.id, self._settled, job)  # type: ignore[union-attr]
@@ -274,7 +275,6 @@ class Link:
         self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, settled, job))
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
-        self.check("release")
         job_id, ours = self._whose(job, "release")
         line = commands.release(job_id, 0 if priority is None else priority, delay)
         if priority is not None:
@@ -283,7 +283,6 @@ class Link:
             self._settle_keeping(job_id, ours, commands.RELEASE, lambda p: commands.release(job_id, p, delay))
 
     def bury(self, job: Job | int, priority: int | None = None) -> None:
-        self.check("bury")
         job_id, ours = self._whose(job, "bury")
         line = commands.bury(job_id, 0 if priority is None else priority)
         if priority is not None:
@@ -292,7 +291,6 @@ class Link:
             self._settle_keeping(job_id, ours, commands.BURY, lambda p: commands.bury(job_id, p))
 
     def touch(self, job: Job | int) -> None:
-        self.check("touch")
         job_id, ours = self._whose(job, "touch")
         self.call(commands.TOUCH, commands.by_id(commands.TOUCH, job_id), job_id, self._touched, ours)
 
@@ -326,12 +324,14 @@ class Link:
     def _whose(self, job: Job | int, what: str) -> tuple[int, Job | None]:
         """Check a job that is to be settled or touched: its id, and the Job if it is one that we reserved."""
         if not isinstance(job, Job):
+            self.check(what)
             return job, None
         self._check_owner(job, what)
         if job._state in ("settling", "finished"):
             raise JobFinishedError(f"{what} {job.id} at {self.uri}: the job is finished, or being finished now")
         if job._state == "lost":
             raise JobLostError(f"{what} {job.id} at {self.uri}: the server has taken the job back; nothing was sent")
+        self.check(what)
         return job.id, job if job._state == "held" else None
 
     def _settle(self, job_id: int, job: Job | None, command: Command, data: bytes) -> None:
@@ -498,7 +498,11 @@ class Link:
         while pipe.failure is None and self._may_settle():
             fence = pipe.slot(commands.LIST_TUBE_USED)
             pipe.append(commands.plain(commands.LIST_TUBE_USED), fence)
-            pipe.wait(fence)
+            try:
+                pipe.wait(fence)
+            except GstalkError as error:
+                if error is not fence.error:  # the caller's own
+                    raise
 
     @property
     def is_connected(self) -> bool:

@@ -47,7 +47,6 @@ from gstalk.errors import (
     ConnectionLostError,
     DisconnectedError,
     ProtocolError,
-    ServerError,
 )
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
@@ -543,26 +542,33 @@ def dial(
         all_taken = transport.write(b"".join(data for _, data in greeting))
         while session.slots:
             wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
-            all_taken = transport.flush()
-            data = transport.read()
-            if data == b"":
-                raise ConnectionLostError("the server closed the connection before its first answer")
-            if data and (broken := session.receive(data)) is not None:
-                raise broken
+            try:
+                all_taken = _advance(transport, session)
+            except (ConnectionLostError, ProtocolError) as error:
+                raise ConnectError(f"connect to {address}: {error}") from error
         for slot in slots:
             if slot.error is not None:
-                raise slot.error
+                raise ConnectError(f"connect to {address}: {slot.error}") from slot.error
     except BaseException as error:
         if transport is not None:
             transport.close()
         if error is mine:
             raise ConnectError(f"connect to {address}: no answer within {conn_timeout} s") from None
-        if isinstance(error, (ConnectionLostError, ProtocolError, ServerError)):
-            raise ConnectError(f"connect to {address}: {error}") from error
         raise
     finally:
         mine.close()
     return transport, [slot.result for slot in slots]
+
+
+def _advance(transport: Transport, session: Session) -> bool:
+    """Move what can be moved without waiting; tell whether all has been sent. Whatever it raises is the server's."""
+    all_taken = transport.flush()
+    data = transport.read()
+    if data == b"":
+        raise ConnectionLostError("the server closed the connection before its first answer")
+    if data and (broken := session.receive(data)) is not None:
+        raise broken
+    return all_taken
 
 
 def _after_fork() -> None:

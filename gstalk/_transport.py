@@ -150,24 +150,25 @@ class TlsTransport(Transport):
         # Where each record ends, plain and encrypted. The server can't read a part of one, so half a record is unsent.
         self._records: deque[tuple[int, int]] = deque()
 
-    def handshake(self, hub: Hub) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                done = False
-            except ssl.SSLError as error:
-                self._pull()
-                self.flush()  # the alert that tells the server why
-                raise ConnectionLostError(_reason(error)) from error
+    def handshake(self) -> int:
+        """Go on with the handshake as far as it goes; returns the event to wait for, 0 when it is done."""
+        if not self.flush():
+            return WRITE
+        if self._feed():
+            raise ConnectionLostError("the server closed the connection in the handshake")
+        try:
+            self._tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        except ssl.SSLError as error:
             self._pull()
-            while not self.flush():
-                wait(hub, self.fileno(), WRITE)
-            if done:
-                return
-            wait(hub, self.fileno(), READ)
-            self._feed()
+            self.flush()  # the alert that tells the server why
+            raise ConnectionLostError(_reason(error)) from error
+        self._pull()
+        if not self.flush():
+            return WRITE
+        return 0 if done else READ
 
     def write(self, data: bytes) -> bool:
         with memoryview(data) as view:
@@ -255,6 +256,7 @@ def connect(hub: Hub, address: Address, context: ssl.SSLContext | None, deadline
         Until connected; the caller bounds it with a `gevent.Timeout`.
     """
     places = _resolve(hub, address)
+    error: ConnectError | None = None
     for number, (family, place) in enumerate(places, 1):
         left = len(places) - number
         share = None
@@ -262,50 +264,64 @@ def connect(hub: Hub, address: Address, context: ssl.SSLContext | None, deadline
             share = gevent.Timeout(max(deadline - monotonic(), 0) / (left + 1))
             share.start()
         try:
-            return _connect_one(hub, address, family, place, context)
-        except ConnectError:
-            if not left:
-                raise
+            made = _connect_one(hub, address, family, place, context)
         except gevent.Timeout as timeout:
             if timeout is not share:
                 raise
+            made = ConnectError(f"connect to {address}: no answer in time")
         finally:
             if share is not None:
                 share.close()
-    raise ConnectError(f"connect to {address}: the name stands for no address")
+        if isinstance(made, Transport):
+            return made
+        error = made
+    raise error or ConnectError(f"connect to {address}: the name stands for no address")
 
 
 def _connect_one(
     hub: Hub, address: Address, family: int, place: SockAddr, context: ssl.SSLContext | None
-) -> Transport:
+) -> Transport | ConnectError:
+    """Try one address. What goes wrong is returned: what is raised is the caller's own."""
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:  # no descriptor left
-        raise ConnectError(f"connect to {address}: {_reason(error)}") from error
+        return _refused(address, error)
     transport = Transport(sock)
+    connected = False
     try:
         sock.setblocking(False)
         try:
             code = sock.connect_ex(place)
         except OSError as error:
-            raise ConnectError(f"connect to {address}: {_reason(error)}") from error
+            return _refused(address, error)
         if code in (errno.EINPROGRESS, errno.EAGAIN):
             wait(hub, sock.fileno(), WRITE)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise ConnectError(f"connect to {address}: {os.strerror(code).lower()}")
+            return ConnectError(f"connect to {address}: {os.strerror(code).lower()}")
         if family != socket.AF_UNIX:
             _tune(sock)
         if address.is_tls:
-            transport = TlsTransport(sock, context or _default_context(), str(address.host))
-            transport.handshake(hub)
-    except ConnectionLostError as error:
-        transport.close()
-        raise ConnectError(f"connect to {address}: TLS: {error}") from error
-    except BaseException:
-        transport.close()
-        raise
-    return transport
+            transport = tls = TlsTransport(sock, context or _default_context(), str(address.host))
+            events = WRITE
+            while events:
+                try:
+                    events = tls.handshake()
+                except ConnectionLostError as error:
+                    return _refused(address, error, "TLS: ")
+                if events:
+                    wait(hub, sock.fileno(), events)
+        connected = True
+        return transport
+    finally:
+        if not connected:
+            transport.close()
+
+
+def _refused(address: Address, error: BaseException, what: str = "") -> ConnectError:
+    refused = ConnectError(f"connect to {address}: {what}{_reason(error)}")
+    refused.__cause__ = error
+    return refused
 
 
 def _resolve(hub: Hub, address: Address) -> list[tuple[int, SockAddr]]:
@@ -327,7 +343,7 @@ def _resolve(hub: Hub, address: Address) -> list[tuple[int, SockAddr]]:
     lookup.join()
     found = lookup.value
     if not isinstance(found, list):
-        raise ConnectError(f"connect to {address}: {_reason(found)}") from found
+        raise _refused(address, found) from found
     return [(family, place) for family, _, _, _, place in found]
 
 

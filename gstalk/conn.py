@@ -208,15 +208,18 @@ class Conn:
             pipe = link.pipe
             try:
                 data = commands.put(body, *numbers)
-                if not pipe.clear:
-                    failed |= _harvest(pending, results)
-                    pipe = link.clear("put_many")
             except (TypeError, InvalidArgumentError) as error:
                 pending.append(error)
                 continue
-            except DisconnectedError as error:
-                pending.append(error)
-                break
+            if not pipe.clear:
+                failed |= _harvest(pending, results)
+                try:
+                    pipe = link.clear("put_many")
+                except DisconnectedError as error:
+                    if link.is_connected:  # the caller's own, which hit his wait
+                        raise
+                    pending.append(error)
+                    break
             slot = Slot(commands.PUT, pipe.session)
             if tube == link.used:
                 pipe.append(data, slot)
@@ -317,6 +320,7 @@ class Conn:
         Protocol:
             ``delete <id>`` -> ``DELETED``, ``NOT_FOUND``; "Worker Commands".
         """
+        self._link.check("delete")
         self._link.delete(job)
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
@@ -329,6 +333,7 @@ class Conn:
         Protocol:
             ``release <id> <pri> <delay>`` -> ``RELEASED``, ``BURIED``, ``NOT_FOUND``; "Worker Commands".
         """
+        self._link.check("release")
         self._link.release(job, priority, delay)
 
     def bury(self, job: Job | int, priority: int | None = None) -> None:
@@ -337,6 +342,7 @@ class Conn:
         Protocol:
             ``bury <id> <pri>`` -> ``BURIED``, ``NOT_FOUND``; "Worker Commands".
         """
+        self._link.check("bury")
         self._link.bury(job, priority)
 
     def touch(self, job: Job | int) -> None:
@@ -351,6 +357,7 @@ class Conn:
         Protocol:
             ``touch <id>`` -> ``TOUCHED``, ``NOT_FOUND``; "Worker Commands".
         """
+        self._link.check("touch")
         self._link.touch(job)
 
     # -- looking and kicking -----------------------------------------------------------------------------------

@@ -146,9 +146,11 @@ class Pool:
         over.wait()
         if not self.is_stopped:
             # A cut alone is no outage: proxies cut idle connections all day.
-            server.error = error = link.pipe.error("connection")
-            self._hooks.event("disconnect", uri=server.uri, exception=error)
-            self._hooks.info(f"{error}; connecting again")
+            assert link.pipe.failure is not None
+            kind, why, _ = link.pipe.failure
+            server.error = kind(f"lost connection to {server.uri}: {why}")
+            self._hooks.event("disconnect", uri=server.uri, exception=server.error)
+            self._hooks.info(f"{server.error}; connecting again")
 
     def _failed(self, server: Server, error: BaseException) -> None:
         server.error = error

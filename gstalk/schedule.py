@@ -72,7 +72,12 @@ class Lane:
         self.next_ask = 0.0
         self.pause = FIRST_PAUSE
         self.starved_since = 0.0
+        self.asked_at = 0.0
         self.recalled_at = -RECALL_EVERY
+
+    def may_wait(self, now: float) -> bool:
+        """Whether a wait on the server would stop nothing behind it, and hasn't just been called back."""
+        return not self.held and not self.busy and now >= self.recalled_at + LONGEST_PAUSE
 
 
 class Action(NamedTuple):
@@ -111,20 +116,20 @@ class Asking:
 
         # Servers without any ask under way come first, the longest neglected of them in front.
         silent = [group for group in servers.values() if not any(lane.asks for lane in group)]
-        for group in sorted(silent, key=lambda group: min(lane.next_ask for lane in group)):
+        for group in sorted(silent, key=lambda group: max(lane.asked_at for lane in group)):
             lane = min(group, key=lambda lane: (lane.next_ask, lane.held))
             hot = any(each.hot for each in group)
-            idle = next((each for each in group if not each.held and not each.busy and each.next_ask <= now), None)
+            idle = next((each for each in group if each.may_wait(now)), None)
             if may_wait and idle is not None and not hot and free > 0:
                 actions.append(Action("wait", idle))
                 free -= 1
-                self._fed(idle)
+                self._fed(idle, now)
             elif lane.next_ask > now:
                 again = min(again, lane.next_ask - now)
             elif free > 0:
                 actions.append(Action("ask", lane))
                 free -= 1
-                self._fed(lane)
+                self._fed(lane, now)
             else:
                 again = min(again, self._starve(lane, now, actions))
 
@@ -135,7 +140,7 @@ class Asking:
             if share > 0:
                 actions.append(Action("ask", lane, share))
                 free -= share
-                self._fed(lane)
+                self._fed(lane, now)
             elif not lane.asks and not any(action.lane is lane for action in actions):
                 again = min(again, self._starve(lane, now, actions))
         return actions, again
@@ -173,8 +178,9 @@ class Asking:
         lane.next_ask = now + LONGEST_PAUSE
         lane.pause = LONGEST_PAUSE
 
-    def _fed(self, lane: Lane) -> None:
+    def _fed(self, lane: Lane, now: float) -> None:
         lane.starved_since = 0.0
+        lane.asked_at = now
 
     def _starve(self, lane: Lane, now: float, actions: list[Action]) -> float:
         """A connection that wants to ask finds no permit; after a while it takes one from another server's wait."""

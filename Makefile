@@ -1,0 +1,43 @@
+# make test and make demo set up all that they need on a machine that has make and python3 (3.10 or newer).
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(PATH):/usr/sbin:/usr/local/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo lint programs clean
+.NOTPARALLEL:
+
+help:
+	@echo "make test    all checks and tests (installs beanstalkd and haproxy if they are missing)"
+	@echo "make demo    producer and consumer at work"
+	@echo "make lint    the checks alone"
+	@echo "make clean   remove what these made"
+
+test: lint programs
+	$(BIN)/pytest
+
+demo: $(READY)
+	$(BIN)/python -m gstalk demo
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy gstalk
+	$(BIN)/mypy tests
+
+programs:
+	.ci/provide beanstalkd haproxy
+
+$(READY): setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "gstalk: needs Python 3.10 or newer; name one: make PYTHON=python3.12 test" >&2; exit 1; }
+	@# Debian ships python3 without ensurepip, and then leaves half of an environment behind.
+	$(PYTHON) -m venv .venv || { rm -rf .venv; .ci/provide python3-venv && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --editable '.[cli,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

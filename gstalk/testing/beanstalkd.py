@@ -1,0 +1,138 @@
+"""The real beanstalkd, started for a test and stopped with it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import tempfile
+from types import TracebackType
+from typing import Any
+
+import gevent
+from gevent import socket, subprocess
+
+__all__ = ["Beanstalkd"]
+
+_PLACES = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin:/opt/homebrew/bin"
+
+
+class Beanstalkd:
+    """A beanstalkd process on a free loopback port, or on a unix socket.
+
+    Args:
+        *args: More arguments for it, such as ``"-z", "100000"``.
+        unix: Listen on a unix socket in a directory of its own.
+        binlog: A directory for its binlog (``-b``), kept across `restart`.
+
+    Raises:
+        FileNotFoundError: There is no beanstalkd; `$GSTALK_BEANSTALKD` may name one.
+        RuntimeError: It did not start; with what it said.
+    """
+
+    def __init__(self, *args: str, unix: bool = False, binlog: str | None = None) -> None:
+        self._args = list(args) + (["-b", binlog, "-f0"] if binlog else [])
+        self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix else None
+        self._process: Any = None
+        self.port = 0 if unix else _free_port()
+
+    @staticmethod
+    def find() -> str | None:
+        """Find the program: `$GSTALK_BEANSTALKD`, the path, or the usual places."""
+        named = os.environ.get("GSTALK_BEANSTALKD")
+        return named or shutil.which("beanstalkd") or shutil.which("beanstalkd", path=_PLACES)
+
+    @property
+    def uri(self) -> str:
+        return f"unix://{self._directory}/socket" if self._directory else f"beanstalk://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
+    def __enter__(self) -> Beanstalkd:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        program = self.find()
+        if program is None:
+            raise FileNotFoundError("no beanstalkd on this machine: install it, or name it in $GSTALK_BEANSTALKD")
+        where = ["-l", f"unix:{self._directory}/socket"] if self._directory else []
+        where = where or ["-l", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(
+            [program, *where, *self._args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        atexit.register(self._end)
+        for _ in range(500):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"beanstalkd did not start: {self._process.stderr.read().decode(errors='replace')}")
+            if self._answers():
+                return
+            gevent.sleep(0.01)
+        self._end()
+        raise RuntimeError("beanstalkd does not answer")
+
+    def _answers(self) -> bool:
+        family = socket.AF_UNIX if self._directory else socket.AF_INET
+        place: Any = f"{self._directory}/socket" if self._directory else ("127.0.0.1", self.port)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            try:
+                sock.settimeout(1)
+                sock.connect(place)
+                sock.sendall(b"list-tube-used\r\n")
+                return bool(sock.recv(64) == b"USING default\r\n")
+            except OSError:
+                return False
+
+    def kill(self) -> None:
+        """End it at once, with SIGKILL."""
+        self._end()
+
+    def stop(self) -> None:
+        """End it, and remove its socket's directory."""
+        self._end()
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def restart(self) -> None:
+        """Kill it if it runs, and start it again in the same place."""
+        self._end()
+        self.start()
+
+    def drain(self) -> None:
+        """Have it take no new jobs (SIGUSR1), until it is restarted."""
+        os.kill(self.pid, signal.SIGUSR1)
+
+    def pause(self) -> None:
+        """Stop the process (SIGSTOP): connections stay, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            atexit.unregister(self._end)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            process.stderr.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,52 @@
+"""The package's metadata. pyproject.toml names the build system and holds the tools' settings, nothing else."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+readme = Path(__file__).with_name("README.md")
+
+setup(
+    name="gstalk",
+    version="0.1.0",  # as in gstalk/__init__.py; tests/test_exports.py compares them
+    description="A beanstalkd client for gevent: many greenlets share few connections to a job queue",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="gstalk maintainers",
+    license="MIT",
+    keywords=["beanstalkd", "beanstalk", "gevent", "queue", "jobs", "worker"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["gstalk", "gstalk.*"]),
+    py_modules=["_gstalk_pytest"],
+    package_data={"gstalk": ["py.typed"]},
+    install_requires=["gevent>=24.2"],
+    extras_require={
+        "cli": ["click>=8.1", "rich>=13"],
+        "otel": ["opentelemetry-api>=1.20"],
+        "test": [
+            "greenstalk>=2",
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8.2",
+            "pytest-cov>=5",
+            "ruff>=0.6",
+            "types-gevent>=24.2",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["gstalk = gstalk.cli:main"],
+        "pytest11": ["gstalk = _gstalk_pytest"],
+    },
+)
