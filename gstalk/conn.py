@@ -226,9 +226,10 @@ class Conn:
             else:
                 link.append_using(tube, data, slot)
             pending.append(slot)
-        for entry in pending:
-            if isinstance(entry, Slot) and entry.result is PENDING and entry.error is None:
-                _settle_down(pipe, entry)
+        # Replies come in order: when the last one is there, all are.
+        last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
+        if last is not None:
+            _settle_down(pipe, last)
         failed |= _harvest(pending, results)
         if failed:
             wrong = sum(isinstance(result, BaseException) for result in results)

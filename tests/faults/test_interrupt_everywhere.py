@@ -7,6 +7,7 @@ run it once and count, then run it again for every switch and every exception, a
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,8 @@ class OwnTimeout(OSError):
     """A user's timeout class that looks like a network's error."""
 
 
+_numbers = itertools.count()
+
 EXCEPTIONS: list[Callable[[], BaseException]] = [
     lambda: gevent.Timeout(60),
     lambda: gevent.GreenletExit(),
@@ -49,9 +52,9 @@ def uri() -> Iterator[str]:
 class World:
     """One run's connections, tube and jobs; `other` is a connection that nobody interrupts."""
 
-    def __init__(self, uri: str, number: int) -> None:
+    def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.tube = f"t{number}"
+        self.tube = f"t{next(_numbers)}"
         self.conn = gstalk.dial(uri)
         self.other = gstalk.dial(uri)
         self.conn.watch(self.tube)
@@ -66,9 +69,6 @@ class World:
 
     def close(self) -> None:
         self.conn.close()
-        for state in ("ready", "delayed", "buried"):
-            while (job := getattr(self.other, f"peek_{state}")(self.tube)) is not None:
-                job.delete()
         self.other.close()
 
 
@@ -249,16 +249,14 @@ def wait_until(check: Callable[[], bool], seconds: float = 1.0) -> bool:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_operation_interrupted_at_any_switch_harms_nobody(uri: str, operation: Callable[[World], Any]) -> None:
-    number = 0
-    world = World(uri, number)
+    world = World(uri)
     undisturbed = Run(operation(world))
     assert undisturbed.caught is None
     world.close()
     cases = 0
     for at in range(1, undisturbed.switches + 1):
         for make in EXCEPTIONS:
-            number += 1
-            world = World(uri, number)
+            world = World(uri)
             sibling = world.held(priority=3)
             function = operation(world)
             error = make()
@@ -393,7 +391,7 @@ def test_nothing_is_left_behind(uri: str) -> None:
     gevent.sleep(0.1)
     before = count()
     for make in EXCEPTIONS:
-        world = World(uri, 0)
+        world = World(uri)
         Run(reserve_waits(world), make(), 1)
         world.close()
     assert wait_until(lambda: count() <= before)
