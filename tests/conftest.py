@@ -6,9 +6,11 @@ import gc
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from time import monotonic
 
 import gevent
 import pytest
+from gevent import subprocess
 
 LIMIT = 60  # seconds for a test; `@pytest.mark.limit(seconds)` gives more
 SETTLING = 5  # seconds in which closed sockets and ended greenlets may go
@@ -34,7 +36,7 @@ def _open() -> tuple[int, int]:
 def _warm() -> None:
     """Have gevent open what it keeps for ever, before anything is counted."""
     gevent.get_hub().threadpool.apply(int)
-    gevent.subprocess.call(["true"])
+    subprocess.call(["true"])
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +49,10 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     before = _open()
     yield
     after = _open()
-    with gevent.Timeout(SETTLING, False):
-        while any(now > then for now, then in zip(after, before, strict=True)):
-            gevent.sleep(0.02)
-            after = _open()
+    end = monotonic() + SETTLING
+    while any(now > then for now, then in zip(after, before, strict=True)) and monotonic() < end:
+        gevent.sleep(0.02)
+        after = _open()
     assert all(now <= then for now, then in zip(after, before, strict=True)), (
         f"left open: {after[0] - before[0]} descriptors, {after[1] - before[1]} greenlets"
     )

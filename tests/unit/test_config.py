@@ -141,7 +141,7 @@ def test_config_tls_context_must_be_one():
 
 
 def test_config_retry_must_be_a_policy():
-    with pytest.raises(TypeError, match="^retry must be a RetryPolicy, got int$"):
+    with pytest.raises(TypeError, match=r"^retry must be a RetryPolicy, got int$"):
         Config(retry=3)
 
 
@@ -172,7 +172,8 @@ def test_put_params_defaults_and_equality():
 
 
 @pytest.mark.parametrize(
-    ("given", "sent"), [(0, 0), (1, 1), (0.001, 1), (1.0, 1), (1.5, 2), (timedelta(milliseconds=1), 1), (2**32 - 1,) * 2]
+    ("given", "sent"),
+    [(0, 0), (1, 1), (0.001, 1), (1.0, 1), (1.5, 2), (timedelta(milliseconds=1), 1), (2**32 - 1,) * 2],
 )
 def test_put_params_delay_is_rounded_up(given, sent):
     delay = PutParams(delay=given).delay

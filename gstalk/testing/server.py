@@ -1,0 +1,224 @@
+"""A beanstalkd for tests and development, in this process: `Engine` behind a socket.
+
+It runs in the hub of the thread that starts it, so its clients must be greenlets of that hub, or other processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import gevent
+from gevent import get_hub, socket
+
+from gstalk.testing.engine import Engine
+from gstalk.testing.wire import Client
+
+__all__ = ["Server"]
+
+BACKLOG = 1 << 20  # bytes that wait for a slow reader before nothing more is read from it
+
+
+class Server:
+    """An in-memory server that speaks the whole protocol. Also a context manager.
+
+    Args:
+        host: Where to listen.
+        port: 0 takes a free one.
+        unix: Listen on a unix socket in a directory of its own instead.
+        max_job_size: The largest body, in bytes.
+        clock: Seconds that never go backwards; `advance` moves them on.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        unix: bool = False,
+        max_job_size: int = 65535,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix else None
+        self._max_job_size = max_job_size
+        self._clock = clock
+        self._ahead = 0.0
+        self._listener: Any = None
+        self._acceptor: Any = None
+        self._timer: Any = None
+        self._links: dict[Client, _Link] = {}
+        self.engine = Engine(max_job_size, self.now())
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def uri(self) -> str:
+        if self._directory is not None:
+            return f"unix://{self._directory}/socket"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"beanstalk://{host}:{self._port}"
+
+    def now(self) -> float:
+        """The server's time."""
+        return self._clock() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        """Move the server's time on: what is due by then happens now."""
+        self._ahead += seconds
+        self.settle()
+
+    def drain(self) -> None:
+        """Take no new jobs, until `restart`."""
+        self.engine.draining = True
+
+    def start(self) -> None:
+        """Listen."""
+        if self._directory is not None:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(f"{self._directory}/socket")
+        else:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            self._listener = socket.socket(family, socket.SOCK_STREAM)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((self._host, self._port))
+            self._port = self._listener.getsockname()[1]
+        self._listener.listen(1024)
+        self._acceptor = gevent.spawn(self._accept)
+
+    def stop(self) -> None:
+        """Close everything; the jobs are gone."""
+        self._close()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def restart(self) -> None:
+        """Drop all connections and jobs, and begin again in the same place: ids from 1, another instance id."""
+        self._close()
+        if self._directory is not None and os.path.exists(f"{self._directory}/socket"):
+            os.unlink(f"{self._directory}/socket")
+        self.engine = Engine(self._max_job_size, self.now())
+        self.start()
+
+    def disconnect_all(self) -> None:
+        """Cut all connections; the jobs stay."""
+        for link in list(self._links.values()):
+            link.close()
+
+    def _close(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.kill()
+            self._listener.close()
+            self._acceptor = self._listener = None
+        self.disconnect_all()
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _accept(self) -> None:
+        while True:
+            sock, _ = self._listener.accept()
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = Client(self.engine)
+            self._links[client] = link = _Link(self, client, sock)
+            link.start()
+
+    def settle(self) -> None:
+        """Do what is due, send what is to be sent, and set the timer for what comes next."""
+        again = self.engine.tick(self.now())
+        while self.engine.talking:
+            link = self._links.get(self.engine.talking.pop())
+            if link is not None:
+                link.flush()
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+        if again is not None and self._listener is not None:
+            self._timer = get_hub().loop.timer(max(again - self.now(), 0.0005))
+            self._timer.start(self.settle, update=True)
+
+    def forget(self, client: Client) -> None:
+        self._links.pop(client, None)
+
+
+class _Link:
+    """A connection's socket: one greenlet reads; what a full socket does not take, another one writes."""
+
+    def __init__(self, server: Server, client: Client, sock: Any) -> None:
+        self._server = server
+        self._client = client
+        self._sock = sock
+        self._reader: Any = None
+        self._writer: Any = None
+
+    def start(self) -> None:
+        self._reader = gevent.spawn(self._read)
+
+    def _read(self) -> None:
+        server, client = self._server, self._client
+        try:
+            while data := self._sock.recv(65536):
+                client.feed(data, server.now())
+                server.settle()
+                while len(client.out) > BACKLOG and self._writer is not None:
+                    self._writer.join()
+            client.half_close(server.now())
+            server.settle()
+        except OSError:
+            self.close()
+
+    def flush(self) -> None:
+        """Send without waiting; never switches."""
+        if self._writer is None and self._sock.fileno() >= 0:
+            out = self._client.out
+            timeout = self._sock.gettimeout()
+            self._sock.settimeout(0)
+            try:
+                sent = self._sock.send(out) if out else 0
+                del out[:sent]
+            except BlockingIOError:
+                pass
+            except OSError:
+                out.clear()
+            finally:
+                self._sock.settimeout(timeout)
+            if out:
+                self._writer = gevent.spawn(self._write)
+            elif self._client.ended:
+                self.close()
+
+    def _write(self) -> None:
+        out = self._client.out
+        try:
+            while out:
+                part = bytes(out[:65536])
+                del out[: len(part)]
+                self._sock.sendall(part)
+        except OSError:
+            out.clear()
+        finally:
+            self._writer = None
+        if self._client.ended:
+            self.close()
+
+    def close(self) -> None:
+        self._server.forget(self._client)
+        self._client.close(self._server.now())
+        self._sock.close()
+        if self._reader is not None and self._reader is not gevent.getcurrent():
+            self._reader.kill(block=False)
+        self._server.settle()
