@@ -324,6 +324,7 @@ class _Run:
     def _up(self, server: Server, link: Link) -> None:
         self._lanes[link] = lane = _ConsumerLane(server.uri, link, self._config.num_greenlets)
         self._asking.lanes.append(lane)
+        link.on_settled = self._pump_soon  # one that holds no job any more may wait on its server
         self._connected.set()
         self._pump_soon()
 

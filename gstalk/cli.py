@@ -1,0 +1,218 @@
+"""The command line `gstalk`, with click and rich from the extra `gstalk[cli]`.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 refused or failed, 2 wrong
+usage, 3 no connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+import gstalk
+from gstalk.testing import Server
+
+try:
+    import click
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError as missing:
+    raise SystemExit(f"gstalk: the command line needs {missing.name}: pip install 'gstalk[cli]'") from None
+
+__all__ = ["cli", "main"]
+
+PACED = 300  # jobs put one by one to an idle Consumer, to measure the latency
+GREENLETS = 30
+
+
+def main() -> None:
+    """Run the command line; errors end in one sentence."""
+    try:
+        cli.main(prog_name="gstalk", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        sys.exit(1)
+    except (gstalk.DisconnectedError, gstalk.GstalkError) as error:
+        _complain(str(error))
+        sys.exit(3 if isinstance(error, gstalk.DisconnectedError) else 1)
+
+
+def _complain(message: str) -> None:
+    print(f"gstalk: {message}", file=sys.stderr)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--uri", envvar="BEANSTALKD_URI", help="The server; also $BEANSTALKD_URI.")
+@click.version_option(gstalk.__version__)
+@click.pass_context
+def cli(context: click.Context, uri: str | None) -> None:
+    """Work with beanstalkd."""
+    if uri is not None:
+        try:
+            gstalk.parse_uri(uri)
+        except gstalk.InvalidArgumentError as error:
+            raise click.UsageError(str(error)) from None
+    context.obj = uri
+
+
+@cli.command()
+@click.option("--listen", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=11300, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+def serve(listen: str, port: int) -> None:
+    """Run the embedded server, for development and tests: jobs are kept in memory alone."""
+    over = Event()
+    for number in (2, 15):  # SIGINT, SIGTERM
+        gevent.signal_handler(number, over.set)
+    try:
+        server = Server(listen, port)
+        server.start()
+    except OSError as error:
+        raise click.ClickException(f"can't listen on {listen}:{port}: {error.strerror}") from None
+    try:
+        click.echo(server.uri)
+        over.wait()
+    finally:
+        server.stop()
+
+
+@cli.command()
+@click.option("--jobs", default=20_000, show_default=True, type=click.IntRange(100), help="How many to put.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def demo(uri: str | None, jobs: int, as_json: bool) -> None:
+    """Put and work off jobs with a Producer and a Consumer.
+
+    On the embedded server in this process, unless --uri or $BEANSTALKD_URI names another.
+    """
+    with contextlib.ExitStack() as stack:
+        where = uri
+        if where is None:
+            where = stack.enter_context(Server()).uri
+        gstalk.dial(where).close()  # no server: say so at once
+        result = _Demo(where, jobs).run()
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    table = Table(title=f"gstalk demo on {where if uri else 'the embedded server'}", show_header=False)
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)
+
+
+class _Demo:
+    """The demo's run: some jobs fail once and are retried, a few are buried, and all are accounted for."""
+
+    def __init__(self, uri: str, jobs: int) -> None:
+        self._uri = uri
+        self._jobs = jobs
+        self._tube = f"gstalk-demo-{os.getpid()}-{time.time_ns()}"
+        self._tried: set[bytes] = set()
+        self._count = {"done": 0, "retried": 0, "buried": 0}
+        self._latencies: list[float] = []
+
+    def run(self) -> dict[str, Any]:
+        config = gstalk.Config(num_greenlets=GREENLETS, multiply=3)
+        consumer = gstalk.Consumer(self._uri, self._tube, config)
+        try:
+            with gstalk.Producer(self._uri, config) as producer, self._progress() as advance:
+                began = time.perf_counter()
+                putting = gevent.spawn(
+                    producer.put_many, self._tube, (self._body(number) for number in range(self._jobs))
+                )
+
+                def handler(job: gstalk.Job) -> None:
+                    self._handle(job)
+                    advance(self._count["done"] + self._count["buried"])
+                    if self._count["done"] + self._count["buried"] == self._jobs:
+                        consumer.stop()
+
+                consumer.receive(handler)
+                putting.get()
+                seconds = time.perf_counter() - began
+                self._measure_latency(producer)
+        finally:
+            self._clean_up()
+        ordered = sorted(self._latencies)
+        return {
+            "jobs_put": self._jobs,
+            "jobs_done": self._count["done"],
+            "jobs_retried": self._count["retried"],
+            "jobs_buried": self._count["buried"],
+            "jobs_per_second": round(self._jobs / seconds),
+            "put_to_handler_p50_ms": round(ordered[len(ordered) // 2] * 1000, 3),
+            "put_to_handler_p99_ms": round(ordered[len(ordered) * 99 // 100] * 1000, 3),
+        }
+
+    @staticmethod
+    def _body(number: int) -> bytes:
+        kind = "bury" if number % 1000 == 999 else "retry" if number % 100 == 50 else "work"
+        return f"{kind} {number}".encode()
+
+    def _handle(self, job: gstalk.Job) -> None:
+        kind = job.body.split()[0]
+        if kind == b"bury":
+            self._count["buried"] += 1
+            raise gstalk.Bury
+        if kind == b"retry" and job.body not in self._tried:
+            self._tried.add(job.body)
+            self._count["retried"] += 1
+            raise gstalk.Retry(delay=0)
+        job.delete()
+        self._count["done"] += 1
+
+    def _measure_latency(self, producer: gstalk.Producer) -> None:
+        """Put jobs one by one to a Consumer that has nothing else to do."""
+        consumer = gstalk.Consumer(self._uri, self._tube, auto_delete=True)
+
+        def handler(job: gstalk.Job) -> None:
+            self._latencies.append(time.perf_counter() - float(job.body))
+            if len(self._latencies) == PACED:
+                consumer.stop()
+
+        receiving = gevent.spawn(consumer.receive, handler)
+        consumer.wait_connected(10)
+        for _ in range(PACED):
+            gevent.sleep(0.003)
+            producer.put(self._tube, b"%.9f" % time.perf_counter())
+        receiving.get()
+
+    def _clean_up(self) -> None:
+        with gstalk.dial(self._uri) as conn:
+            for peek in (conn.peek_ready, conn.peek_delayed, conn.peek_buried):
+                while (job := peek(self._tube)) is not None:
+                    with contextlib.suppress(gstalk.NotFoundError):
+                        job.delete()
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Any]:
+        """Show how far it is, on standard error: a bar on a terminal, a line a quarter elsewhere."""
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (TextColumn("working off"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=console, auto_refresh=False) as progress:
+                task = progress.add_task("", total=self._jobs)
+
+                def show(done: int) -> None:
+                    if done % 200 == 0 or done == self._jobs:
+                        progress.update(task, completed=done, refresh=True)
+
+                yield show
+        else:
+
+            def tell(done: int) -> None:
+                if done % max(self._jobs // 4, 1) == 0:
+                    print(f"{done:,} of {self._jobs:,} jobs worked off", file=sys.stderr)
+
+            yield tell
