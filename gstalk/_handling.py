@@ -124,7 +124,7 @@ class Handling:
                 error = RetriesExhaustedError(
                     f"job {job.id} was lost with its worker too often: {attempts} attempts", job.id, attempts
                 )
-                self._hooks.error(error, self._exhaust(job, stats))
+                self._hooks.error(error, f"job {job.id} of {job.uri}: {self._exhaust(job, stats)}")
                 return None
         if self._by_tube is None:
             return self._handler
@@ -184,9 +184,9 @@ class Handling:
     def _exhaust(self, job: Job, stats: JobStats) -> str:
         if self._config.retry.exhausted == "delete":
             job.delete()
-            return f"job {job.id} of {job.uri} is given up and deleted"
+            return "given up and deleted"
         job.bury(stats.pri)
-        return f"job {job.id} of {job.uri} is given up and buried"
+        return "given up and buried"
 
     def _not_deleted(self, slot: Slot) -> None:
         """In the hub: an automatic delete failed."""
