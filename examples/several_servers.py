@@ -13,7 +13,9 @@ import gstalk
 def main(*uris: str) -> None:
     servers = list(uris or ["localhost:11300"])
     nobody = "127.0.0.1:1"  # nothing listens there
-    with gstalk.Producer([*servers, nobody], error_func=lambda error, message: print(f"{message}: {error}")) as producer:
+    with gstalk.Producer(
+        [*servers, nobody], error_func=lambda error, message: print(f"{message}: {error}")
+    ) as producer:
         for number in range(10):
             job_id = producer.put("several", b"job %d" % number)
             print("job", job_id)

@@ -90,7 +90,7 @@ class Handling:
             if self._config.time_limit is None:
                 handler(job)
             else:
-                with TimeLimitExceeded(self._config.time_limit):
+                with TimeLimitExceeded(self._config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
                     handler(job)
             if job._state == "held":
                 if not self._config.auto_delete:
@@ -190,7 +190,10 @@ class Handling:
 
     def _not_deleted(self, slot: Slot) -> None:
         """In the hub: an automatic delete failed."""
-        gevent.spawn(self._hooks.error, slot.error, f"job {slot.key} was not deleted after its handler; it may run again")
+        assert slot.error is not None
+        gevent.spawn(
+            self._hooks.error, slot.error, f"job {slot.key} was not deleted after its handler; it may run again"
+        )
 
     def _tell(
         self, kind: str, job: Job, began: float, attempt: int | None = None, error: BaseException | None = None

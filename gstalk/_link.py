@@ -16,14 +16,14 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
-
-from typing import Any
+from typing import Any, cast
 
 import gevent
-from gevent import getcurrent, get_hub
+from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
-from gstalk._pipeline import Pipeline, dial
+from gstalk._dial import dial
+from gstalk._pipeline import Pipeline
 from gstalk._transport import Transport
 from gstalk.config import Config
 from gstalk.errors import (
@@ -101,7 +101,7 @@ class Link:
         self.on_settled: Callable[[], None] | None = None
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
-        self.pipe = Pipeline(self.uri, self.hub, config.conn_timeout)
+        self.pipe = Pipeline(self.uri, self.hub, _seconds(config.conn_timeout))
         self.pipe.check_may_wait()
         transport, self.server = self._dial()
         self._holder = [self.pipe]
@@ -186,9 +186,7 @@ class Link:
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
-    def ask(
-        self, seconds: int, got: Callable[[Slot], None], end_wait: Callable[[], None] | None = None
-    ) -> Slot:
+    def ask(self, seconds: int, got: Callable[[Slot], None], end_wait: Callable[[], None] | None = None) -> Slot:
         """Send a reserve; `got` is called with its slot, whose result is a `Job` or `None`.
 
         Args:
@@ -251,13 +249,13 @@ class Link:
             self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0))
 
     def delete(self, job: Job | int) -> None:
-        if job.__class__ is Job and job._owner is self and job._state == "held":  # type: ignore[union-attr]
+        if job.__class__ is Job and job._owner is self and job._state == "held":
             # The usual case, in as few steps as can be.
             self.check("delete")
             pipe = self.pipe
-            job._state = "settling"  # type: ignore[union-attr]
-            slot = pipe.slot(commands.DELETE, job.id, self._settled, job)  # type: ignore[union-attr]
-            pipe.append(b"delete %d\r\n" % job.id, slot)  # type: ignore[union-attr]
+            job._state = "settling"
+            slot = pipe.slot(commands.DELETE, job.id, self._settled, job)
+            pipe.append(b"delete %d\r\n" % job.id, slot)
             pipe.wait(slot)
             return
         job_id, ours = self._whose(job, "delete")
@@ -342,16 +340,12 @@ class Link:
         pipe.append(data, slot)
         pipe.wait(slot)
 
-    def _settle_keeping(
-        self, job_id: int, job: Job | None, command: Command, line: Callable[[int], bytes]
-    ) -> None:
+    def _settle_keeping(self, job_id: int, job: Job | None, command: Command, line: Callable[[int], bytes]) -> None:
         if job is None:
             self.clear(command.name)
         self.pipe.wait(self._settle_later(job, job_id, command, line))
 
-    def _settle_later(
-        self, job: Job | None, job_id: int, command: Command, line: Callable[[int], bytes]
-    ) -> Slot:
+    def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Callable[[int], bytes]) -> Slot:
         """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
         pipe = self.pipe
         last = pipe.slot(command, job_id, self._settled, job)
@@ -408,14 +402,14 @@ class Link:
         old = self.pipe
         old.on_failure = None
         self._end_wait = None
-        self.pipe = self._holder[0] = Pipeline(self.uri, self.hub, self.config.conn_timeout)
+        self.pipe = self._holder[0] = Pipeline(self.uri, self.hub, _seconds(self.config.conn_timeout))
         self._adopt(self.pipe)
         gevent.spawn(self._redial, self.pipe, old, self.used)
 
     def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
         try:
             # The end is read before the new connection is dialed, or the old wait could still win the next job.
-            with gevent.Timeout(self.config.conn_timeout, False):
+            with _patience(self.config):
                 old.wait(old.end())
             old.fail(ConnectionClosedError, "closed to end a reserve")
             transport, server = self._dial(used)
@@ -438,7 +432,7 @@ class Link:
         if "default" not in self.watched:
             greeting.append((commands.IGNORE, commands.by_tube(commands.IGNORE, "default")))
         config = self.config
-        transport, replies = dial(self.hub, self.address, config.tls_context, config.conn_timeout, greeting)
+        transport, replies = dial(self.hub, self.address, config.tls_context, _seconds(config.conn_timeout), greeting)
         if replies[-1] != len(self.watched):
             transport.close()
             raise ConnectError(f"connect to {self.uri}: watches {replies[-1]} tubes instead of {len(self.watched)}")
@@ -471,7 +465,7 @@ class Link:
         self._closed = True
         try:
             if self._may_settle() and getcurrent() is not self.hub:
-                with gevent.Timeout(self.config.conn_timeout, False):
+                with _patience(self.config):
                     self._drain()
         finally:
             self.pipe.fail(ConnectionClosedError, "you closed it")
@@ -482,7 +476,7 @@ class Link:
             return
         self._closed = True
         try:
-            with gevent.Timeout(self.config.conn_timeout, False):
+            with _patience(self.config):
                 self._drain()
                 self.pipe.wait(self.pipe.end())
         finally:
@@ -509,8 +503,18 @@ class Link:
         return not self._closed and self.pipe.failure is None
 
 
+def _seconds(value: Seconds | None) -> float | None:
+    """What a Config holds once it is checked: its constructor alone takes timedelta."""
+    return cast("float | None", value)
+
+
+def _patience(config: Config) -> gevent.Timeout:
+    """A time limit of `conn_timeout` that ends its block quietly."""
+    return gevent.Timeout(_seconds(config.conn_timeout), False)  # type: ignore[arg-type]  # the stubs lack False
+
+
 class _Misplaced:
-    """The duty of a command whose `use` failed: it hit the tube before, and its caller must not take that for success."""
+    """The duty of a command whose `use` failed: it hit another tube, which is no success."""
 
     def __init__(self, link: Link, error: BaseException, duty: Callable[[Slot], None] | None) -> None:
         self._link = link
@@ -535,8 +539,4 @@ def _dropped(holder: list[Pipeline], uri: str) -> None:
         if get_hub() is pipe.hub:
             pipe.fail(ConnectionClosedError, "nobody referred to it any more")
         else:  # the collector ran in another thread
-            pipe.hub.loop.run_callback_threadsafe(
-                pipe.fail, ConnectionClosedError, "nobody referred to it any more"
-            )
-
-
+            pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")

@@ -30,29 +30,25 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-import gevent
-from gevent import getcurrent, ssl
+from gevent import getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
-from gstalk._transport import READ, WRITE, Transport, connect, wait
+from gstalk._transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,
-    ConnectError,
     ConnectionClosedError,
     ConnectionLostError,
     DisconnectedError,
-    ProtocolError,
 )
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
-from gstalk.uri import Address
 
-__all__ = ["Pipeline", "dial", "wait_for"]
+__all__ = ["Pipeline", "wait_for"]
 
 MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
@@ -102,7 +98,6 @@ class Pipeline:
         "_reader",
         "_replied",
         "_room",
-        "session",
         "_timer",
         "_transport",
         "_wake_due",
@@ -113,6 +108,7 @@ class Pipeline:
         "hub",
         "on_failure",
         "read_at",
+        "session",
         "slots",
         "uri",
     )
@@ -194,7 +190,7 @@ class Pipeline:
         return slot.result
 
     def wait_room(self) -> None:
-        """Wait until commands may be appended: as long as others' are in the way. Whoever is interrupted sent nothing."""
+        """Wait until commands may be appended. Whoever is interrupted here has sent nothing."""
         self.check_may_wait()
         while not self.clear and self.failure is None and not self._held_back:
             call = Call()
@@ -513,62 +509,6 @@ class Pipeline:
         if slot.duty is not None:
             slot.duty(slot)
         self._wake_soon()
-
-
-def dial(
-    hub: Hub,
-    address: Address,
-    context: ssl.SSLContext | None,
-    conn_timeout: float | None,
-    greeting: Sequence[tuple[Command, bytes]],
-) -> tuple[Transport, list[Any]]:
-    """Connect, send the greeting in one write, and return its replies' results: connected means answered.
-
-    Raises:
-        ConnectError: Whatever went wrong, in time or at all; the cause is chained.
-
-    Blocks:
-        Until the greeting is answered, at most `conn_timeout` seconds.
-    """
-    deadline = None if conn_timeout is None else monotonic() + conn_timeout
-    mine = gevent.Timeout(conn_timeout)
-    mine.start()
-    transport = None
-    try:
-        transport = connect(hub, address, context, deadline)
-        session = Session(str(address))
-        slots = [Slot(command, session) for command, _ in greeting]
-        session.slots.extend(slots)
-        all_taken = transport.write(b"".join(data for _, data in greeting))
-        while session.slots:
-            wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
-            try:
-                all_taken = _advance(transport, session)
-            except (ConnectionLostError, ProtocolError) as error:
-                raise ConnectError(f"connect to {address}: {error}") from error
-        for slot in slots:
-            if slot.error is not None:
-                raise ConnectError(f"connect to {address}: {slot.error}") from slot.error
-    except BaseException as error:
-        if transport is not None:
-            transport.close()
-        if error is mine:
-            raise ConnectError(f"connect to {address}: no answer within {conn_timeout} s") from None
-        raise
-    finally:
-        mine.close()
-    return transport, [slot.result for slot in slots]
-
-
-def _advance(transport: Transport, session: Session) -> bool:
-    """Move what can be moved without waiting; tell whether all has been sent. Whatever it raises is the server's."""
-    all_taken = transport.flush()
-    data = transport.read()
-    if data == b"":
-        raise ConnectionLostError("the server closed the connection before its first answer")
-    if data and (broken := session.receive(data)) is not None:
-        raise broken
-    return all_taken
 
 
 def _after_fork() -> None:

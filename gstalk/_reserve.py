@@ -143,7 +143,7 @@ class ReserveLine:
         caller.ask = self._asked
         if self._may_wait and not link.held and not link.pipe.slots:
             longest = max(caller.until for caller in self._callers) - now
-            seconds = int(min(longest, link.config.reserve_timeout))
+            seconds = int(min(longest, link.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
             if seconds >= 1:
                 self._stop_timer()
                 for each in self._callers:

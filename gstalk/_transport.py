@@ -318,7 +318,7 @@ def _connect_one(
             transport.close()
 
 
-def _refused(address: Address, error: BaseException, what: str = "") -> ConnectError:
+def _refused(address: Address, error: BaseException | None, what: str = "") -> ConnectError:
     refused = ConnectError(f"connect to {address}: {what}{_reason(error)}")
     refused.__cause__ = error
     return refused

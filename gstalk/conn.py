@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from gevent import getcurrent, get_hub
+from gevent import get_hub, getcurrent
 
 from gstalk._link import Link
 from gstalk._pipeline import Pipeline

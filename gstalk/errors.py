@@ -1,7 +1,7 @@
 """Every exception that gstalk raises, and the two that handlers raise to it.
 
-The tree tells a caller what he may do next: an `InvalidArgumentError` sent nothing, after a `ServerError` the connection
-is in step, and a `DisconnectedError` says in `sent` whether the server may have acted.
+The tree tells a caller what he may do next: an `InvalidArgumentError` sent nothing, after a `ServerError` the
+connection is in step, and a `DisconnectedError` says in `sent` whether the server may have acted.
 Fields are stored and the sentence is built by whoever raises; all of them pickle.
 """
 
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 __all__ = [
     "BadFormatError",
-    "Bury",
     "BuriedError",
+    "Bury",
     "CommandTimeoutError",
     "ConnectError",
     "ConnectionClosedError",
@@ -155,9 +155,7 @@ class CommandTimeoutError(DisconnectedError, TimeoutError):
 class PutTimeoutError(DisconnectedError, TimeoutError):
     """A Producer's put ran out of time. `causes`: each URI's last exception."""
 
-    def __init__(
-        self, message: str = "", sent: Sent = "no", causes: Mapping[str, BaseException] | None = None
-    ) -> None:
+    def __init__(self, message: str = "", sent: Sent = "no", causes: Mapping[str, BaseException] | None = None) -> None:
         super().__init__(message, sent)
         self.causes: dict[str, BaseException] = dict(causes or {})
 

@@ -20,13 +20,12 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from datetime import timedelta
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import gevent
-from gevent import getcurrent, get_hub
+from gevent import get_hub, getcurrent
 from gevent.event import Event
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.queue import Empty, Queue
@@ -203,7 +202,7 @@ class Producer:
             params = _DEFAULTS
         else:
             params = merge(params, priority, delay, ttr)
-        data = commands.put(body, params.priority, params.delay, params.ttr)  # type: ignore[arg-type]
+        data = commands.put(body, params.priority, params.delay, params.ttr)
         checks.check_tube(tube)
         limit = self._limit(timeout)
         self._active += 1
@@ -273,7 +272,7 @@ class Producer:
         try:
             for body in bodies:
                 try:
-                    data = commands.put(body, params.priority, params.delay, params.ttr)  # type: ignore[arg-type]
+                    data = commands.put(body, params.priority, params.delay, params.ttr)
                 except (TypeError, InvalidArgumentError) as error:
                     self._collect(pending, results, True, limit == 0)
                     results.append(error)
@@ -312,9 +311,8 @@ class Producer:
         """Move answered puts to the results, oldest first; failed ones are tried again on the way."""
         while pending:
             attempt, lane, slot = pending[0]
-            if slot.result is PENDING and slot.error is None:
-                if not everything and len(pending) < FULL:
-                    return
+            if slot.result is PENDING and slot.error is None and not everything and len(pending) < FULL:
+                return
             try:
                 results.append(lane.link.pipe.wait(slot))
             except GstalkError as error:

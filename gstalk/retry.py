@@ -65,6 +65,6 @@ class RetryPolicy:
         return self.max_attempts is not None and reserves >= self.max_attempts * (kicks + 1)
 
     def is_exhausted_by_losses(self, reserves: int, releases: int, timeouts: int, buries: int, kicks: int) -> bool:
-        """Tell the same of a job that has just been reserved, counting only attempts that were lost with their worker."""
+        """Tell the same of a job just reserved, counting only attempts that were lost with their worker."""
         losses = reserves - releases - timeouts - buries - 1
         return self.max_attempts is not None and losses >= self.max_attempts * (kicks + 1)

@@ -81,11 +81,11 @@ class Lane:
 
 
 class Action(NamedTuple):
-    """What a Consumer is to do: ask `count` times, begin a wait, or call a wait back."""
+    """What a Consumer is to do: ask so many `times`, begin a wait, or call a wait back."""
 
     what: Literal["ask", "wait", "recall"]
     lane: Lane
-    count: int = 1
+    times: int = 1
 
 
 class Asking:
@@ -195,4 +195,3 @@ class Asking:
         if not any(action.lane is victim for action in actions):
             actions.append(Action("recall", victim))
         return STARVED
-

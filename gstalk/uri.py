@@ -72,19 +72,17 @@ def parse_uri(text: str) -> Address:
         host, closed, port = rest[1:].partition("]")
         if not closed or ":" not in host or not _IPV6.fullmatch(host) or (port and not port.startswith(":")):
             raise _invalid(text, "malformed IPv6 address")
-        port = port and port[1:] or (None if not port else "")
+        number = port[1:] if port else None
     else:
         host, colon, port = rest.partition(":")
-        port = port if colon else None
+        number = port if colon else None
         if not _HOST.fullmatch(host):
             raise _invalid(text, "malformed host name")
-    if port is None:
-        number = TLS_PORT if scheme in ("beanstalks", "tls") else PLAIN_PORT
-    elif not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+    if number is None:
+        return Address(scheme, host=host, port=TLS_PORT if scheme in ("beanstalks", "tls") else PLAIN_PORT)
+    if not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
         raise _invalid(text, "port must be a number from 1 to 65535")
-    else:
-        number = int(port)
-    return Address(scheme, host=host, port=number)
+    return Address(scheme, host=host, port=int(number))
 
 
 def validate_uris(uris: str | Iterable[str]) -> list[Address]:

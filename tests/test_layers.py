@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"protocol", "schedule", "errors", "uri", "config", "retry", "job"},
-    {"_hooks", "_transport", "_pipeline"},
+    {"_hooks", "_transport", "_dial", "_pipeline"},
     {"_link", "_reserve", "conn"},
     {"pool"},
     {"_handling", "producer", "consumer"},
@@ -61,15 +61,25 @@ def imports(tree: ast.AST, known: set[str], late: bool = False) -> Iterator[Impo
             yield from imports(node, known, late or function)
 
 
+def docstring_lines(tree: ast.AST) -> int:
+    """A promise told at length is no fault: the limit is for code."""
+    return sum(
+        (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
+    )
+
+
 def faults(sources: dict[str, str]) -> list[str]:
     """What is wrong with these modules, one sentence each."""
     found: list[str] = []
     graph: dict[str, set[str]] = {}
     for module, source in sources.items():
-        if source.count("\n") > MOST_LINES:
-            found.append(f"{module} has {source.count(chr(10))} lines, at most {MOST_LINES} allowed")
         graph[module] = set()
         tree = ast.parse(source)
+        lines = source.count("\n") - docstring_lines(tree)
+        if lines > MOST_LINES:
+            found.append(f"{module} has {lines} lines, at most {MOST_LINES} allowed")
         if any(isinstance(node, ast.Name) and node.id == "__import__" for node in ast.walk(tree)):
             found.append(f"{module} calls __import__")
         for name, line, late in imports(tree, set(sources)):

@@ -92,9 +92,9 @@ def check_bound(value: object) -> int:
 
 def check_tube(tube: object) -> bytes:
     """Check a tube's name, and return it as it goes on the wire."""
-    name = _known.get(tube) if tube.__class__ is str else None  # type: ignore[call-overload]
+    name = _known.get(tube) if tube.__class__ is str else None
     if name is not None:
-        return name  # type: ignore[no-any-return]
+        return name
     if not isinstance(tube, str):
         raise TypeError(f"tube must be a str, got {type(tube).__name__}")
     name = tube.encode("utf-8", "surrogatepass")

@@ -87,9 +87,7 @@ PUT = Command(
     uses=True,
 )
 USE = Command("use", {b"USING": r.using})
-RESERVE = Command(
-    "reserve-with-timeout", {b"RESERVED": r.found, b"TIMED_OUT": r.nothing, b"DEADLINE_SOON": _deadline}
-)
+RESERVE = Command("reserve-with-timeout", {b"RESERVED": r.found, b"TIMED_OUT": r.nothing, b"DEADLINE_SOON": _deadline})
 RESERVE_JOB = Command("reserve-job", {b"RESERVED": r.found, b"NOT_FOUND": _no_such_job})
 DELETE = Command("delete", {b"DELETED": r.word, b"NOT_FOUND": _not_ours})
 RELEASE = Command("release", {b"RELEASED": r.word, b"BURIED": r.release_buried, b"NOT_FOUND": _not_ours})
@@ -134,7 +132,7 @@ def by_tube(command: Command, tube: str) -> bytes:
     return b"%b %b\r\n" % (command.name.encode("ascii"), checks.check_tube(tube))
 
 
-def put(body: bytes, priority: int, delay: int, ttr: int) -> bytes:
+def put(body: bytes, priority: int, delay: Any, ttr: Any) -> bytes:
     """Build a put whose numbers have been checked, as those of a `PutParams` are."""
     if body.__class__ is not bytes:
         body = checks.check_body(body)

@@ -146,7 +146,5 @@ COMMON: dict[bytes, Parser] = {
     b"INTERNAL_ERROR": failure(errors.InternalError, "a bug in the server; it may have acted"),
     b"DRAINING": failure(errors.DrainingError, "the server takes no new jobs until it is restarted"),
     b"BAD_FORMAT": failure(errors.BadFormatError, "the server calls the command malformed; connection closed"),
-    b"UNKNOWN_COMMAND": failure(
-        errors.UnknownCommandError, "the server doesn't know the command; connection closed"
-    ),
+    b"UNKNOWN_COMMAND": failure(errors.UnknownCommandError, "the server doesn't know the command; connection closed"),
 }

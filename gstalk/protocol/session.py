@@ -192,7 +192,7 @@ class Session:
         return self._refused(slot, ProtocolError(f"{slot}: expected {expected}, got {got}; connection closed"))
 
     def _refused(self, slot: Slot, error: ProtocolError) -> ProtocolError:
-        """Answer the slot whose reply broke the protocol with the error itself; the others learn of a lost connection."""
+        """Answer the slot whose reply broke the protocol with the error; the others learn of a lost connection."""
         self.slots.popleft()
         slot.result = PENDING
         slot.error = error
@@ -207,5 +207,3 @@ def lost(slot: Slot, kind: type[DisconnectedError], why: str, sent: int) -> Disc
     if slot.end > sent:
         return kind(f"{slot}: {why}; it was not sent", "no")
     return kind(f"{slot}: {why}; the server may have acted", "maybe")
-
-

@@ -22,8 +22,8 @@ __all__ = ["FOREVER", "Engine", "Job", "Tube"]
 FOREVER = float("inf")
 _STATES = ("urgent", "ready", "reserved", "delayed", "buried")
 _COUNTED = (
-    "put peek peek-ready peek-delayed peek-buried reserve reserve-with-timeout delete release use watch ignore bury kick "
-    "touch stats stats-job stats-tube list-tubes list-tube-used list-tubes-watched pause-tube"
+    "put peek peek-ready peek-delayed peek-buried reserve reserve-with-timeout delete release use watch ignore bury "
+    "kick touch stats stats-job stats-tube list-tubes list-tube-used list-tubes-watched pause-tube"
 ).split()
 
 

@@ -1,7 +1,7 @@
 """Every public operation, interrupted at each of its switches, by each kind of exception.
 
-gevent delivers a Timeout or a kill only where a greenlet switches, so the ways to interrupt an operation can be counted:
-run it once and count, then run it again for every switch and every exception, and look at what is left.
+gevent delivers a Timeout or a kill only where a greenlet switches, so the ways to interrupt an operation can be
+counted: run it once and count, then run it again for every switch and every exception, and look at what is left.
 """
 
 from __future__ import annotations
@@ -286,8 +286,10 @@ def test_operation_interrupted_at_any_switch_harms_nobody(uri: str, operation: C
                 else:
                     # Nobody has the job: it is ready again, with its own priority.
                     assert wait_until(
-                        lambda world=world: (job := world.other.peek_ready(world.tube)) is not None  # type: ignore[misc]
-                        and job.stats().state == "ready"
+                        lambda world=world: (
+                            (job := world.other.peek_ready(world.tube)) is not None  # type: ignore[misc]
+                            and job.stats().state == "ready"
+                        )
                     ), f"at switch {at} {error!r}: {world.other.stats_tube(world.tube)}"
                     job = world.other.peek_ready(world.tube)
                     assert job is not None

@@ -552,9 +552,7 @@ def test_reserve_job_missing_or_reserved_raises_not_found(conn, other, tube):
     "wrong", [(0, gstalk.InvalidArgumentError), (-1, gstalk.InvalidArgumentError), (2**64, gstalk.InvalidArgumentError),
               (True, TypeError), ("1", TypeError), (1.0, TypeError), (None, TypeError)], ids=str
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "name", ["delete", "touch", "kick_job", "release", "bury", "reserve_job", "peek", "stats_job"]
-)
+@pytest.mark.parametrize("name", ["delete", "touch", "kick_job", "release", "bury", "reserve_job", "peek", "stats_job"])
 def test_job_id_wrong_is_refused(conn, name, wrong):
     value, kind = wrong
     with pytest.raises(kind):
@@ -695,7 +693,10 @@ def test_kick_without_buried_jobs_makes_delayed_ones_ready(conn, tube):
     assert conn.peek_ready(tube) is not None
 
 
-@pytest.mark.parametrize("bound", [(-1, gstalk.InvalidArgumentError), (2**32, gstalk.InvalidArgumentError), (True, TypeError), ("1", TypeError)])
+@pytest.mark.parametrize(
+    "bound",
+    [(-1, gstalk.InvalidArgumentError), (2**32, gstalk.InvalidArgumentError), (True, TypeError), ("1", TypeError)],
+)
 def test_kick_wrong_bound_is_refused(conn, tube, bound):
     value, kind = bound
     with pytest.raises(kind):

@@ -1,0 +1,78 @@
+"""Dialing: a connection counts as one when a command was answered on it, not before.
+
+A server at its limit of descriptors, or one behind a proxy, accepts connections and never says a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import ssl
+from gevent.hub import Hub
+
+from gstalk._transport import READ, WRITE, Transport, connect, wait
+from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
+from gstalk.protocol.commands import Command
+from gstalk.protocol.session import Session, Slot
+from gstalk.uri import Address
+
+__all__ = ["dial"]
+
+
+def dial(
+    hub: Hub,
+    address: Address,
+    context: ssl.SSLContext | None,
+    conn_timeout: float | None,
+    greeting: Sequence[tuple[Command, bytes]],
+) -> tuple[Transport, list[Any]]:
+    """Connect, send the greeting in one write, and return its replies' results: connected means answered.
+
+    Raises:
+        ConnectError: Whatever went wrong, in time or at all; the cause is chained.
+
+    Blocks:
+        Until the greeting is answered, at most `conn_timeout` seconds.
+    """
+    deadline = None if conn_timeout is None else monotonic() + conn_timeout
+    mine = gevent.Timeout(conn_timeout)
+    mine.start()
+    transport = None
+    try:
+        transport = connect(hub, address, context, deadline)
+        session = Session(str(address))
+        slots = [Slot(command, session) for command, _ in greeting]
+        session.slots.extend(slots)
+        all_taken = transport.write(b"".join(data for _, data in greeting))
+        while session.slots:
+            wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
+            try:
+                all_taken = _advance(transport, session)
+            except (ConnectionLostError, ProtocolError) as error:
+                raise ConnectError(f"connect to {address}: {error}") from error
+        for slot in slots:
+            if slot.error is not None:
+                raise ConnectError(f"connect to {address}: {slot.error}") from slot.error
+    except BaseException as error:
+        if transport is not None:
+            transport.close()
+        if error is mine:
+            raise ConnectError(f"connect to {address}: no answer within {conn_timeout} s") from None
+        raise
+    finally:
+        mine.close()
+    return transport, [slot.result for slot in slots]
+
+
+def _advance(transport: Transport, session: Session) -> bool:
+    """Move what can be moved without waiting; tell whether all has been sent. Whatever it raises is the server's."""
+    all_taken = transport.flush()
+    data = transport.read()
+    if data == b"":
+        raise ConnectionLostError("the server closed the connection before its first answer")
+    if data and (broken := session.receive(data)) is not None:
+        raise broken
+    return all_taken
