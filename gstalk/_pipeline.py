@@ -395,7 +395,7 @@ class Pipeline:
             self._replied = now
         if broken is not None:
             self.fail(ConnectionLostError, f"the server broke the protocol: {broken}", broken)
-        elif not self.clear and not self._held_back and self._has_room():
+        elif self._room or not self.clear:  # also those whom the last offer did not reach
             self._offer_room()
 
     def _wake(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.pool import Pool
 from gevent.server import StreamServer
 
 import gstalk
@@ -46,7 +47,7 @@ class Played:
         self.reads: list[bytes] = []
         self.connections = 0
         self._ids = itertools.count(1)
-        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server = StreamServer(("127.0.0.1", 0), self._serve, spawn=Pool())
         self._server.start()
         self.uri = f"beanstalk://127.0.0.1:{self._server.server_port}"
 
