@@ -428,12 +428,13 @@ class Link:
         greeting = [(commands.STATS, commands.plain(commands.STATS))]
         if used not in ("default", ""):
             greeting.append((commands.USE, commands.by_tube(commands.USE, used)))
-        greeting += [(commands.WATCH, commands.by_tube(commands.WATCH, tube)) for tube in self.watched]
-        if "default" not in self.watched:
-            greeting.append((commands.IGNORE, commands.by_tube(commands.IGNORE, "default")))
+        if self.watched != ["default"]:
+            greeting += [(commands.WATCH, commands.by_tube(commands.WATCH, tube)) for tube in self.watched]
+            if "default" not in self.watched:
+                greeting.append((commands.IGNORE, commands.by_tube(commands.IGNORE, "default")))
         config = self.config
         transport, replies = dial(self.hub, self.address, config.tls_context, _seconds(config.conn_timeout), greeting)
-        if replies[-1] != len(self.watched):
+        if self.watched != ["default"] and replies[-1] != len(self.watched):
             transport.close()
             raise ConnectError(f"connect to {self.uri}: watches {replies[-1]} tubes instead of {len(self.watched)}")
         return transport, replies[0]

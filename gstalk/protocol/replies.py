@@ -49,9 +49,12 @@ def job_id(text: bytes) -> int:
     return value
 
 
-def body_size(rest: bytes) -> int:
-    """Read the size of a body that follows its line: the last number there."""
-    return number(rest[rest.rfind(b" ") + 1 :], MAX_REPLY)
+def body_size(word: bytes, rest: bytes) -> int:
+    """Read the size of the body that follows a line: ``OK <bytes>``, or ``RESERVED <id> <bytes>``."""
+    before, _, size = rest.rpartition(b" ")
+    if (not before) != (word == b"OK"):
+        raise Malformed
+    return number(size, MAX_REPLY)
 
 
 #: The words of lines that a body follows.

@@ -133,7 +133,7 @@ class Session:
                 return self._broken(slot, data[position:end])
             try:
                 if word in BODIED:
-                    size = body_size(rest)
+                    size = body_size(word, rest)
                     start = end + 2
                     after = start + size
                     if len(data) < after + 2:

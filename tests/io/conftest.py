@@ -16,7 +16,7 @@ from gevent.server import StreamServer
 import gstalk
 from gstalk.testing import Beanstalkd
 
-CUT = object()  # instead of a reply: the connection is closed
+CUT = object()  # instead of a reply: the server says no more, and closes
 _tubes = (f"tube-{number}" for number in itertools.count())
 
 
@@ -77,6 +77,9 @@ class Played:
                 buffer = buffer[size:]
             reply = self._reply(line, state)
             if reply is CUT:
+                sock.shutdown(socket.SHUT_WR)  # closing with unread bytes would reset, and what was said could be lost
+                while self._read(sock):
+                    pass
                 return
             sock.sendall(reply)
 

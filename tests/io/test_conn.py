@@ -37,6 +37,20 @@ def call(method, *args, **keywords):
     return greenlet
 
 
+def interrupt(method, error):
+    """Call something, and interrupt its wait; returns what it raised."""
+    caught = []
+
+    def run():
+        try:
+            method()
+        except BaseException as raised:
+            caught.append(raised)
+
+    call(run).kill(error)
+    return caught[0] if caught else None
+
+
 # -- dial --------------------------------------------------------------------------------------------------------
 
 
@@ -420,10 +434,10 @@ def test_put_many_buried_is_in_results_with_its_id(play, connect):
 
 
 def test_put_many_holds_no_more_of_the_iterable_than_is_in_flight(conn, tube):
-    class Body(bytes):
-        pass
+    class Body(bytearray):
+        __hash__ = object.__hash__
 
-    alive = weakref.WeakSet()
+    alive: weakref.WeakSet[Body] = weakref.WeakSet()
     most = 0
 
     def bodies():
@@ -847,19 +861,29 @@ def test_protocol_error_goes_to_its_command_and_lost_to_the_others(play, connect
         assert putter.exception.sent == "maybe"
 
 
+_LOOSE = pytest.mark.xfail(strict=True, reason="lines with a body are not read strictly: only their last number is")
+
+
 @pytest.mark.parametrize(
     ("word", "reply", "method", "args"),
     [
         ("peek", b"FOUND 8 1\r\nx\r\n", "peek", (7,)),
         ("peek", b"RESERVED 7 1\r\nx\r\n", "peek", (7,)),
         ("reserve-job", b"RESERVED 8 1\r\nx\r\n", "reserve_job", (7,)),
-        ("reserve-with-timeout", b"RESERVED 8\r\n", "reserve_with_timeout", (0,)),
+        pytest.param(
+            "reserve-with-timeout", b"RESERVED 8\r\n12345678\r\n", "reserve_with_timeout", (0,), marks=_LOOSE
+        ),
+        pytest.param(
+            "reserve-with-timeout", b"RESERVED 8 x 2\r\nab\r\n", "reserve_with_timeout", (0,), marks=_LOOSE
+        ),
+        pytest.param("peek", b"FOUND 7 1 1\r\nx\r\n", "peek", (7,), marks=_LOOSE),
+        pytest.param("list-tubes", b"OK x 4\r\n---\n\r\n", "list_tubes", (), marks=_LOOSE),
         ("reserve-with-timeout", b"RESERVED 8 2\r\nxyz\r\n", "reserve_with_timeout", (0,)),
         ("reserve-with-timeout", b"RESERVED 8 1073741825\r\n", "reserve_with_timeout", (0,)),
         ("delete", b"RELEASED\r\n", "delete", (7,)),
         ("kick", b"KICKED -1\r\n", "kick", ("default", 1)),
         ("kick", b"KICKED\r\n", "kick", ("default", 1)),
-        ("watch", b"WATCHING x\r\n", "watch", ("a",)),
+        ("watch", [b"WATCHING 1\r\n", b"WATCHING x\r\n"], "watch", ("a",)),
         ("list-tubes", ok("---\n-x\n"), "list_tubes", ()),
         ("list-tubes", b"OK 5\r\n---\n-too long", "list_tubes", ()),
         ("stats-job", ok("---\nid: x\n"), "stats_job", (7,)),
@@ -1117,7 +1141,7 @@ def test_close_gives_jobs_back_and_loses_them(conn, other, tube):
 
 @pytest.mark.slow
 def test_close_silent_server_waits_at_most_conn_timeout(play, connect):
-    conn = connect(play({"delete": b""}).uri, conn_timeout=0.3)
+    conn = connect(play({"delete": b"", "list-tube-used": b""}).uri, conn_timeout=0.3)
     deleter = call(conn.delete, 7)
     began = time.monotonic()
     conn.close()
@@ -1129,25 +1153,15 @@ def test_close_silent_server_waits_at_most_conn_timeout(play, connect):
 
 @pytest.mark.parametrize("interruption", [gevent.Timeout(60), gevent.GreenletExit(), KeyboardInterrupt(), ValueError()])
 def test_close_interrupted_closes_at_once(play, connect, interruption):
-    conn = connect(play({"delete": b""}).uri, conn_timeout=30)
+    conn = connect(play({"delete": b"", "list-tube-used": b""}).uri, conn_timeout=30)
     deleter = call(conn.delete, 7)
-    caught = []
-
-    def close():
-        try:
-            conn.close()
-        except BaseException as error:
-            caught.append(error)
-
-    closer = call(close)
-    closer.kill(interruption)
-    assert caught == [interruption]
+    assert interrupt(conn.close, interruption) is interruption
     with pytest.raises(gstalk.ConnectionClosedError):
         deleter.get(timeout=5)
 
 
 def test_close_while_another_greenlet_closes_returns(play, connect):
-    conn = connect(play({"delete": b""}).uri, conn_timeout=0.3)
+    conn = connect(play({"delete": b"", "list-tube-used": b""}).uri, conn_timeout=0.3)
     deleter = call(conn.delete, 7)
     closers = [call(conn.close) for _ in range(2)]
     gevent.joinall([deleter, *closers])
@@ -1203,8 +1217,8 @@ INTERRUPTIONS = [lambda: gevent.Timeout(60), gevent.GreenletExit, KeyboardInterr
 
 @pytest.mark.parametrize("make", INTERRUPTIONS)
 def test_interrupted_put_is_carried_out_and_the_next_reply_is_its_own(conn, tube, make):
-    putter = call(conn.put, tube, b"interrupted")
-    putter.kill(make(), block=False)
+    error = make()
+    assert interrupt(lambda: conn.put(tube, b"interrupted"), error) is error
     job_id = conn.put(tube, b"next")
     assert conn.peek(job_id).body == b"next"
     assert conn.stats_tube(tube).current_jobs_ready == 2
@@ -1214,9 +1228,8 @@ def test_interrupted_put_is_carried_out_and_the_next_reply_is_its_own(conn, tube
 @pytest.mark.parametrize("name", ["delete", "release", "bury"])
 def test_interrupted_settling_is_carried_out(conn, other, tube, name, make):
     job = held(conn, tube, priority=55)
-    settler = call(getattr(job, name))
-    settler.kill(make(), block=False)
-    conn.list_tube_used()
+    error = make()
+    assert interrupt(getattr(job, name), error) is error
     wait_until(lambda: job.is_finished)
     if name == "delete":
         assert other.peek(job.id) is None
@@ -1235,8 +1248,8 @@ def test_interrupted_call_passes_the_exception_unchanged(conn, tube):
 
 def test_interrupted_reserve_job_goes_back_with_its_own_priority(conn, other, tube):
     job_id = other.put(tube, b"", priority=44)
-    reserver = call(conn.reserve_job, job_id)
-    reserver.kill(block=False)
+    error = gevent.GreenletExit()
+    assert interrupt(lambda: conn.reserve_job(job_id), error) is error
     wait_until(lambda: other.stats_job(job_id).releases == 1, 5)
     stats = other.stats_job(job_id)
     assert (stats.state, stats.pri) == ("ready", 44)
