@@ -141,7 +141,9 @@ class Server:
         """Do what is due, send what is to be sent, and set the timer for what comes next."""
         again = self.engine.tick(self.now())
         while self.engine.talking:
-            link = self._links.get(self.engine.talking.pop())
+            client = self.engine.talking.pop()
+            client.run(self.now())  # what stands behind a reserve that has just been answered
+            link = self._links.get(client)
             if link is not None:
                 link.flush()
         if self._timer is not None:

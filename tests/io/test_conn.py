@@ -870,12 +870,8 @@ _LOOSE = pytest.mark.xfail(strict=True, reason="lines with a body are not read s
         ("peek", b"FOUND 8 1\r\nx\r\n", "peek", (7,)),
         ("peek", b"RESERVED 7 1\r\nx\r\n", "peek", (7,)),
         ("reserve-job", b"RESERVED 8 1\r\nx\r\n", "reserve_job", (7,)),
-        pytest.param(
-            "reserve-with-timeout", b"RESERVED 8\r\n12345678\r\n", "reserve_with_timeout", (0,), marks=_LOOSE
-        ),
-        pytest.param(
-            "reserve-with-timeout", b"RESERVED 8 x 2\r\nab\r\n", "reserve_with_timeout", (0,), marks=_LOOSE
-        ),
+        pytest.param("reserve-with-timeout", b"RESERVED 8\r\n12345678\r\n", "reserve_with_timeout", (0,), marks=_LOOSE),
+        pytest.param("reserve-with-timeout", b"RESERVED 8 x 2\r\nab\r\n", "reserve_with_timeout", (0,), marks=_LOOSE),
         pytest.param("peek", b"FOUND 7 1 1\r\nx\r\n", "peek", (7,), marks=_LOOSE),
         pytest.param("list-tubes", b"OK x 4\r\n---\n\r\n", "list_tubes", (), marks=_LOOSE),
         ("reserve-with-timeout", b"RESERVED 8 2\r\nxyz\r\n", "reserve_with_timeout", (0,)),

@@ -1,0 +1,228 @@
+"""Order, time, several connections, and the traps: what no table of single commands shows."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_jobs_come_by_priority_then_in_order(wire):
+    wire.say(
+        b"put 5 0 60 1\r\na\r\nput 1 0 60 1\r\nb\r\nput 5 0 60 1\r\nc\r\nput 1 0 60 1\r\nd\r\n",
+        b"INSERTED 1\r\nINSERTED 2\r\nINSERTED 3\r\nINSERTED 4\r\n",
+    )
+    for number, body in ((2, b"b"), (4, b"d"), (1, b"a"), (3, b"c")):
+        wire.say(b"reserve\r\n", b"RESERVED %d 1\r\n%b\r\n" % (number, body))
+
+
+def test_most_urgent_job_of_all_watched_tubes_comes_first(wire):
+    wire.say(b"watch a\r\nuse a\r\nput 5 0 60 0\r\n\r\nuse default\r\n", b"WATCHING 2\r\nUSING a\r\nINSERTED 1\r\n")
+    wire.expect(b"USING default\r\n")
+    wire.say(b"put 3 0 60 0\r\n\r\nreserve\r\n", b"INSERTED 2\r\nRESERVED 2 0\r\n\r\n")
+
+
+def test_buried_jobs_are_kicked_before_delayed_ones_and_in_order(wire):
+    wire.say(b"put 0 100 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    for number in (2, 3, 4):
+        wire.say(b"put 0 0 60 0\r\n\r\nreserve\r\n", b"INSERTED %d\r\nRESERVED %d 0\r\n\r\n" % (number, number))
+    wire.say(b"bury 3 0\r\nbury 2 0\r\nbury 4 0\r\n", b"BURIED\r\n" * 3)
+    wire.say(b"peek-buried\r\n", b"FOUND 3 0\r\n\r\n")
+    wire.say(b"kick 2\r\npeek-buried\r\n", b"KICKED 2\r\nFOUND 4 0\r\n\r\n")
+    wire.say(b"kick 9\r\nkick 9\r\n", b"KICKED 1\r\nKICKED 1\r\n")
+
+
+def test_waiting_reserve_gets_the_next_job(both, wire):
+    wire.send(b"reserve\r\n")
+    other = both.wire()
+    assert other.ask(b"stats\r\n")["current-waiting"] == "1"
+    other.say(b"put 0 0 60 1\r\nx\r\n", b"INSERTED 1\r\n")
+    wire.expect(b"RESERVED 1 1\r\nx\r\n")
+
+
+def test_commands_behind_a_waiting_reserve_wait_too(both, wire):
+    wire.send(b"reserve\r\nlist-tube-used\r\n")
+    assert wire.silent()
+    both.wire().say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    wire.expect(b"RESERVED 1 0\r\n\r\nUSING default\r\n")
+
+
+@pytest.mark.slow
+def test_waiting_reserve_times_out(both, wire):
+    wire.send(b"reserve-with-timeout 1\r\n")
+    assert wire.silent()
+    both.pass_time(1)
+    wire.expect(b"TIMED_OUT\r\n")
+
+
+def test_half_close_ends_a_waiting_reserve(wire):
+    wire.send(b"reserve\r\n")
+    assert wire.silent()
+    wire.sock.shutdown(1)
+    wire.expect(b"TIMED_OUT\r\n")
+    assert wire.at_end()
+
+
+def test_half_close_behind_commands_answers_all_of_them(wire):
+    wire.send(b"put 0 0 60 0\r\n\r\nlist-tube-used\r\n")
+    wire.sock.shutdown(1)
+    wire.expect(b"INSERTED 1\r\nUSING default\r\n")
+    assert wire.at_end()
+
+
+def test_disconnect_gives_jobs_back_and_counts_nothing_else(both, wire):
+    other = both.wire()
+    other.say(b"put 3 0 60 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    wire.send(b"reserve\r\n")
+    other.close()
+    wire.expect(b"RESERVED 1 0\r\n\r\n")
+    stats = wire.ask(b"stats-job 1\r\n")
+    assert [stats[key] for key in ("pri", "reserves", "timeouts", "releases")] == ["3", "2", "0", "0"]
+
+
+def test_job_reserved_elsewhere_is_out_of_reach(both, wire):
+    other = both.wire()
+    other.say(b"put 0 0 60 1\r\na\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n")
+    for command in (b"delete 1", b"release 1 0 0", b"bury 1 0", b"touch 1", b"kick-job 1", b"reserve-job 1"):
+        wire.say(command + b"\r\n", b"NOT_FOUND\r\n")
+    wire.say(b"peek 1\r\n", b"FOUND 1 1\r\na\r\n")
+
+
+@pytest.mark.slow
+def test_delay_ends(both, wire):
+    wire.say(b"put 0 1 60 0\r\n\r\nreserve-with-timeout 0\r\n", b"INSERTED 1\r\nTIMED_OUT\r\n")
+    wire.send(b"reserve\r\n")
+    both.pass_time(1)
+    wire.expect(b"RESERVED 1 0\r\n\r\n")
+
+
+@pytest.mark.slow
+def test_time_to_run_ends_and_another_gets_the_job(both, wire):
+    other = both.wire()
+    other.say(b"put 0 0 1 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    wire.send(b"reserve\r\n")
+    both.pass_time(1.2)
+    other.say(b"list-tube-used\r\n", b"USING default\r\n")  # a silent holder's job may stay (S31)
+    wire.expect(b"RESERVED 1 0\r\n\r\n")
+    other.say(b"delete 1\r\ntouch 1\r\n", b"NOT_FOUND\r\nNOT_FOUND\r\n")
+    assert wire.ask(b"stats-job 1\r\n")["timeouts"] == "1"
+
+
+@pytest.mark.slow
+def test_touch_starts_the_time_to_run_anew(both, wire):
+    wire.say(b"put 0 0 2 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    for _ in range(2):
+        both.pass_time(1.3)
+        wire.say(b"touch 1\r\n", b"TOUCHED\r\n")
+    assert wire.ask(b"stats-job 1\r\n")["timeouts"] == "0"
+
+
+@pytest.mark.slow
+def test_expired_job_can_be_deleted_while_it_is_ready(both, wire):
+    wire.say(b"put 0 0 1 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    both.pass_time(1.2)
+    wire.say(b"list-tube-used\r\nrelease 1 0 0\r\n", b"USING default\r\nNOT_FOUND\r\n")
+    wire.say(b"delete 1\r\n", b"DELETED\r\n")
+
+
+def test_ttr_of_zero_is_one(wire):
+    wire.say(b"put 0 0 0 0\r\n\r\n", b"INSERTED 1\r\n")
+    assert wire.ask(b"stats-job 1\r\n")["ttr"] == "1"
+
+
+def test_deadline_soon_comes_at_once_and_again(wire):
+    wire.say(b"put 0 0 1 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    wire.say(b"reserve\r\nreserve-with-timeout 0\r\n", b"DEADLINE_SOON\r\nDEADLINE_SOON\r\n")
+
+
+def test_deadline_soon_gives_way_to_a_ready_job(wire):
+    wire.say(b"put 0 0 1 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    wire.say(b"put 0 0 60 0\r\n\r\nreserve\r\n", b"INSERTED 2\r\nRESERVED 2 0\r\n\r\n")
+
+
+@pytest.mark.slow
+def test_deadline_soon_ends_a_waiting_reserve(both, wire):
+    wire.say(b"put 0 0 2 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    wire.send(b"reserve\r\n")
+    assert wire.silent()
+    both.pass_time(1)
+    wire.expect(b"DEADLINE_SOON\r\n")
+
+
+@pytest.mark.slow
+def test_paused_tube_hands_nothing_out(both, wire):
+    wire.say(b"put 0 0 60 0\r\n\r\npause-tube default 1\r\n", b"INSERTED 1\r\nPAUSED\r\n")
+    wire.say(b"reserve-with-timeout 0\r\n", b"TIMED_OUT\r\n")
+    assert wire.ask(b"stats-tube default\r\n")["pause"] == "1"
+    wire.send(b"reserve\r\n")
+    both.pass_time(1)
+    wire.expect(b"RESERVED 1 0\r\n\r\n")
+
+
+def test_pause_of_zero_resumes(wire):
+    wire.say(b"put 0 0 60 0\r\n\r\npause-tube default 100\r\n", b"INSERTED 1\r\nPAUSED\r\n")
+    wire.say(b"pause-tube default 0\r\nreserve-with-timeout 1\r\n", b"PAUSED\r\nRESERVED 1 0\r\n\r\n")
+
+
+def test_draining_refuses_puts_alone(both, wire):
+    wire.say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    both.drain()
+    wire.say(b"put 0 0 60 4\r\nquit\r\n", b"DRAINING\r\n")  # the body is swallowed
+    wire.say(b"reserve\r\nrelease 1 0 0\r\ndelete 1\r\n", b"RESERVED 1 0\r\n\r\nRELEASED\r\nDELETED\r\n")
+    assert wire.ask(b"stats\r\n")["draining"] == "true"
+
+
+def test_refused_header_runs_the_body(both, wire):
+    wire.say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    wire.say(b"put 4294967296 0 60 8\r\ndelete 1\r\n", b"BAD_FORMAT\r\nDELETED\r\n")
+
+
+def test_body_shorter_than_announced_eats_the_next_command(wire):
+    wire.send(b"put 0 0 60 10\r\nabc\r\n")
+    assert wire.silent()
+    wire.say(b"stats\r\n", b"INSERTED 1\r\n" if len(b"abc\r\nstats") == 10 else b"EXPECTED_CRLF\r\n")
+
+
+def test_partial_put_stores_nothing(both, wire):
+    other = both.wire()
+    other.send(b"put 0 0 60 10\r\nabc")
+    other.close()
+    assert wire.ask(b"stats\r\n")["total-jobs"] == "0"
+
+
+def test_whole_put_without_waiting_for_the_reply_is_stored(both, wire):
+    other = both.wire()
+    other.send(b"put 0 0 60 0\r\n\r\n")
+    other.close()
+    wire.say(b"reserve-with-timeout 2\r\n", b"RESERVED 1 0\r\n\r\n")
+
+
+def test_line_of_225_bytes_gets_no_answer(wire):
+    wire.send(b"use " + b"a" * 219 + b"\r\n")
+    assert wire.silent()
+
+
+def test_tube_goes_when_nothing_needs_it(both, wire):
+    other = both.wire()
+    other.say(b"use t\r\nput 0 0 60 0\r\n\r\nuse default\r\n", b"USING t\r\nINSERTED 1\r\nUSING default\r\n")
+    assert wire.ask(b"stats-tube t\r\n")["current-jobs-ready"] == "1"
+    wire.say(b"delete 1\r\nstats-tube t\r\n", b"DELETED\r\nNOT_FOUND\r\n")
+
+
+def test_watching_twice_counts_once(both, wire):
+    wire.say(b"watch t\r\nwatch t\r\n", b"WATCHING 2\r\nWATCHING 2\r\n")
+    assert both.wire().ask(b"stats-tube t\r\n")["current-watching"] == "1"
+
+
+def test_ids_start_again_after_a_restart_and_the_instance_is_another(both, wire):
+    wire.say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    before = wire.ask(b"stats\r\n")["id"]
+    both.server.restart()
+    again = both.wire()
+    again.say(b"peek 1\r\nput 0 0 60 0\r\n\r\n", b"NOT_FOUND\r\nINSERTED 1\r\n")
+    assert again.ask(b"stats\r\n")["id"] != before
+
+
+def test_same_connection_reserves_its_own_expired_job_and_deletes_it_for_both(both, wire):
+    wire.say(b"put 0 0 1 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    both.pass_time(1.2)
+    wire.say(b"list-tube-used\r\nreserve\r\n", b"USING default\r\nRESERVED 1 0\r\n\r\n")
+    wire.say(b"delete 1\r\n", b"DELETED\r\n")
