@@ -40,6 +40,9 @@ Handler = Callable[[Job], object]
 class TimeLimitExceeded(gevent.Timeout):
     """A handler ran longer than `Config.time_limit`; raised in it."""
 
+    def __reduce__(self) -> tuple[type[TimeLimitExceeded], tuple[float | None]]:
+        return type(self), (self.seconds,)  # without the timer, which belongs to a loop
+
 
 class Handling:
     """Handlers, and what their Config says about jobs.

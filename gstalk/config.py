@@ -15,7 +15,10 @@ from gstalk.retry import RetryPolicy
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Config", "Event", "PutParams"]
+__all__ = ["LEFT_OUT", "Config", "Event", "PutParams"]
+
+#: Stands for an argument that was left out, where `None` means something else.
+LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
 
 
 @dataclass(frozen=True)

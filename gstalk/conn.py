@@ -21,6 +21,7 @@ from gstalk.config import Config, PutParams
 from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
+from gstalk.protocol.checks import Body
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Slot
 from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
@@ -108,7 +109,7 @@ class Conn:
     def put(
         self,
         tube: str,
-        body: bytes,
+        body: Body,
         params: PutParams | None = None,
         *,
         priority: int | None = None,
@@ -163,7 +164,7 @@ class Conn:
     def put_many(
         self,
         tube: str,
-        bodies: Iterable[bytes],
+        bodies: Iterable[Body],
         params: PutParams | None = None,
         *,
         priority: int | None = None,

@@ -25,7 +25,7 @@ from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk._pipeline import wait_for
-from gstalk.config import Config
+from gstalk.config import LEFT_OUT, Config
 from gstalk.errors import DeadlineSoonError, DisconnectedError
 from gstalk.job import Job, Seconds
 from gstalk.pool import Pool, Server
@@ -37,7 +37,6 @@ from gstalk.uri import Address, validate_uris
 __all__ = ["Consumer"]
 
 LAST_WORDS = 1.0  # seconds that killed handlers get to end
-_LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
 
 
 class Consumer:
@@ -117,7 +116,7 @@ class Consumer:
             self._run = None
             self._connected.clear()
 
-    def stop(self, timeout: Seconds | None = _LEFT_OUT) -> None:
+    def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.
 
         May be called from any greenlet, a handler, a signal handler or another thread, and more than once: a shorter
@@ -127,7 +126,7 @@ class Consumer:
             timeout: Seconds until handlers that still run are killed and their jobs released. Left out:
                 `Config.stop_timeout`; `None`: never.
         """
-        limit = self._config.stop_timeout if timeout is _LEFT_OUT else timeout
+        limit = self._config.stop_timeout if timeout is LEFT_OUT else timeout
         seconds = None if limit is None else checks.seconds("timeout", limit)
         run = self._run
         if run is not None:

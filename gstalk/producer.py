@@ -32,7 +32,7 @@ from gevent.queue import Empty, Queue
 
 from gstalk._hooks import Hooks
 from gstalk._link import Link
-from gstalk.config import Config, PutParams
+from gstalk.config import LEFT_OUT, Config, PutParams
 from gstalk.conn import merge
 from gstalk.errors import (
     BadFormatError,
@@ -55,6 +55,7 @@ from gstalk.errors import (
 from gstalk.job import Seconds
 from gstalk.pool import Pool, Server, Wanted
 from gstalk.protocol import checks, commands
+from gstalk.protocol.checks import Body
 from gstalk.protocol.session import PENDING, Slot
 from gstalk.schedule import ALONE, Health
 from gstalk.uri import validate_uris
@@ -65,7 +66,6 @@ FULL = 512  # puts in flight on one connection: then others come first
 TICK = 0.05  # seconds between two looks at the time of puts
 _FINAL = (BadFormatError, UnknownCommandError, ExpectedCrlfError, JobTooBigError, BuriedError)
 _DEFAULTS = PutParams()
-_LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
 
 
 class _Lane:
@@ -162,13 +162,13 @@ class Producer:
     def put(
         self,
         tube: str,
-        body: bytes,
+        body: Body,
         params: PutParams | None = None,
         *,
         priority: int | None = None,
         delay: Seconds | None = None,
         ttr: Seconds | None = None,
-        timeout: Seconds | None = _LEFT_OUT,
+        timeout: Seconds | None = LEFT_OUT,
     ) -> int:
         """Put a job into a tube, on any of the servers; where that fails, on another connection.
 
@@ -232,13 +232,13 @@ class Producer:
     def put_many(
         self,
         tube: str,
-        bodies: Iterable[bytes],
+        bodies: Iterable[Body],
         params: PutParams | None = None,
         *,
         priority: int | None = None,
         delay: Seconds | None = None,
         ttr: Seconds | None = None,
-        timeout: Seconds | None = _LEFT_OUT,
+        timeout: Seconds | None = LEFT_OUT,
     ) -> list[int]:
         """Put many jobs in pipelined streams over all connections; each body is retried on its own.
 
@@ -396,8 +396,7 @@ class Producer:
         attempt.tried.add(lane.server.uri)
         attempt.tries += 1
         if isinstance(error, PutTimeoutError):
-            sent: Sent = "maybe" if slot.end <= lane.link.pipe.sent else "no"
-            if sent == "maybe":
+            if slot.end <= lane.link.pipe.sent:
                 attempt.sent = "maybe"
             attempt.causes.setdefault(lane.server.uri, error)
             raise self._time_over(attempt)
@@ -546,7 +545,7 @@ class Producer:
 
     def _limit(self, timeout: Any) -> float | None:
         """The seconds that a put may take; `None`: no limit."""
-        if timeout is _LEFT_OUT:
+        if timeout is LEFT_OUT:
             return self._config.put_timeout  # type: ignore[return-value]
         return None if timeout is None else checks.seconds("timeout", timeout)
 
@@ -564,7 +563,7 @@ class Producer:
     def _closed(self, what: str) -> ConnectionClosedError:
         return ConnectionClosedError(f"{what}: this Producer is stopped")
 
-    def stop(self, timeout: Seconds | None = _LEFT_OUT) -> None:
+    def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Let puts under way finish, and close the connections. Idempotent; later puts raise `ConnectionClosedError`.
 
         Args:
@@ -573,7 +572,7 @@ class Producer:
         Blocks:
             Until they have finished, at most `timeout` seconds.
         """
-        limit = self._config.stop_timeout if timeout is _LEFT_OUT else timeout
+        limit = self._config.stop_timeout if timeout is LEFT_OUT else timeout
         seconds = None if limit is None else checks.seconds("timeout", limit)
         if get_hub() is not self._hub:
             raise WrongHubError("stop: this Producer belongs to another thread's hub")

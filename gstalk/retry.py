@@ -57,7 +57,7 @@ class RetryPolicy:
         try:
             whole = min(first * float(self.factor) ** (attempt - 1), most)
         except OverflowError:
-            whole = most
+            whole = most if first else 0.0
         return whole * (0.5 + chance / 2) if self.jitter else whole
 
     def is_exhausted(self, reserves: int, kicks: int) -> bool:

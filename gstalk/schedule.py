@@ -141,7 +141,9 @@ class Asking:
                 actions.append(Action("ask", lane, share))
                 free -= share
                 self._fed(lane, now)
-            elif not lane.asks and not any(action.lane is lane for action in actions):
+            if free > 0:
+                lane.starved_since = 0.0
+            else:  # it has found jobs, and could use more permits than there are
                 again = min(again, self._starve(lane, now, actions))
         return actions, again
 
@@ -154,6 +156,7 @@ class Asking:
             lane.pause = FIRST_PAUSE
             lane.next_ask = 0.0
         else:
+            lane.starved_since = 0.0
             lane.next_ask = now + lane.pause
             lane.pause = min(lane.pause * 2, LONGEST_PAUSE)
 
@@ -179,8 +182,9 @@ class Asking:
         lane.pause = LONGEST_PAUSE
 
     def _fed(self, lane: Lane, now: float) -> None:
-        lane.starved_since = 0.0
         lane.asked_at = now
+        if not lane.hot:
+            lane.starved_since = 0.0
 
     def _starve(self, lane: Lane, now: float, actions: list[Action]) -> float:
         """A connection that wants to ask finds no permit; after a while it takes one from another server's wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ PLAIN_PORT, TLS_PORT = 11300, 11400
 MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._\-]{0,252})")
-_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._\-]+)?")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def parse_uri(text: str) -> Address:
     rest = rest.removesuffix("/") if mark else rest
     if rest.startswith("["):
         host, closed, port = rest[1:].partition("]")
-        if not closed or ":" not in host or not _IPV6.fullmatch(host) or (port and not port.startswith(":")):
+        if not closed or not _is_ipv6(host) or (port and not port.startswith(":")):
             raise _invalid(text, "malformed IPv6 address")
         number = port[1:] if port else None
     else:
@@ -95,6 +95,14 @@ def validate_uris(uris: str | Iterable[str]) -> list[Address]:
     if not addresses:
         raise InvalidArgumentError("at least one server URI is needed")
     return addresses
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _invalid(text: str, why: str) -> InvalidArgumentError:

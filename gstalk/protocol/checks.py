@@ -14,6 +14,7 @@ from datetime import timedelta
 from gstalk.errors import InvalidArgumentError
 
 __all__ = [
+    "Body",
     "check_body",
     "check_bound",
     "check_delay",
@@ -26,6 +27,8 @@ __all__ = [
     "whole_number",
     "whole_seconds",
 ]
+
+Body = bytes | bytearray | memoryview
 
 MAX_UINT32 = 2**32 - 1
 MAX_ID = 2**64 - 1

@@ -132,7 +132,7 @@ def by_tube(command: Command, tube: str) -> bytes:
     return b"%b %b\r\n" % (command.name.encode("ascii"), checks.check_tube(tube))
 
 
-def put(body: bytes, priority: int, delay: Any, ttr: Any) -> bytes:
+def put(body: checks.Body, priority: int, delay: Any, ttr: Any) -> bytes:
     """Build a put whose numbers have been checked, as those of a `PutParams` are."""
     if body.__class__ is not bytes:
         body = checks.check_body(body)

@@ -52,7 +52,7 @@ def job_id(text: bytes) -> int:
 def body_size(word: bytes, rest: bytes) -> int:
     """Read the size of the body that follows a line: ``OK <bytes>``, or ``RESERVED <id> <bytes>``."""
     before, _, size = rest.rpartition(b" ")
-    if (not before) != (word == b"OK"):
+    if b" " in before or (not before) != (word == b"OK"):
         raise Malformed
     return number(size, MAX_REPLY)
 

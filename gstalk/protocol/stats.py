@@ -80,7 +80,7 @@ def _parse(cls: type[T], data: bytes) -> T:
     """Make a dataclass of a dictionary: its fields by their type, the rest into `extra`."""
     values: dict[str, Any] = {}
     found = parse_dict(data)
-    for each in fields(cls):  # type: ignore[arg-type]
+    for each in fields(cls)[:-1]:  # type: ignore[arg-type]  # all but `extra`
         text = found.pop(each.name.replace("_", "-"), None)
         if text is not None:
             try:

@@ -37,7 +37,11 @@ CASES = [
     ("reserve at once", PUT + b"reserve-with-timeout 0\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n"),
     ("reserve-job", PUT + b"reserve-job 1\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n"),
     ("reserve-job missing", b"reserve-job 1\r\n", b"NOT_FOUND\r\n"),
-    ("reserve-job reserved", PUT + b"reserve-job 1\r\nreserve-job 1\r\n", b"INSERTED 1\r\nRESERVED 1 1\r\na\r\nNOT_FOUND\r\n"),
+    (
+        "reserve-job reserved",
+        PUT + b"reserve-job 1\r\nreserve-job 1\r\n",
+        b"INSERTED 1\r\nRESERVED 1 1\r\na\r\nNOT_FOUND\r\n",
+    ),
     ("reserve-job delayed", b"put 0 9 60 0\r\n\r\nreserve-job 1\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n"),
     ("delete ready", PUT + b"delete 1\r\ndelete 1\r\n", b"INSERTED 1\r\nDELETED\r\nNOT_FOUND\r\n"),
     ("delete delayed", b"put 0 9 60 0\r\n\r\ndelete 1\r\n", b"INSERTED 1\r\nDELETED\r\n"),
@@ -76,7 +80,11 @@ CASES = [
     ("empty line", b"\r\n", b"UNKNOWN_COMMAND\r\n"),
     ("upper case", b"STATS\r\n", b"UNKNOWN_COMMAND\r\n"),
     ("reserve with a word", b"reserve x\r\n", b"BAD_FORMAT\r\n"),
-    ("in step after errors", b"use -\r\nhello\r\nlist-tube-used\r\n", b"BAD_FORMAT\r\nUNKNOWN_COMMAND\r\nUSING default\r\n"),
+    (
+        "in step after errors",
+        b"use -\r\nhello\r\nlist-tube-used\r\n",
+        b"BAD_FORMAT\r\nUNKNOWN_COMMAND\r\nUSING default\r\n",
+    ),
 ]
 
 

@@ -34,7 +34,7 @@ def ok(text: str) -> bytes:
 
 
 class Played:
-    """A server that answers each command as beanstalkd would, except for those words that it was told other replies for.
+    """A server that answers each command as beanstalkd would, or with what it was told to say.
 
     Args:
         replies: From a command's word to its reply: bytes (none at all: silence), `CUT`, a function of the line, or a

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import gc
 import itertools
 import os
+import random
 import threading
 import time
 import weakref
@@ -222,13 +225,14 @@ PUTS: list[tuple[type[Exception], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "wrong"), PUTS, ids=str)
-def test_put_wrong_argument_is_refused_and_sends_nothing(play, connect, kind, wrong):
+def test_put_wrong_argument_is_refused_and_sends_nothing(play, connect):
     played = play()
     conn = connect(played.uri)
     before = list(played.lines)
-    with pytest.raises(kind):
-        conn.put(**{"tube": "t", "body": b"", **wrong})
+    for kind, wrong in PUTS:
+        with pytest.raises(kind) as caught:
+            conn.put(**{"tube": "t", "body": b"", **wrong})
+        assert type(caught.value) is kind, wrong
     conn.list_tube_used()
     assert played.lines == [*before, b"list-tube-used"]
 
@@ -380,7 +384,7 @@ def test_many_greenlets_more_than_fit_in_flight_all_put(conn, tube):
 def test_many_greenlets_large_bodies_back_pressure_and_all_arrive(conn, tube):
     bodies = {number: bytes([number]) * 60000 for number in range(100)}
     greenlets = {number: gevent.spawn(conn.put, tube, body) for number, body in bodies.items()}
-    gevent.joinall(greenlets.values(), raise_error=True)
+    gevent.joinall(list(greenlets.values()), raise_error=True)
     for number, greenlet in greenlets.items():
         assert conn.peek(greenlet.value).body == bodies[number]
         conn.delete(greenlet.value)
@@ -429,23 +433,24 @@ def test_put_many_buried_is_in_results_with_its_id(play, connect):
     conn = connect(play({"put": [b"INSERTED 1\r\n", b"BURIED 2\r\n", b"INSERTED 3\r\n"]}).uri)
     with pytest.raises(gstalk.PutManyError) as caught:
         conn.put_many("default", [b"", b"", b""])
-    first, second, third = caught.value.results
+    first, second, third = list[Any](caught.value.results)
     assert (first, second.job_id, third) == (1, 2, 3)
 
 
 def test_put_many_holds_no_more_of_the_iterable_than_is_in_flight(conn, tube):
     class Body(bytearray):
-        __hash__ = object.__hash__
+        pass
 
-    alive: weakref.WeakSet[Body] = weakref.WeakSet()
+    alive: list[weakref.ref[Body]] = []
     most = 0
 
     def bodies():
         nonlocal most
         for number in range(5000):
             body = Body(b"%d" % number)
-            alive.add(body)
-            most = max(most, len(alive))
+            alive.append(weakref.ref(body))
+            if number % 500 == 0:
+                most = max(most, sum(each() is not None for each in alive))
             yield body
 
     conn.put_many(tube, bodies())
@@ -513,7 +518,7 @@ def test_put_many_lost_connection_stops_the_taking(play, connect):
 
     with pytest.raises(gstalk.PutManyError) as caught:
         conn.put_many("default", bodies())
-    results = caught.value.results
+    results: list[Any] = list(caught.value.results)
     assert results[:2] == [1, 2]
     assert results[2].sent == "maybe"
     assert all(isinstance(result, gstalk.ConnectionLostError) for result in results[2:])
@@ -562,19 +567,21 @@ def test_reserve_job_missing_or_reserved_raises_not_found(conn, other, tube):
         other.reserve_job(job.id)
 
 
-@pytest.mark.parametrize(
-    "wrong", [(0, gstalk.InvalidArgumentError), (-1, gstalk.InvalidArgumentError), (2**64, gstalk.InvalidArgumentError),
-              (True, TypeError), ("1", TypeError), (1.0, TypeError), (None, TypeError)], ids=str
-)  # fmt: skip
-@pytest.mark.parametrize("name", ["delete", "touch", "kick_job", "release", "bury", "reserve_job", "peek", "stats_job"])
-def test_job_id_wrong_is_refused(conn, name, wrong):
-    value, kind = wrong
-    with pytest.raises(kind):
-        getattr(conn, name)(value)
+BY_ID = ["delete", "touch", "kick_job", "release", "bury", "stats_job", "reserve_job"]
+
+
+@pytest.mark.parametrize("name", [*BY_ID, "peek"])
+def test_job_id_wrong_is_refused(conn, name):
+    for value in (0, -1, 2**64):
+        with pytest.raises(gstalk.InvalidArgumentError):
+            getattr(conn, name)(value)
+    for wrong in (True, "1", 1.0, None, b"1"):
+        with pytest.raises(TypeError):
+            getattr(conn, name)(wrong)
     assert conn.is_connected
 
 
-@pytest.mark.parametrize("name", ["delete", "touch", "kick_job", "release", "bury", "stats_job", "reserve_job"])
+@pytest.mark.parametrize("name", BY_ID)
 def test_job_id_unknown_raises_not_found(conn, name):
     with pytest.raises(gstalk.NotFoundError):
         getattr(conn, name)(2**64 - 1)
@@ -707,14 +714,13 @@ def test_kick_without_buried_jobs_makes_delayed_ones_ready(conn, tube):
     assert conn.peek_ready(tube) is not None
 
 
-@pytest.mark.parametrize(
-    "bound",
-    [(-1, gstalk.InvalidArgumentError), (2**32, gstalk.InvalidArgumentError), (True, TypeError), ("1", TypeError)],
-)
-def test_kick_wrong_bound_is_refused(conn, tube, bound):
-    value, kind = bound
-    with pytest.raises(kind):
-        conn.kick(tube, value)
+def test_kick_wrong_bound_is_refused(conn, tube):
+    for bound in (-1, 2**32):
+        with pytest.raises(gstalk.InvalidArgumentError):
+            conn.kick(tube, bound)
+    for wrong in (True, "1", 1.5):
+        with pytest.raises(TypeError):
+            conn.kick(tube, wrong)
 
 
 def test_kick_job_by_id_by_job_and_by_its_own_method(conn, tube):
@@ -791,14 +797,14 @@ def test_tubes_with_names_that_yaml_changes_keep_them(conn, name):
 
 def test_stats_have_the_servers_values_in_right_types(conn, server):
     stats = conn.stats()
-    assert isinstance(stats, gstalk.ServerStats)
+    assert type(stats) is gstalk.ServerStats
     assert stats.pid == server.pid
     assert isinstance(stats.version, str)
     assert isinstance(stats.rusage_utime, float)
     assert stats.draining is False
     assert isinstance(stats.id, str)
-    assert stats.total_jobs >= 0
-    assert stats.os.startswith("#")
+    assert isinstance(stats.total_jobs, int)
+    assert str(stats.os).startswith("#")
 
 
 def test_stats_are_frozen(conn):
@@ -852,8 +858,8 @@ def test_pause_tube_unknown_raises_not_found(conn):
 
 def test_protocol_error_goes_to_its_command_and_lost_to_the_others(play, connect):
     conn = connect(play({"peek": b"FOUND 8 1\r\nx\r\n", "put": b""}).uri)
-    peeker = gevent.spawn(conn.peek, 7)
-    putters = [gevent.spawn(conn.put, "default", b"") for _ in range(2)]
+    peeker: Any = gevent.spawn(conn.peek, 7)
+    putters: list[Any] = [gevent.spawn(conn.put, "default", b"") for _ in range(2)]
     gevent.joinall([peeker, *putters])
     assert type(peeker.exception) is gstalk.ProtocolError
     for putter in putters:
@@ -870,16 +876,16 @@ _LOOSE = pytest.mark.xfail(strict=True, reason="lines with a body are not read s
         ("peek", b"FOUND 8 1\r\nx\r\n", "peek", (7,)),
         ("peek", b"RESERVED 7 1\r\nx\r\n", "peek", (7,)),
         ("reserve-job", b"RESERVED 8 1\r\nx\r\n", "reserve_job", (7,)),
-        pytest.param("reserve-with-timeout", b"RESERVED 8\r\n12345678\r\n", "reserve_with_timeout", (0,), marks=_LOOSE),
+        ("reserve-with-timeout", b"RESERVED 8\r\n12345678\r\n", "reserve_with_timeout", (0,)),
         pytest.param("reserve-with-timeout", b"RESERVED 8 x 2\r\nab\r\n", "reserve_with_timeout", (0,), marks=_LOOSE),
         pytest.param("peek", b"FOUND 7 1 1\r\nx\r\n", "peek", (7,), marks=_LOOSE),
-        pytest.param("list-tubes", b"OK x 4\r\n---\n\r\n", "list_tubes", (), marks=_LOOSE),
+        ("list-tubes", b"OK x 4\r\n---\n\r\n", "list_tubes", ()),
         ("reserve-with-timeout", b"RESERVED 8 2\r\nxyz\r\n", "reserve_with_timeout", (0,)),
         ("reserve-with-timeout", b"RESERVED 8 1073741825\r\n", "reserve_with_timeout", (0,)),
         ("delete", b"RELEASED\r\n", "delete", (7,)),
         ("kick", b"KICKED -1\r\n", "kick", ("default", 1)),
         ("kick", b"KICKED\r\n", "kick", ("default", 1)),
-        ("watch", [b"WATCHING 1\r\n", b"WATCHING x\r\n"], "watch", ("a",)),
+        ("watch", b"WATCHING x\r\n", "watch", ("a",)),
         ("list-tubes", ok("---\n-x\n"), "list_tubes", ()),
         ("list-tubes", b"OK 5\r\n---\n-too long", "list_tubes", ()),
         ("stats-job", ok("---\nid: x\n"), "stats_job", (7,)),
@@ -918,7 +924,7 @@ def test_stalled_server_raises_command_timeout_for_a_body_that_does_not_fit(own_
     conn = connect(own_server.uri, conn_timeout=0.3)
     own_server.pause()
     try:
-        putters = [gevent.spawn(conn.put, "default", b"x" * 2**23) for _ in range(3)]
+        putters: list[Any] = [gevent.spawn(conn.put, "default", b"x" * 2**23) for _ in range(3)]
         gevent.joinall(putters)
     finally:
         own_server.resume()
@@ -1004,23 +1010,23 @@ METHODS: list[tuple[str, tuple[Any, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "args"), METHODS, ids=str)
-def test_closed_conn_raises_connection_closed_whatever_the_argument(conn, name, args):
+def test_closed_conn_raises_connection_closed_whatever_the_argument(conn):
     conn.close()
-    with pytest.raises(gstalk.ConnectionClosedError) as caught:
-        getattr(conn, name)(*args)
-    assert caught.value.sent == "no"
+    for name, args in METHODS:
+        with pytest.raises(gstalk.ConnectionClosedError) as caught:
+            getattr(conn, name)(*args)
+        assert caught.value.sent == "no"
 
 
-@pytest.mark.parametrize(("name", "args"), METHODS, ids=str)
-def test_broken_conn_raises_disconnected_whatever_the_argument(play, connect, name, args):
+def test_broken_conn_raises_disconnected_whatever_the_argument(play, connect):
     played = play()
     conn = connect(played.uri)
     played.close()
     wait_until(lambda: not conn.is_connected)
-    with pytest.raises(gstalk.ConnectionLostError) as caught:
-        getattr(conn, name)(*args)
-    assert caught.value.sent == "no"
+    for name, args in METHODS:
+        with pytest.raises(gstalk.ConnectionLostError) as caught:
+            getattr(conn, name)(*args)
+        assert caught.value.sent == "no"
 
 
 @pytest.mark.parametrize("name", ["delete", "release", "bury", "touch", "kick", "stats", "time_left"])
@@ -1031,46 +1037,40 @@ def test_peeked_job_of_a_closed_conn_raises_connection_closed(conn, tube, name):
         getattr(job, name)()
 
 
-@pytest.mark.parametrize(("name", "args"), [each for each in METHODS if each[1] not in (("x",), (5,))], ids=str)
-def test_other_threads_hub_raises_wrong_hub_and_sends_nothing(play, connect, name, args):
+def in_thread(*methods):
+    """Call things in another thread; returns what each raised, or `None`."""
+    raised: list[BaseException | None] = []
+
+    def run():
+        for method in methods:
+            try:
+                method()
+                raised.append(None)
+            except BaseException as error:
+                raised.append(error)
+        hub.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    return raised
+
+
+def test_other_threads_hub_raises_wrong_hub_and_sends_nothing(play, connect):
     played = play()
     conn = connect(played.uri)
     before = list(played.lines)
-    caught = []
-
-    def use_it():
-        try:
-            getattr(conn, name)(*args)
-        except BaseException as error:
-            caught.append(error)
-        finally:
-            hub.get_hub().destroy(destroy_loop=True)
-
-    thread = threading.Thread(target=use_it)
-    thread.start()
-    wait_until(lambda: not thread.is_alive())
-    assert [type(error) for error in caught] == [gstalk.WrongHubError]
+    raised = in_thread(*(functools.partial(getattr(conn, name), *args) for name, args in METHODS), conn.close)
+    assert [type(error) for error in raised] == [gstalk.WrongHubError] * (len(METHODS) + 1)
     conn.list_tube_used()
     assert played.lines == [*before, b"list-tube-used"]
 
 
-@pytest.mark.parametrize("name", ["delete", "release", "bury", "touch", "kick", "stats", "time_left"])
-def test_job_from_another_threads_hub_raises_wrong_hub(conn, tube, name):
+def test_job_from_another_threads_hub_raises_wrong_hub(conn, tube):
     job = held(conn, tube)
-    caught = []
-
-    def use_it():
-        try:
-            getattr(job, name)()
-        except BaseException as error:
-            caught.append(error)
-        finally:
-            hub.get_hub().destroy(destroy_loop=True)
-
-    thread = threading.Thread(target=use_it)
-    thread.start()
-    wait_until(lambda: not thread.is_alive())
-    assert [type(error) for error in caught] == [gstalk.WrongHubError]
+    names = ["delete", "release", "bury", "touch", "kick", "stats", "time_left"]
+    raised = in_thread(*(getattr(job, name) for name in names))
+    assert [type(error) for error in raised] == [gstalk.WrongHubError] * len(names)
     job.delete()
 
 
@@ -1253,8 +1253,6 @@ def test_interrupted_reserve_job_goes_back_with_its_own_priority(conn, other, tu
 
 @pytest.mark.parametrize("seed", range(3))
 def test_interrupted_at_random_no_reply_goes_astray(conn, tube, seed):
-    import random
-
     chance = random.Random(seed)
     wrong = []
 
@@ -1262,7 +1260,7 @@ def test_interrupted_at_random_no_reply_goes_astray(conn, tube, seed):
         for turn in range(10):
             body = b"%d-%d" % (number, turn)
             job_id = None
-            with gevent.Timeout(chance.random() * 0.003, False):
+            with contextlib.suppress(gevent.Timeout), gevent.Timeout(chance.random() * 0.003):
                 job_id = conn.put(f"{tube}-{number % 3}", body)
                 if conn.peek(job_id).body != body:
                     wrong.append(body)
@@ -1300,25 +1298,28 @@ def test_job_tube_after_reserve_job_is_unknown(conn, other, tube):
     job.delete()
 
 
-@pytest.mark.parametrize("first", ["delete", "release", "bury"])
-@pytest.mark.parametrize("second", ["delete", "release", "bury", "touch"])
-def test_job_finished_refuses_another_and_sends_nothing(play, connect, first, second):
+SETTLING = ["delete", "release", "bury"]
+
+
+@pytest.mark.parametrize("first", SETTLING)
+def test_job_finished_refuses_another_and_sends_nothing(play, connect, first):
     played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n"})
     job = connect(played.uri).reserve_with_timeout(0)
     getattr(job, first)()
     before = list(played.lines)
-    with pytest.raises(gstalk.JobFinishedError):
-        getattr(job, second)()
+    for second in (*SETTLING, "touch"):
+        with pytest.raises(gstalk.JobFinishedError):
+            getattr(job, second)()
     assert played.lines == before
 
 
-@pytest.mark.parametrize("first", ["delete", "release", "bury"])
-@pytest.mark.parametrize("second", ["delete", "release", "bury", "touch"])
-def test_job_while_one_is_under_way_refuses_another(conn, tube, first, second):
+@pytest.mark.parametrize("first", SETTLING)
+def test_job_while_one_is_under_way_refuses_another(conn, tube, first):
     job = held(conn, tube)
     settler = call(getattr(job, first))
-    with pytest.raises(gstalk.JobFinishedError):
-        getattr(job, second)()
+    for second in (*SETTLING, "touch"):
+        with pytest.raises(gstalk.JobFinishedError):
+            getattr(job, second)()
     settler.get()
     assert job.is_finished
 
@@ -1481,9 +1482,9 @@ def test_forked_child_conn_raises_closed_and_its_jobs_lost_and_the_parent_goes_o
         os._exit(0)
     os.close(write)
     gevent.os.waitpid(child, 0)
-    said = os.read(read, 1000)
+    answer = os.read(read, 1000)
     os.close(read)
-    assert said == b"ConnectionClosedError,JobLostError,ConnectionClosedError"
+    assert answer == b"ConnectionClosedError,JobLostError,ConnectionClosedError"
     assert other.stats_job(job.id).state == "reserved"
     job.delete()
     assert conn.stats_tube(tube).current_jobs_reserved == 0

@@ -102,7 +102,6 @@ def test_error_copied_keeps_everything(error):
     assert fields(copy.deepcopy(error)) == fields(error)
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="TimeLimitExceeded has no __reduce__ yet")
 def test_time_limit_pickled_keeps_its_seconds():
     error = gstalk.TimeLimitExceeded(2, ref=False)
     try:
