@@ -462,7 +462,7 @@ class Producer:
         if (refusal := self._refusal()) is not None:
             raise refusal
         if self._stopped and not self._pool.is_connected:
-            raise self._closed("put")
+            raise ConnectionClosedError("put: this Producer is stopped")
         left = None if attempt.deadline is None else attempt.deadline - now
         if once or (left is not None and left <= 0):
             raise self._time_over(attempt)
@@ -551,7 +551,7 @@ class Producer:
 
     def _check(self, what: str) -> None:
         if self._stopped:
-            raise self._closed(what)
+            raise ConnectionClosedError(f"{what}: this Producer is stopped")
         if not self._ready:  # forked: the parent's connections are not ours
             self._active = 0
             self._start()
@@ -559,9 +559,6 @@ class Producer:
             raise WrongHubError(f"{what}: this Producer belongs to another thread's hub")
         if getcurrent() is self._hub:
             raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
-
-    def _closed(self, what: str) -> ConnectionClosedError:
-        return ConnectionClosedError(f"{what}: this Producer is stopped")
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Let puts under way finish, and close the connections. Idempotent; later puts raise `ConnectionClosedError`.

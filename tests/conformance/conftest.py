@@ -56,7 +56,7 @@ class Wire:
     def silent(self) -> bool:
         """Whether nothing comes for a moment."""
         assert not self._rest
-        with gevent.Timeout(0.1, False):
+        with gevent.Timeout(0.1, False):  # type: ignore[arg-type]  # the stubs lack False
             self._rest += self.sock.recv(65536)
         return not self._rest
 

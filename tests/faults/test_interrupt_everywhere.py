@@ -214,7 +214,7 @@ class Run:
         self.switches = 0
         self.caught: BaseException | None = None
         self.result: Any = None
-        self._function, self._error, self._at = function, error, at
+        self._function, self._error, self._at = function, error or OwnError(), at
         self._greenlet = gevent.spawn(self._call)
         before = greenlet.settrace(self._trace)
         try:

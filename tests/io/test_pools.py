@@ -71,7 +71,7 @@ def test_put_many_returns_ids_in_order_and_names_what_failed(server):
     with gstalk.Producer(server.uri) as producer:
         assert producer.put_many("t", (b"%d" % n for n in range(3000))) == list(range(1, 3001))
         with pytest.raises(gstalk.PutManyError) as caught:
-            producer.put_many("t", [b"a", "b", b"x" * 70000, b"c"])
+            producer.put_many("t", [b"a", "b", b"x" * 70000, b"c"])  # type: ignore[list-item]
         first, text, big, last = caught.value.results
         assert (first, last) == (3001, 3003) or (first, last) == (3001, 3002)
         assert isinstance(text, TypeError)
@@ -365,7 +365,7 @@ def test_killed_handlers_cost_no_concurrency(server, hooks):
     def handler(job):
         nonlocal done
         if job.body == b"die":
-            gevent.getcurrent().kill()
+            gevent.kill(gevent.getcurrent())
         job.delete()
         done += 1
         if done == 4:
