@@ -867,9 +867,6 @@ def test_protocol_error_goes_to_its_command_and_lost_to_the_others(play, connect
         assert putter.exception.sent == "maybe"
 
 
-_LOOSE = pytest.mark.xfail(strict=True, reason="lines with a body are not read strictly: only their last number is")
-
-
 @pytest.mark.parametrize(
     ("word", "reply", "method", "args"),
     [
@@ -877,8 +874,8 @@ _LOOSE = pytest.mark.xfail(strict=True, reason="lines with a body are not read s
         ("peek", b"RESERVED 7 1\r\nx\r\n", "peek", (7,)),
         ("reserve-job", b"RESERVED 8 1\r\nx\r\n", "reserve_job", (7,)),
         ("reserve-with-timeout", b"RESERVED 8\r\n12345678\r\n", "reserve_with_timeout", (0,)),
-        pytest.param("reserve-with-timeout", b"RESERVED 8 x 2\r\nab\r\n", "reserve_with_timeout", (0,), marks=_LOOSE),
-        pytest.param("peek", b"FOUND 7 1 1\r\nx\r\n", "peek", (7,), marks=_LOOSE),
+        pytest.param("reserve-with-timeout", b"RESERVED 8 x 2\r\nab\r\n", "reserve_with_timeout", (0,)),
+        pytest.param("peek", b"FOUND 7 1 1\r\nx\r\n", "peek", (7,)),
         ("list-tubes", b"OK x 4\r\n---\n\r\n", "list_tubes", ()),
         ("reserve-with-timeout", b"RESERVED 8 2\r\nxyz\r\n", "reserve_with_timeout", (0,)),
         ("reserve-with-timeout", b"RESERVED 8 1073741825\r\n", "reserve_with_timeout", (0,)),

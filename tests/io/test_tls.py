@@ -1,34 +1,49 @@
-"""TLS through a real terminator (haproxy) in front of a real beanstalkd; unix sockets; IPv6 and names."""
+"""TLS, against a real terminator (haproxy) in front of a real beanstalkd."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import ssl
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import gevent
+import gevent.subprocess
 import pytest
-from gevent import socket, subprocess
+from gevent import socket
 
 import gstalk
 from gstalk.testing import Beanstalkd
+from tests.io.conftest import wait_until
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.limit(90)]
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+PLACES = {
+    "good": "crt {dir}/localhost.pem",
+    "by-name": "crt {dir}/localhost.pem strict-sni",
+    "by-address": "crt {dir}/address.pem",
+    "wrong-host": "crt {dir}/elsewhere.pem",
+    "self-signed": "crt {dir}/self.pem",
+    "expired": "crt {dir}/expired.pem",
+    "client": "crt {dir}/localhost.pem ca-file {dir}/ca.crt verify required",
+    "tls12": "crt {dir}/localhost.pem ssl-max-ver TLSv1.2",
+    "idle": "crt {dir}/localhost.pem",
+}
 
 
-def openssl(directory: Path, *args: str) -> None:
-    subprocess.run(["openssl", *args], cwd=directory, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def openssl(*args: str) -> None:
+    subprocess.run(["openssl", *args], check=True, capture_output=True)
 
 
-def certify(directory: Path, name: str, names: str, days: str = "30") -> None:
-    """Make name.pem, key and certificate, signed by ca.pem."""
+def make_certificate(place: Path, name: str, subject: str, days: str = "2") -> None:
+    """A certificate of our CA: `name.pem` holds it and its key."""
+    key, request, certificate, extra = (place / f"{name}.{suffix}" for suffix in ("key", "csr", "crt", "ext"))
+    extra.write_text(f"subjectAltName={subject}\n")
     openssl(
-        directory,
         "req",
         "-new",
         "-newkey",
@@ -37,179 +52,355 @@ def certify(directory: Path, name: str, names: str, days: str = "30") -> None:
         "-subj",
         f"/CN={name}",
         "-keyout",
-        "key",
+        str(key),
         "-out",
-        "csr",
+        str(request),
     )
-    (directory / "extensions").write_text(f"subjectAltName={names}")
-    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", days, "-extfile", "extensions"]
-    openssl(directory, "x509", "-req", "-in", "csr", *signed, "-out", "crt")
-    (directory / f"{name}.pem").write_bytes((directory / "crt").read_bytes() + (directory / "key").read_bytes())
+    openssl(
+        "x509", "-req", "-in", str(request), "-CA", str(place / "ca.crt"), "-CAkey", str(place / "ca.key"),
+        "-CAcreateserial", "-days", days, "-extfile", str(extra), "-out", str(certificate),
+    )  # fmt: skip
+    (place / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tls")
+    for name, subject in (("ca", "/CN=gstalk test CA"), ("self", "/CN=localhost")):
+        openssl(
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject,
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1" if name == "self" else "keyUsage=keyCertSign",
+            "-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.crt"),
+        )  # fmt: skip
+    (place / "self.pem").write_text((place / "self.crt").read_text() + (place / "self.key").read_text())
+    make_certificate(place, "localhost", "DNS:localhost")
+    make_certificate(place, "address", "IP:127.0.0.1")
+    make_certificate(place, "elsewhere", "DNS:elsewhere.example")
+    make_certificate(place, "client", "DNS:client")
+    make_certificate(place, "expired", "DNS:localhost", "-1")
+    return place
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """Ports of TLS listeners: `good`, `wrong_name`, `expired`, `client` (asks for a certificate), and the plain one."""
+class Terminator:
+    """A haproxy that terminates TLS in several ways, each on a port of its own."""
+
+    def __init__(self, place: Path, upstream: int) -> None:
+        self.ports: dict[str, int] = {}
+        lines = ["defaults", "  mode tcp", "  timeout connect 5s", "  timeout client 1h", "  timeout server 1h"]
+        for name, options in PLACES.items():
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                self.ports[name] = sock.getsockname()[1]
+            lines += [f"frontend {name}", f"  bind 127.0.0.1:{self.ports[name]} ssl {options.format(dir=place)}"]
+            lines += ["  timeout client 500ms"] * (name == "idle") + ["  default_backend beanstalkd"]
+        lines += ["backend beanstalkd", f"  server one 127.0.0.1:{upstream}", ""]
+        (place / "haproxy.cfg").write_text("\n".join(lines))
+        self._command = [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")]
+        self._process: Any = None
+
+    def start(self) -> None:
+        null = gevent.subprocess.DEVNULL
+        self._process = gevent.subprocess.Popen(self._command, stdout=null, stderr=null)
+        wait_until(self._listens, 20)
+
+    def _listens(self) -> bool:
+        with socket.socket() as sock:
+            return bool(sock.connect_ex(("127.0.0.1", self.ports["good"])) == 0)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def uri(self, name: str, host: str = "localhost", scheme: str = "tls") -> str:
+        return f"{scheme}://{host}:{self.ports[name]}"
+
+
+@pytest.fixture(scope="session")
+def terminator(certificates: Path, server: Beanstalkd) -> Iterator[Terminator]:
     if HAPROXY is None:
         pytest.skip("no haproxy on this machine")
-    directory = tmp_path_factory.mktemp("tls")
-    ca = ["-days", "30", "-subj", "/CN=test CA", "-keyout", "ca.key", "-out", "ca.pem"]
-    openssl(directory, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *ca)
-    certify(directory, "good", "DNS:localhost,IP:127.0.0.1")
-    certify(directory, "wrong", "DNS:elsewhere.example")
-    certify(directory, "client", "DNS:client")
-    ports = {name: free_port() for name in ("good", "wrong_name", "client")}
-    options = {"good": "good.pem", "wrong_name": "wrong.pem", "client": "good.pem ca-file ca.pem verify required"}
-    with Beanstalkd() as server:
-        lines = ["defaults", " mode tcp", " timeout connect 5s", " timeout client 60s", " timeout server 60s"]
-        for name, port in ports.items():
-            lines += [f"listen {name}", f" bind 127.0.0.1:{port} ssl crt {options[name]}"]
-            lines += [f" server one 127.0.0.1:{server.port}"]
-        (directory / "haproxy.cfg").write_text("\n".join(lines) + "\n")
-        quiet = subprocess.DEVNULL
-        proxy = subprocess.Popen([HAPROXY, "-f", "haproxy.cfg"], cwd=directory, stdout=quiet, stderr=quiet)
-        try:
-            with gevent.Timeout(10):
-                while True:
-                    try:
-                        socket.create_connection(("127.0.0.1", ports["client"])).close()
-                        break
-                    except OSError:
-                        gevent.sleep(0.02)
-            yield SimpleNamespace(directory=directory, plain=server.port, server=server, **ports)
-        finally:
-            proxy.kill()
-            proxy.wait()
+    running = Terminator(certificates, server.port)
+    running.start()
+    yield running
+    running.kill()
 
 
 @pytest.fixture
-def trusting(tls: SimpleNamespace) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(tls.directory / "ca.pem"))
+def trusting(certificates: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificates / "ca.crt"))
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+@pytest.fixture
+def secure(terminator, trusting, connect, tube):
+    """Dial the good frontend, watching the test's tube alone."""
+
+    def dial(name="good", **options):
+        conn = connect(terminator.uri(name), tls_context=trusting, **options)
+        conn.watch(tube)
+        conn.ignore("default")
+        return conn
+
+    return dial
+
+
+# -- who is let in -----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("scheme", ["tls", "beanstalks"])
-def test_tls_verified_connection_carries_commands(tls, trusting, scheme, host):
-    with gstalk.dial(f"{scheme}://{host}:{tls.good}", tls_context=trusting) as conn:
-        conn.watch("tls")
-        conn.ignore("default")
-        bodies = [b"small", b"x" * 60000, b"\r\n" * 100]
-        ids = [conn.put("tls", body) for body in bodies]
-        jobs = [conn.reserve() for _ in bodies]
-        assert ([job.id for job in jobs], [job.body for job in jobs]) == (ids, bodies)
-        for job in jobs:
-            job.delete()
+def test_tls_with_the_ca_connects(terminator, trusting, connect, server, scheme):
+    conn = connect(terminator.uri("good", scheme=scheme), tls_context=trusting)
+    assert conn.stats().pid == server.pid
+    assert conn.uri == terminator.uri("good", scheme=scheme)
 
 
-def test_tls_is_verified_by_default(tls):
-    with pytest.raises(gstalk.ConnectError, match="certificate"):
-        gstalk.dial(f"tls://localhost:{tls.good}")
+@pytest.mark.parametrize("name", ["good", "self-signed"])
+def test_tls_by_default_an_unknown_ca_is_refused(terminator, name):
+    with pytest.raises(gstalk.ConnectError) as caught:
+        gstalk.dial(terminator.uri(name))
+    assert caught.value.sent == "no"
+    assert "certificate" in str(caught.value)
+    assert terminator.uri(name) in str(caught.value)
 
 
-def test_tls_wrong_name_is_refused(tls, trusting):
-    with pytest.raises(gstalk.ConnectError, match=r"(?i)hostname|certificate"):
-        gstalk.dial(f"tls://localhost:{tls.wrong_name}", tls_context=trusting)
+@pytest.mark.parametrize("name", ["self-signed", "wrong-host", "expired"])
+def test_tls_with_the_ca_a_bad_certificate_is_refused(terminator, trusting, name):
+    with pytest.raises(gstalk.ConnectError) as caught:
+        gstalk.dial(terminator.uri(name), tls_context=trusting)
+    assert "certificate" in str(caught.value)
 
 
-def test_tls_client_certificate(tls, trusting):
+def test_tls_certificate_for_a_name_is_refused_by_address_and_the_other_way_round(terminator, trusting, connect):
     with pytest.raises(gstalk.ConnectError):
-        gstalk.dial(f"tls://localhost:{tls.client}", tls_context=trusting)
-    trusting.load_cert_chain(str(tls.directory / "client.pem"))
-    with gstalk.dial(f"tls://localhost:{tls.client}", tls_context=trusting) as conn:
-        assert conn.put("tls-client", b"x")
-
-
-def test_tls_to_a_plain_server_and_plain_to_a_tls_server_are_clear_errors(tls):
+        gstalk.dial(terminator.uri("good", "127.0.0.1"), tls_context=trusting)
     with pytest.raises(gstalk.ConnectError):
-        gstalk.dial(f"tls://127.0.0.1:{tls.plain}", conn_timeout=1)
+        gstalk.dial(terminator.uri("by-address"), tls_context=trusting)
+    connect(terminator.uri("by-address", "127.0.0.1"), tls_context=trusting).stats()
+
+
+def test_tls_server_name_is_sent(terminator, trusting, connect):
+    """This frontend refuses a handshake whose server name isn't its certificate's."""
+    connect(terminator.uri("by-name"), tls_context=trusting).stats()
+
+
+def test_tls_context_that_checks_nothing_is_the_users_choice(terminator, connect):
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    connect(terminator.uri("self-signed"), tls_context=context).stats()
+
+
+def test_tls_client_certificate_is_asked_for_and_given(terminator, trusting, certificates, connect):
     with pytest.raises(gstalk.ConnectError):
-        gstalk.dial(f"127.0.0.1:{tls.good}", conn_timeout=1)
+        gstalk.dial(terminator.uri("client"), tls_context=trusting)
+    trusting.load_cert_chain(str(certificates / "client.pem"))
+    connect(terminator.uri("client"), tls_context=trusting).stats()
 
 
-def test_tls_many_greenlets_get_their_own_replies(tls, trusting):
-    with gstalk.dial(f"tls://localhost:{tls.good}", tls_context=trusting) as conn:
-
-        def work(number: int) -> None:
-            for turn in range(20):
-                body = b"%d-%d " % (number, turn) * 50
-                found = conn.peek(conn.put(f"many-{number % 3}", body, delay=1000))
-                assert found is not None
-                assert found.body == body
-
-        gevent.joinall([gevent.spawn(work, number) for number in range(30)], raise_error=True)
-        assert len(conn.put_many("many", [b"x" * 1000] * 2000, delay=1000)) == 2000
+def test_tls_12_connects_and_less_than_the_contexts_least_is_refused(terminator, trusting, connect):
+    connect(terminator.uri("tls12"), tls_context=trusting).stats()
+    trusting.minimum_version = ssl.TLSVersion.TLSv1_3
+    with pytest.raises(gstalk.ConnectError):
+        gstalk.dial(terminator.uri("tls12"), tls_context=trusting)
 
 
-def test_tls_reserve_beside_puts(tls, trusting):
-    with gstalk.dial(f"tls://localhost:{tls.good}", tls_context=trusting) as conn:
-        conn.watch("beside")
-        conn.ignore("default")
-        reserving = gevent.spawn(conn.reserve)
-        gevent.sleep(0.05)
-        with gevent.Timeout(5):
-            job_id = conn.put("beside", b"x")
-            job = reserving.get()
+@pytest.mark.slow
+def test_tls_to_a_plain_server_raises_connect_error_in_time(server, trusting):
+    began = time.monotonic()
+    with pytest.raises(gstalk.ConnectError):
+        gstalk.dial(f"tls://localhost:{server.port}", tls_context=trusting, conn_timeout=1)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_plain_to_a_tls_server_raises_connect_error_in_time(terminator):
+    began = time.monotonic()
+    with pytest.raises(gstalk.ConnectError):
+        gstalk.dial(terminator.uri("good", scheme="beanstalk"), conn_timeout=1)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_tls_handshake_that_is_never_answered_raises_connect_error_in_time(trusting):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(gstalk.ConnectError, match="no answer within"):
+            gstalk.dial(f"tls://localhost:{silent.getsockname()[1]}", tls_context=trusting, conn_timeout=0.3)
+
+
+def test_tls_without_a_terminator_behind_it_raises_connect_error(terminator, trusting, own_server, certificates):
+    """The handshake succeeds, and then nobody answers: that isn't connected."""
+    place = certificates / "alone"
+    place.mkdir(exist_ok=True)
+    own_server.kill()
+    lines = (certificates / "haproxy.cfg").read_text().splitlines()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    text = [*lines[:5], "frontend only", f"  bind 127.0.0.1:{port} ssl crt {certificates}/localhost.pem"]
+    text += ["  default_backend none", "backend none", f"  server one 127.0.0.1:{own_server.port}", ""]
+    (place / "haproxy.cfg").write_text("\n".join(text))
+    null = gevent.subprocess.DEVNULL
+    with gevent.subprocess.Popen(
+        [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")], stdout=null, stderr=null
+    ) as process:
+        try:
+            with socket.socket() as sock:
+                wait_until(lambda: sock.connect_ex(("127.0.0.1", port)) == 0, 20)
+            with pytest.raises(gstalk.ConnectError):
+                gstalk.dial(f"tls://localhost:{port}", tls_context=trusting)
+        finally:
+            process.kill()
+
+
+# -- commands ----------------------------------------------------------------------------------------------------
+
+
+def test_tls_many_greenlets_each_gets_its_own_reply(secure, tube):
+    conn = secure()
+
+    def work(number):
+        for turn in range(10):
+            body = b"%d-%d" % (number, turn)
+            job_id = conn.put(f"{tube}-{number % 3}", body)
+            assert conn.peek(job_id).body == body
+            conn.delete(job_id)
+
+    gevent.joinall([gevent.spawn(work, number) for number in range(50)], raise_error=True)
+
+
+def test_tls_put_many_arrive_in_order(secure, other, tube):
+    ids = secure().put_many(tube, [b"%d" % number for number in range(5000)])
+    assert ids == sorted(ids)
+    assert other.peek(ids[4321]).body == b"4321"
+
+
+def test_tls_large_bodies_both_ways(secure, tube):
+    conn = secure()
+    bodies = [bytes([number]) * (65535 - number) for number in range(40)]
+    putters = [gevent.spawn(conn.put, tube, body) for body in bodies]
+    gevent.joinall(putters, raise_error=True)
+    for body in bodies:
+        job = conn.reserve_with_timeout(5)
+        assert job.body == body
+        job.delete()
+
+
+def test_tls_waiting_reserve_gets_its_job(secure, other, tube):
+    reserver = gevent.spawn(secure().reserve)
+    wait_until(lambda: other.stats_tube(tube).current_waiting == 1)
+    job_id = other.put(tube, b"x")
+    assert reserver.get(timeout=5).id == job_id
+
+
+def test_tls_put_beside_a_waiting_reserve_dials_once_and_both_succeed(secure, other, tube):
+    conn = secure()
+    for _ in range(3):
+        reserver = gevent.spawn(conn.reserve)
+        gevent.sleep(0.02)
+        job_id = conn.put(tube, b"x")
+        job = reserver.get(timeout=5)
         assert job.id == job_id
         job.delete()
 
 
-def test_tls_producer_and_consumer(tls, trusting):
-    uri = f"tls://localhost:{tls.good}"
-    done: list[bytes] = []
-    with gstalk.Producer(uri, tls_context=trusting, multiply=2) as producer:
-        producer.put_many("pools", [b"%d" % number for number in range(500)])
-    consumer = gstalk.Consumer(uri, "pools", tls_context=trusting, auto_delete=True)
+def test_tls_producers_and_workers_on_one_conn_lose_and_double_nothing(secure, other, tube):
+    conn = secure()
+    got: list[int] = []
 
-    def handler(job: gstalk.Job) -> None:
-        done.append(job.body)
-        if len(done) == 500:
-            consumer.stop()
+    def work():
+        while (job := conn.reserve()).body != b"end":
+            got.append(job.id)
+            job.delete()
+        job.delete()
 
-    consumer.receive(handler)
-    assert len(set(done)) == 500
-
-
-def test_tls_example_runs(tls):
-    path = Path(__file__).parents[2] / "examples" / "tls.py"
-    spec = importlib.util.spec_from_file_location("tls_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(f"tls://localhost:{tls.client}", str(tls.directory / "ca.pem"), str(tls.directory / "client.pem"))
+    workers = [gevent.spawn(work) for _ in range(10)]
+    ids = conn.put_many(tube, [b"x"] * 300)
+    wait_until(lambda: len(got) == 300)
+    conn.put_many(tube, [b"end"] * 10)
+    gevent.joinall(workers, timeout=20, raise_error=True)
+    assert sorted(got) == ids
 
 
-def test_unix_socket_and_reserve_beside_puts():
-    with Beanstalkd(unix=True) as server, gstalk.dial(server.uri) as conn:
-        assert conn.uri == server.uri
-        reserving = gevent.spawn(conn.reserve)
-        gevent.sleep(0.05)
-        assert conn.put("default", b"x") == 1
-        reserving.get().delete()
+def test_tls_reserve_interrupted_a_later_job_goes_to_others(secure, other, tube):
+    conn = secure()
+    with pytest.raises(gevent.Timeout):
+        with gevent.Timeout(0.05):
+            conn.reserve()
+    job_id = other.put(tube, b"x", priority=9)
+    job = other.reserve_with_timeout(5)
+    assert (job.id, job.stats().pri) == (job_id, 9)
+    assert conn.reserve_with_timeout(0) is None
 
 
-@pytest.mark.parametrize(("listen", "uri"), [("127.0.0.1", "localhost:{}"), ("::1", "[::1]:{}")])
-def test_names_and_ipv6(listen, uri):
-    port = free_port()
-    program = Beanstalkd.find()
-    assert program is not None
-    process = subprocess.Popen([program, "-l", listen, "-p", str(port)])
+def test_tls_interrupted_put_is_carried_out_and_the_next_reply_is_its_own(secure, tube):
+    conn = secure()
+    putter = gevent.spawn(conn.put, tube, b"interrupted")
+    gevent.sleep(0)
+    putter.kill()
+    assert conn.peek(conn.put(tube, b"next")).body == b"next"
+    assert conn.stats_tube(tube).current_jobs_ready == 2
+
+
+def test_tls_close_waits_for_a_delete_and_gives_the_rest_back(secure, other, tube):
+    conn = secure()
+    done, kept = (conn.reserve_job(other.put(tube, b"x")) for _ in range(2))
+    deleter = gevent.spawn(done.delete)
+    gevent.sleep(0)
+    conn.close()
+    deleter.get()
+    assert other.peek(done.id) is None
+    wait_until(lambda: other.stats_job(kept.id).state == "ready")
+
+
+# -- cuts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tls_connection_that_the_terminator_cuts_while_idle_is_noticed(secure):
+    conn = secure("idle")
+    wait_until(lambda: not conn.is_connected)
+    with pytest.raises(gstalk.ConnectionLostError) as caught:
+        conn.stats()
+    assert caught.value.sent == "no"
+
+
+def test_tls_terminator_killed_raises_lost_and_a_dial_afterwards_connects(terminator, secure, tube):
+    conn = secure()
+    reserver = gevent.spawn(conn.reserve)
+    gevent.sleep(0.05)
+    terminator.kill()
     try:
-        with gevent.Timeout(5):
-            while True:
-                try:
-                    conn = gstalk.dial(uri.format(port))
-                    break
-                except gstalk.ConnectError:
-                    gevent.sleep(0.02)
-        assert conn.put("default", b"x") == 1
-        conn.close()
+        with pytest.raises(gstalk.ConnectionLostError):
+            reserver.get(timeout=5)
+        assert not conn.is_connected
     finally:
-        process.kill()
-        process.wait()
+        terminator.start()
+    secure().put(tube, b"x")
+
+
+# -- pools -------------------------------------------------------------------------------------------------------
+
+
+def test_tls_producer_and_consumer(terminator, trusting, tube):
+    config = gstalk.Config(tls_context=trusting, auto_delete=True)
+    done = []
+    consumer = gstalk.Consumer(terminator.uri("good"), tube, config)
+    with gstalk.Producer(terminator.uri("good"), config) as producer:
+        receiver = gevent.spawn(consumer.receive, lambda job: done.append(job.id))
+        ids = producer.put_many(tube, [b"x"] * 300)
+        wait_until(lambda: len(done) == 300)
+        consumer.stop()
+        receiver.get(timeout=10)
+    assert sorted(done) == ids
+
+
+def test_tls_producer_bad_certificate_is_an_outage_with_its_cause(terminator):
+    errors: list[BaseException] = []
+    uri = terminator.uri("self-signed")
+    with gstalk.Producer(uri, error_func=lambda error, message: errors.append(error)) as producer:
+        with pytest.raises(gstalk.PutTimeoutError) as caught:
+            producer.put("t", b"x", timeout=0.5)
+    assert caught.value.sent == "no"
+    assert "certificate" in str(caught.value.causes[uri])
+    assert len(errors) == 1

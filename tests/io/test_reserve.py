@@ -1,0 +1,563 @@
+"""Reserves beside other commands on one Conn: waiting, timeouts, sharing, calling back, DEADLINE_SOON, interruption."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import gstalk
+from tests.io.conftest import ok, wait_until
+
+pytestmark = pytest.mark.real
+
+SLACK = 1.5  # seconds that a noisy machine may take on top
+
+
+def start(method, *args):
+    """Start a call in a greenlet, and let it get as far as it can without a reply."""
+    greenlet = gevent.spawn(method, *args)
+    gevent.sleep(0)
+    return greenlet
+
+
+def waiting(conn, other):
+    """Start a reserve, and return when the server has it."""
+    before = other.stats().current_waiting
+    reserver = start(conn.reserve)
+    wait_until(lambda: other.stats().current_waiting == before + 1)
+    return reserver
+
+
+def hold(conn, other, tube, **params):
+    """Have a connection hold a job of another tube than the one it watches."""
+    return conn.reserve_job(other.put(f"{tube}-held", b"held", **params))
+
+
+# -- timeouts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holding", [False, True])
+@pytest.mark.parametrize("timeout", [0, 0.2, 1.3, datetime.timedelta(seconds=0.3)], ids=str)
+def test_reserve_with_timeout_nothing_there_returns_none_in_time(conn, other, tube, timeout, holding):
+    if holding:
+        hold(conn, other, tube)
+    began = time.monotonic()
+    assert conn.reserve_with_timeout(timeout) is None
+    seconds = timeout.total_seconds() if isinstance(timeout, datetime.timedelta) else timeout
+    assert seconds <= time.monotonic() - began + 0.001
+    assert time.monotonic() - began < seconds + SLACK
+
+
+def test_reserve_with_timeout_zero_asks_once(play, connect):
+    played = play()
+    assert connect(played.uri).reserve_with_timeout(0) is None
+    assert [line for line in played.lines if line.startswith(b"reserve")] == [b"reserve-with-timeout 0"]
+
+
+def test_reserve_with_timeout_zero_job_there_returns_it(conn, tube):
+    job_id = conn.put(tube, b"x")
+    assert conn.reserve_with_timeout(0).id == job_id
+
+
+def test_reserve_with_timeout_wrong_value_is_refused_and_asks_nothing(play, connect):
+    played = play()
+    conn = connect(played.uri)
+    for timeout in (-1, -0.001, float("nan"), float("inf"), datetime.timedelta(seconds=-1)):
+        with pytest.raises(gstalk.InvalidArgumentError):
+            conn.reserve_with_timeout(timeout)
+    for wrong in (True, "1", b"1"):
+        with pytest.raises(TypeError):
+            conn.reserve_with_timeout(wrong)
+    assert played.count("reserve-with-timeout") == 0
+
+
+def test_reserve_with_timeout_huge_waits(conn, other, tube):
+    reserver = start(conn.reserve_with_timeout, 10**9)
+    job_id = other.put(tube, b"x")
+    assert reserver.get().id == job_id
+
+
+def test_reserve_with_different_timeouts_each_ends_in_its_own_time(conn):
+    ended: list[tuple[float, float]] = []
+    began = time.monotonic()
+
+    def reserve(timeout):
+        assert conn.reserve_with_timeout(timeout) is None
+        ended.append((timeout, time.monotonic() - began))
+
+    gevent.joinall([gevent.spawn(reserve, timeout) for timeout in (0.6, 0.1, 1.2, 0.3, 0)], raise_error=True)
+    for timeout, took in ended:
+        assert timeout - 0.001 <= took < timeout + SLACK
+    assert [timeout for timeout, _ in ended] == [0, 0.1, 0.3, 0.6, 1.2]
+
+
+def test_reserve_beside_one_whose_time_is_over_goes_on(conn, other, tube):
+    reserver = start(conn.reserve)
+    assert conn.reserve_with_timeout(0.2) is None
+    assert not reserver.ready()
+    job_id = other.put(tube, b"x")
+    assert reserver.get(timeout=5).id == job_id
+
+
+# -- waiting on the server -----------------------------------------------------------------------------------------
+
+
+def test_reserve_waits_until_there_is_a_job(conn, other, tube):
+    reserver = waiting(conn, other)
+    job_id = other.put(tube, b"x")
+    job = reserver.get(timeout=5)
+    assert (job.id, job.body, job.tube) == (job_id, b"x", tube)
+
+
+@pytest.mark.slow
+def test_reserve_idle_waits_on_the_server_without_polling(own_server, connect):
+    other, conn = connect(own_server.uri), connect(own_server.uri)
+    before = other.stats().cmd_reserve_with_timeout
+    reserver = start(conn.reserve)
+    gevent.sleep(1.5)  # nothing is to happen: there is no event to wait for
+    assert other.stats().cmd_reserve_with_timeout == before + 1
+    reserver.kill()
+
+
+@pytest.mark.slow
+def test_reserve_longer_than_reserve_timeout_is_sent_anew_unseen_by_the_caller(own_server, connect):
+    other, conn = connect(own_server.uri), connect(own_server.uri, reserve_timeout=1)
+    reserver = start(conn.reserve)
+    connections = other.stats().total_connections
+    wait_until(lambda: other.stats().cmd_reserve_with_timeout == 3)
+    assert other.stats().total_connections == connections
+    job_id = other.put("default", b"x")
+    assert reserver.get(timeout=5).id == job_id
+
+
+@pytest.mark.slow
+def test_reserve_longer_than_conn_timeout_is_no_lack_of_progress(connect, server, tube):
+    conn = connect(server.uri, conn_timeout=0.3)
+    conn.watch(tube)
+    conn.ignore("default")
+    assert conn.reserve_with_timeout(1.2) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [None, 1], ids=str)
+def test_reserve_on_a_server_that_stalls_raises_command_timeout(own_server, connect, timeout):
+    conn = connect(own_server.uri, conn_timeout=0.3, reserve_timeout=1)
+    reserver = start(conn.reserve) if timeout is None else start(conn.reserve_with_timeout, timeout)
+    gevent.sleep(0.05)
+    own_server.pause()
+    try:
+        with pytest.raises(gstalk.CommandTimeoutError):
+            reserver.get(timeout=10)
+    finally:
+        own_server.resume()
+
+
+def test_reserve_on_a_server_that_is_killed_raises_lost_in_every_caller(own_server, connect):
+    other, conn = connect(own_server.uri), connect(own_server.uri)
+    reserver = waiting(conn, other)
+    second = start(conn.reserve)
+    own_server.kill()
+    for each in (reserver, second):
+        with pytest.raises(gstalk.ConnectionLostError):
+            each.get(timeout=5)
+
+
+# -- beside other commands -----------------------------------------------------------------------------------------
+
+
+def test_put_beside_a_waiting_reserve_dials_once_in_the_conns_life(own_server, connect):
+    other, conn = connect(own_server.uri), connect(own_server.uri)
+    connections = other.stats().total_connections
+    for _ in range(5):
+        reserver = start(conn.reserve)
+        gevent.sleep(0.02)
+        job_id = conn.put("default", b"x")
+        job = reserver.get(timeout=5)
+        assert job.id == job_id
+        job.delete()
+    assert other.stats().total_connections == connections + 1
+    assert other.stats().current_connections == 2
+
+
+@pytest.mark.timing
+def test_put_beside_a_reserve_waits_little_once_the_conn_has_dialed(conn, other, tube):
+    waiting(conn, other)
+    conn.put(f"{tube}-else", b"the one that dials")
+    times: list[float] = []
+    for _ in range(50):
+        began = time.monotonic()
+        conn.put(f"{tube}-else", b"x")
+        times.append(time.monotonic() - began)
+        gevent.sleep(0.002)
+    times.sort()
+    assert times[40] < 0.05
+    assert times[-1] < 0.05 + SLACK
+
+
+@pytest.mark.timing
+def test_job_reaches_a_conn_that_asks_within_its_longest_pause(conn, other, tube):
+    hold(conn, other, tube)
+    times = []
+    for _ in range(10):
+        reserver = start(conn.reserve)
+        gevent.sleep(0.1)
+        began = time.monotonic()
+        other.put(tube, b"x")
+        reserver.get(timeout=5).delete()
+        times.append(time.monotonic() - began)
+    assert sorted(times)[5] < 0.1
+
+
+@pytest.mark.slow
+def test_reserve_that_asks_polls_with_pauses(own_server, connect):
+    other, conn = connect(own_server.uri), connect(own_server.uri)
+    hold(conn, other, "t")
+    before = other.stats().cmd_reserve_with_timeout
+    assert conn.reserve_with_timeout(1) is None
+    assert other.stats().cmd_reserve_with_timeout - before < 40
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda conn, tube: conn.stats(),
+        lambda conn, tube: conn.put_many(f"{tube}-else", [b"a", b"b"]),
+        lambda conn, tube: conn.peek_ready(f"{tube}-else"),
+        lambda conn, tube: conn.use(f"{tube}-else"),
+        lambda conn, tube: conn.watch(f"{tube}-else"),
+        lambda conn, tube: conn.stats_tube(tube),
+        lambda conn, tube: conn.reserve_with_timeout(0),
+        lambda conn, tube: conn.kick(tube, 1),
+        lambda conn, tube: conn.list_tubes_watched(),
+    ],
+)
+def test_command_of_any_kind_beside_a_waiting_reserve_is_answered(conn, other, tube, command):
+    reserver = waiting(conn, other)
+    with gevent.Timeout(5):
+        command(conn, tube)
+    job_id = other.put(tube, b"x")
+    assert reserver.get(timeout=5).id == job_id
+
+
+def test_reserve_called_back_keeps_watch_list_and_used_tube(conn, other, tube):
+    conn.watch(f"{tube}-a")
+    conn.watch(f"{tube}-b")
+    conn.ignore(f"{tube}-a")
+    conn.use(f"{tube}-used")
+    reserver = waiting(conn, other)
+    assert conn.list_tube_used() == f"{tube}-used"
+    assert sorted(conn.list_tubes_watched()) == sorted([tube, f"{tube}-b"])
+    job_id = other.put(f"{tube}-b", b"x")
+    assert reserver.get(timeout=5).id == job_id
+
+
+def test_watch_beside_a_waiting_reserve_takes_effect_for_it(conn, other, tube):
+    reserver = waiting(conn, other)
+    conn.watch(f"{tube}-new")
+    job_id = other.put(f"{tube}-new", b"x")
+    assert reserver.get(timeout=5).id == job_id
+
+
+def test_reserve_called_back_many_commands_in_the_meantime_keep_their_order(conn, other, tube):
+    waiting(conn, other)
+    putters = [gevent.spawn(conn.put, f"{tube}-{number % 3}", b"%d" % number) for number in range(100)]
+    gevent.joinall(putters, raise_error=True)
+    ids = [putter.value for putter in putters]
+    assert ids == sorted(ids)
+    assert [other.peek(job_id).body for job_id in ids] == [b"%d" % number for number in range(100)]
+
+
+def test_reserve_called_back_from_a_server_with_another_id_breaks_the_conn(play, connect):
+    stats = [ok("---\nid: 4a\n"), ok("---\nid: 5b\n")]
+    conn = connect(play({"stats": stats, "reserve-with-timeout": b""}).uri)
+    reserver = start(conn.reserve)
+    with pytest.raises(gstalk.ConnectionLostError) as caught:
+        conn.put("default", b"")
+    assert caught.value.sent == "no"
+    with pytest.raises(gstalk.ConnectionLostError):
+        reserver.get(timeout=5)
+    assert not conn.is_connected
+
+
+def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect):
+    conn = connect(own_server.uri)
+    reserver = start(conn.reserve)
+    gevent.sleep(0.05)
+    own_server.pause()
+    putter = start(conn.put, "default", b"")
+    own_server.kill()
+    for each in (putter, reserver):
+        with pytest.raises(gstalk.ConnectionLostError):
+            each.get(timeout=5)
+
+
+def test_reserve_called_back_the_job_that_won_the_race_is_not_lost(conn, other, connect, tube):
+    """A job that goes to the old connection while it is half-closed goes back, and is reserved again."""
+    third = connect()
+    reserver = waiting(conn, other)
+    jobs = [start(other.put, tube, b"x"), start(conn.put, f"{tube}-else", b"y")]
+    gevent.joinall(jobs, raise_error=True)
+    assert reserver.get(timeout=5).id == jobs[0].value
+    assert third.stats_tube(tube).current_jobs_ready == 0
+
+
+def test_conn_closed_while_a_reserve_is_called_back_ends_everything(conn, other):
+    reserver = waiting(conn, other)
+    putter = start(conn.put, "default", b"")
+    conn.close()
+    for each in (putter, reserver):
+        with pytest.raises(gstalk.ConnectionClosedError):
+            each.get(timeout=5)
+
+
+# -- sharing -----------------------------------------------------------------------------------------------------
+
+
+def test_many_greenlets_reserving_share_the_jobs(conn, other, tube):
+    got: list[int] = []
+
+    def work():
+        while (job := conn.reserve_with_timeout(3)) is not None:
+            got.append(job.id)
+            gevent.sleep(0.001)
+            job.delete()
+            if job.body == b"last":
+                break
+
+    workers = [gevent.spawn(work) for _ in range(20)]
+    ids = other.put_many(tube, [b"%d" % number for number in range(400)])
+    wait_until(lambda: len(got) == 400)
+    others = other.put_many(tube, [b"last"] * 20)
+    gevent.joinall(workers, raise_error=True)
+    assert sorted(got) == sorted([*ids, *others])
+
+
+def test_many_greenlets_reserving_all_get_one_of_as_many_jobs(conn, other, tube):
+    reservers = [start(conn.reserve) for _ in range(20)]
+    ids = other.put_many(tube, [b"x"] * 20)
+    gevent.joinall(reservers, timeout=10)
+    assert sorted(reserver.get().id for reserver in reservers) == ids
+
+
+def test_first_in_line_gets_the_first_job(conn, other, tube):
+    first, second = waiting(conn, other), start(conn.reserve)
+    ids = [other.put(tube, b"a")]
+    assert first.get(timeout=5).id == ids[0]
+    assert not second.ready()
+    ids.append(other.put(tube, b"b"))
+    assert second.get(timeout=5).id == ids[1]
+
+
+def test_producers_and_workers_on_one_conn_lose_and_double_nothing(own_server, connect):
+    conn, other = connect(own_server.uri), connect(own_server.uri)
+    connections = other.stats().total_connections or 0
+    put: list[int] = []
+    got: list[int] = []
+    done = Event()
+
+    def work():
+        while not done.is_set():
+            job = conn.reserve_with_timeout(1.5)
+            if job is not None:
+                assert job.body == b"body"
+                got.append(job.id)
+                job.delete()
+
+    def produce():
+        for _ in range(50):
+            put.append(conn.put("default", b"body"))
+            gevent.sleep(0)
+
+    workers = [start(work) for _ in range(10)]
+    gevent.joinall([gevent.spawn(produce) for _ in range(10)], raise_error=True)
+    wait_until(lambda: len(got) >= 500)
+    done.set()
+    gevent.joinall(workers, raise_error=True)
+    assert sorted(got) == sorted(put)
+    assert len(set(got)) == 500
+    stats = other.stats()
+    assert stats.total_connections <= connections + 1
+    assert stats.current_jobs_ready == stats.current_jobs_reserved == 0
+
+
+# -- DEADLINE_SOON -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_deadline_soon_is_raised_in_the_call_that_asked_and_then_there_is_quiet(conn, other, tube):
+    job = hold(conn, other, tube, ttr=1)
+    with pytest.raises(gstalk.DeadlineSoonError) as caught:
+        conn.reserve()
+    began = time.monotonic()
+    assert conn.uri in str(caught.value)
+    before = other.stats().cmd_reserve_with_timeout
+    for timeout in (0, 0.05, 0):
+        assert conn.reserve_with_timeout(timeout) is None
+    if time.monotonic() - began < 0.2:
+        assert other.stats().cmd_reserve_with_timeout == before
+    job.touch()
+    job.delete()
+    assert conn.is_connected
+
+
+@pytest.mark.slow
+def test_deadline_soon_a_loop_asks_few_reserves(own_server, connect):
+    conn, other = connect(own_server.uri), connect(own_server.uri)
+    job = hold(conn, other, "t", ttr=1)
+    before = other.stats().cmd_reserve_with_timeout
+    errors = 0
+    until = time.monotonic() + 0.8
+    while time.monotonic() < until:
+        try:
+            conn.reserve_with_timeout(0.1)
+        except gstalk.DeadlineSoonError:
+            errors += 1
+    assert 1 <= errors <= 5
+    assert other.stats().cmd_reserve_with_timeout - before <= 10
+    assert not job.is_finished
+
+
+@pytest.mark.slow
+def test_deadline_soon_calls_in_the_quiet_time_wait_for_its_end_and_get_jobs(conn, other, tube):
+    job = hold(conn, other, tube, ttr=1)
+    with pytest.raises(gstalk.DeadlineSoonError):
+        conn.reserve()
+    job.delete()
+    job_id = other.put(tube, b"x")
+    assert conn.reserve_with_timeout(5).id == job_id
+
+
+def test_deadline_soon_a_ready_job_comes_first(conn, other, tube):
+    hold(conn, other, tube, ttr=1)
+    job_id = other.put(tube, b"x")
+    assert conn.reserve().id == job_id
+
+
+def test_deadline_soon_hits_one_caller_and_the_others_wait_on(play, connect):
+    asks = [b"DEADLINE_SOON\r\n", b"RESERVED 7 1\r\nx\r\n", b"RESERVED 8 1\r\nx\r\n", b"TIMED_OUT\r\n"]
+    conn = connect(play({"reserve-job": b"RESERVED 5 1\r\nx\r\n", "reserve-with-timeout": asks}).uri)
+    conn.reserve_job(5)
+    reservers: list[Any] = [gevent.spawn(conn.reserve_with_timeout, 5) for _ in range(2)]
+    gevent.joinall(reservers)
+    failed = [each for each in reservers if each.exception is not None]
+    assert len(failed) <= 1
+    assert all(type(each.exception) is gstalk.DeadlineSoonError for each in failed)
+    assert {each.value.id for each in reservers if each.value} <= {7, 8}
+    assert len([each for each in reservers if each.value]) == 1
+
+
+# -- interruption ------------------------------------------------------------------------------------------------
+
+INTERRUPTIONS = [lambda: gevent.Timeout(60), gevent.GreenletExit, KeyboardInterrupt, lambda: ValueError("own")]
+
+
+def interruptible(method):
+    """Start a call in a greenlet that keeps what is raised there in a list, instead of telling the hub."""
+    raised: list[BaseException] = []
+
+    def run():
+        try:
+            return method()
+        except BaseException as error:
+            raised.append(error)
+
+    return start(run), raised
+
+
+@pytest.mark.parametrize("make", INTERRUPTIONS)
+@pytest.mark.parametrize("holding", [False, True])
+def test_reserve_interrupted_a_later_job_goes_to_others(conn, other, connect, tube, make, holding):
+    third = connect()
+    if holding:
+        hold(conn, other, tube)
+    greenlet, raised = interruptible(conn.reserve)
+    gevent.sleep(0.02)
+    error = make()
+    greenlet.kill(error)
+    assert raised == [error]
+    job_id = other.put(tube, b"x", priority=33)
+    job = third.reserve_with_timeout(5)
+    assert (job.id, job.stats().pri) == (job_id, 33)
+    job.delete()
+    assert conn.reserve_with_timeout(0) is None
+
+
+@pytest.mark.parametrize("holding", [False, True])
+@pytest.mark.parametrize("turns", range(6))
+def test_reserve_interrupted_as_its_job_arrives_the_job_goes_back_at_once(conn, other, tube, turns, holding):
+    if holding:
+        hold(conn, other, tube)
+    greenlet, _ = interruptible(conn.reserve)
+    gevent.sleep(0.02)
+    putter = start(other.put, tube, b"x")
+    for _ in range(turns):
+        gevent.sleep(0)
+    greenlet.kill(block=False)
+    job_id = putter.get()
+    gevent.joinall([greenlet])
+    if greenlet.value is not None:  # it was faster
+        greenlet.value.release()
+    wait_until(lambda: other.stats_job(job_id).state == "ready", 5)
+    assert other.stats_job(job_id).pri == 1024
+    assert conn.is_connected
+
+
+def test_reserve_interrupted_with_its_job_in_the_reply_is_released_with_its_own_priority(conn, other, tube):
+    """The reply is there, the greenlet woken for it, and killed before it runs."""
+    job_id = other.put(tube, b"x", priority=321)
+    greenlet, _ = interruptible(lambda: conn.reserve_with_timeout(0))
+    greenlet.kill(block=False)
+    gevent.joinall([greenlet])
+    wait_until(lambda: other.stats_job(job_id).state == "ready", 5)
+    stats = other.stats_job(job_id)
+    assert (stats.pri, stats.reserves, stats.releases) == (321, 1, 1)
+
+
+def test_reserve_interrupted_one_of_many_the_others_get_their_jobs(conn, other, tube):
+    pairs = [interruptible(conn.reserve) for _ in range(10)]
+    for greenlet, _ in pairs[::2]:
+        greenlet.kill()
+    ids = other.put_many(tube, [b"x"] * 5)
+    left = [greenlet for greenlet, _ in pairs[1::2]]
+    gevent.joinall(left, timeout=10)
+    assert sorted(greenlet.value.id for greenlet in left) == ids
+    assert conn.stats_tube(tube).current_jobs_ready == 0
+
+
+@pytest.mark.slow
+def test_reserve_interrupted_at_random_no_job_is_lost_or_kept(own_server, connect):
+    conn, other = connect(own_server.uri), connect(own_server.uri)
+    ids = set(other.put_many("default", [b"x"] * 200))
+    done: set[int] = set()
+
+    def work(number):
+        turn = number
+        while len(done) < 200:
+            turn += 1
+            with gevent.Timeout(0.0003 * (turn % 9), False):  # type: ignore[arg-type]
+                job = conn.reserve()
+                done.add(job.id)
+                job.delete()
+            gevent.sleep(0)
+
+    # Each interrupted delete is carried out, each interrupted reserve given back: in the end nothing is left.
+    workers = [gevent.spawn(work, number) for number in range(20)]
+    wait_until(lambda: other.stats().current_jobs_ready == other.stats().current_jobs_reserved == 0, 30)
+    done |= ids
+    gevent.joinall(workers, timeout=10, raise_error=True)
+    assert other.stats().cmd_delete == 200
+    assert done == ids
+    assert conn.is_connected
+
+
+def test_reserve_interrupted_by_the_users_timeout_passes_it_unchanged(conn):
+    mine = gevent.Timeout(0.05)
+    with pytest.raises(gevent.Timeout) as caught:
+        with mine:
+            conn.reserve()
+    assert caught.value is mine

@@ -1,0 +1,130 @@
+"""Where a server may be: unix sockets, IPv4, IPv6, names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+
+import gstalk
+from gstalk.testing import Beanstalkd
+from tests.io.conftest import wait_until
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def unix_server() -> Iterator[Beanstalkd]:
+    with Beanstalkd(unix=True) as running:
+        yield running
+
+
+def test_unix_socket_conn_puts_reserves_and_deletes(unix_server, connect):
+    conn = connect(unix_server.uri)
+    assert conn.uri == unix_server.uri
+    job_id = conn.put("default", b"x" * 60000)
+    job = conn.reserve()
+    assert (job.id, job.body, job.uri) == (job_id, b"x" * 60000, unix_server.uri)
+    job.delete()
+    assert conn.put_many("default", [b"x"] * 2000) == list(range(job_id + 1, job_id + 2001))
+
+
+def test_unix_socket_waiting_reserve_is_called_back(unix_server, connect):
+    conn, other = connect(unix_server.uri), connect(unix_server.uri)
+    reserver = gevent.spawn(conn.reserve)
+    wait_until(lambda: other.stats().current_waiting == 1)
+    job_id = conn.put("default", b"x")
+    assert reserver.get(timeout=5).id == job_id
+    assert other.stats().current_connections == 2
+
+
+def test_unix_socket_server_gone_raises_lost(unix_server, connect):
+    conn = connect(unix_server.uri)
+    unix_server.kill()
+    wait_until(lambda: not conn.is_connected)
+    with pytest.raises(gstalk.ConnectionLostError):
+        conn.stats()
+    with pytest.raises(gstalk.ConnectError) as caught:
+        gstalk.dial(unix_server.uri)
+    assert unix_server.uri in str(caught.value)
+
+
+def test_unix_socket_missing_or_no_socket_raises_connect_error(tmp_path: Path):
+    plain = tmp_path / "file"
+    plain.write_text("")
+    for path in (tmp_path / "missing", plain, tmp_path):
+        with pytest.raises(gstalk.ConnectError) as caught:
+            gstalk.dial(f"unix://{path}")
+        assert str(path) in str(caught.value)
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_unix_socket_path_too_long_is_refused():
+    with pytest.raises(gstalk.InvalidArgumentError):
+        gstalk.dial("unix:///" + "x" * 108)
+
+
+def test_unix_socket_producer_and_consumer(unix_server):
+    done = []
+    consumer = gstalk.Consumer(unix_server.uri, "default", auto_delete=True)
+    with gstalk.Producer(unix_server.uri) as producer:
+        receiver = gevent.spawn(consumer.receive, lambda job: done.append(job.id))
+        ids = producer.put_many("default", [b"x"] * 100)
+        wait_until(lambda: len(done) == 100)
+        consumer.stop()
+        receiver.get(timeout=10)
+    assert sorted(done) == ids
+
+
+@pytest.mark.parametrize(
+    "form", ["127.0.0.1:{}", "localhost:{}", "beanstalk://127.0.0.1:{}", "BEANSTALK://localhost:{}/"]
+)
+def test_ipv4_and_names_connect(server, connect, form):
+    conn = connect(form.format(server.port))
+    assert conn.stats().pid == server.pid
+    assert conn.uri.endswith(f":{server.port}")
+
+
+@pytest.fixture
+def ipv6_port(server: Beanstalkd) -> Iterator[int]:
+    """A port of ::1 from which bytes are passed on to the server."""
+    if not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("no IPv6 on this machine")
+
+    def pass_on(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def serve(sock: socket.socket, address: object) -> None:
+        with socket.create_connection(("127.0.0.1", server.port)) as upstream:
+            gevent.joinall([gevent.spawn(pass_on, sock, upstream), gevent.spawn(pass_on, upstream, sock)])
+
+    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        listener.bind(("::1", 0))
+    except OSError as error:
+        listener.close()
+        pytest.skip(f"no IPv6 loopback: {error}")
+    listener.listen()
+    proxy = StreamServer(listener, serve)
+    proxy.start()
+    yield listener.getsockname()[1]
+    proxy.stop()
+    listener.close()
+
+
+@pytest.mark.parametrize("form", ["[::1]:{}", "beanstalk://[::1]:{}", "localhost:{}"])
+def test_ipv6_connects(server, connect, ipv6_port, form):
+    """A name that has an IPv4 address first, where nobody listens, is tried on."""
+    conn = connect(form.format(ipv6_port))
+    assert conn.stats().pid == server.pid
+    conn.close()

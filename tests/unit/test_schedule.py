@@ -1,0 +1,94 @@
+"""What pools decide, without a clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from gstalk.schedule import Asking, Backoff, Lane
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.999])
+def test_backoff_begins_at_random_grows_and_is_bounded(chance):
+    backoff = Backoff(3)
+    pauses = [backoff.pause(chance) for _ in range(8)]
+    assert 0 <= pauses[0] < 0.5
+    assert pauses[1:] == [min(0.5 * 2.0**n, 3) * (0.5 + chance / 2) for n in range(1, 8)]
+    backoff.reset()
+    assert backoff.pause(chance) < 0.5
+
+
+def asking(permits: int, *servers: str) -> tuple[Asking, list[Lane]]:
+    asking = Asking(permits)
+    asking.lanes = [Lane(server) for server in servers]
+    return asking, asking.lanes
+
+
+def carry_out(asking: Asking, now: float) -> list[tuple[str, int, int]]:
+    """Decide, and note what was decided as the Consumer does."""
+    actions, _ = asking.decide(now)
+    for what, lane, times in actions:
+        if what == "recall":
+            asking.recalled(lane, now)
+        else:
+            lane.asks += times
+            lane.waiting = what == "wait"
+    return [(what, asking.lanes.index(lane), times) for what, lane, times in actions]
+
+
+def test_each_server_has_one_wait_while_there_are_permits_for_all():
+    schedule, _ = asking(3, "a", "a", "b", "c")
+    assert carry_out(schedule, 10) == [("wait", 0, 1), ("wait", 2, 1), ("wait", 3, 1)]
+    assert carry_out(schedule, 11) == []
+
+
+def test_servers_are_asked_in_turn_where_permits_are_few():
+    schedule, lanes = asking(1, "a", "b")
+    assert carry_out(schedule, 10) == [("ask", 0, 1)]
+    schedule.answered(lanes[0], False, 10.001)
+    assert carry_out(schedule, 10.002) == [("ask", 1, 1)]
+    schedule.answered(lanes[1], False, 10.003)
+    assert carry_out(schedule, 10.06) == [("ask", 0, 1)]
+
+
+def test_connection_that_finds_jobs_gets_all_permits():
+    schedule, lanes = asking(10, "a")
+    assert carry_out(schedule, 10) == [("wait", 0, 1)]
+    schedule.answered(lanes[0], True, 10)
+    schedule.running, lanes[0].held = 1, True
+    assert sum(times for _, _, times in carry_out(schedule, 10)) == 9
+    assert carry_out(schedule, 10) == []
+
+
+def test_permits_are_never_exceeded():
+    schedule, lanes = asking(4, "a", "b", "c")
+    for step in range(200):
+        carry_out(schedule, step / 100)
+        assert schedule.running + sum(lane.asks for lane in lanes) <= 4
+        lane = lanes[step % 3]
+        if lane.asks:
+            found = step % 2 == 0
+            schedule.answered(lane, found, step / 100)
+            schedule.running += found
+            lane.held = schedule.running > 0
+        elif schedule.running:
+            schedule.running -= 1
+
+
+def test_starved_connection_takes_a_permit_from_anothers_wait_after_30_ms_but_not_too_often():
+    schedule, lanes = asking(2, "a", "b")
+    carry_out(schedule, 10)
+    schedule.answered(lanes[0], True, 10)
+    schedule.running, lanes[0].held = 1, True
+    assert carry_out(schedule, 10) == []
+    assert carry_out(schedule, 10.02) == []
+    assert ("recall", 1, 1) in carry_out(schedule, 10.031)
+    assert ("ask", 0, 1) in carry_out(schedule, 10.032)
+
+
+def test_deadline_soon_keeps_a_connection_quiet_for_a_quarter_of_a_second():
+    schedule, lanes = asking(5, "a")
+    lanes[0].held = True
+    assert carry_out(schedule, 10) == [("ask", 0, 1)]
+    schedule.deadline_soon(lanes[0], 10)
+    assert carry_out(schedule, 10.2) == []
+    assert carry_out(schedule, 10.26) == [("ask", 0, 1)]
