@@ -298,7 +298,7 @@ def _connect_one(
             wait(hub, sock.fileno(), WRITE)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            return ConnectError(f"connect to {address}: {os.strerror(code).lower()}")
+            return _refused(address, OSError(code, os.strerror(code)))
         if family != socket.AF_UNIX:
             _tune(sock)
         if address.is_tls:

@@ -267,7 +267,7 @@ def test_reserve_called_back_many_commands_in_the_meantime_keep_their_order(conn
     waiting(conn, other)
     putters = [gevent.spawn(conn.put, f"{tube}-{number % 3}", b"%d" % number) for number in range(100)]
     gevent.joinall(putters, raise_error=True)
-    ids = [putter.value for putter in putters]
+    ids = [putter.get() for putter in putters]
     assert ids == sorted(ids)
     assert [other.peek(job_id).body for job_id in ids] == [b"%d" % number for number in range(100)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import ssl
 import subprocess
@@ -404,3 +405,13 @@ def test_tls_producer_bad_certificate_is_an_outage_with_its_cause(terminator):
     assert caught.value.sent == "no"
     assert "certificate" in str(caught.value.causes[uri])
     assert len(errors) == 1
+
+
+def test_tls_example_runs(terminator, certificates):
+    path = Path(__file__).parents[2] / "examples" / "tls.py"
+    spec = importlib.util.spec_from_file_location("tls_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(terminator.uri("client"), str(certificates / "ca.crt"), str(certificates / "client.pem"))

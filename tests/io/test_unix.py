@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,12 @@ def test_unix_socket_missing_or_no_socket_raises_connect_error(tmp_path: Path):
         with pytest.raises(gstalk.ConnectError) as caught:
             gstalk.dial(f"unix://{path}")
         assert str(path) in str(caught.value)
-        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_unix_socket_missing_chains_the_cause(tmp_path: Path):
+    with pytest.raises(gstalk.ConnectError) as caught:
+        gstalk.dial(f"unix://{tmp_path}/missing")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
 def test_unix_socket_path_too_long_is_refused():
@@ -122,9 +128,52 @@ def ipv6_port(server: Beanstalkd) -> Iterator[int]:
     listener.close()
 
 
-@pytest.mark.parametrize("form", ["[::1]:{}", "beanstalk://[::1]:{}", "localhost:{}"])
+@pytest.mark.parametrize("form", ["[::1]:{}", "beanstalk://[::1]:{}/"])
 def test_ipv6_connects(server, connect, ipv6_port, form):
-    """A name that has an IPv4 address first, where nobody listens, is tried on."""
     conn = connect(form.format(ipv6_port))
     assert conn.stats().pid == server.pid
+    assert conn.uri == f"beanstalk://[::1]:{ipv6_port}"
     conn.close()
+
+
+def stands_for(monkeypatch, *hosts):
+    """Have every name stand for these addresses."""
+
+    def look_up(host, port, **_):
+        kinds = {host: socket.AF_INET6 if ":" in host else socket.AF_INET for host in hosts}
+        return [(kind, socket.SOCK_STREAM, 6, "", (host, port)) for host, kind in kinds.items()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+def test_name_whose_first_address_refuses_the_next_is_tried(server, connect, monkeypatch):
+    stands_for(monkeypatch, "::1", "127.0.0.1")
+    assert connect(f"queue.example:{server.port}").stats().pid == server.pid
+
+
+def test_name_for_which_all_addresses_refuse_raises_connect_error(own_server, monkeypatch):
+    own_server.kill()
+    stands_for(monkeypatch, "127.0.0.2", "127.0.0.1")
+    with pytest.raises(gstalk.ConnectError) as caught:
+        gstalk.dial(f"queue.example:{own_server.port}")
+    assert str(caught.value) == f"connect to beanstalk://queue.example:{own_server.port}: connection refused"
+
+
+def test_name_that_changes_its_address_is_looked_up_at_each_dial(server, connect, monkeypatch):
+    stands_for(monkeypatch, "127.0.0.9")
+    with pytest.raises(gstalk.ConnectError):
+        gstalk.dial(f"queue.example:{server.port}")
+    stands_for(monkeypatch, "127.0.0.1")
+    connect(f"queue.example:{server.port}").stats()
+
+
+@pytest.mark.slow
+def test_name_whose_look_up_hangs_raises_connect_error_in_time_and_holds_nobody_up(server, connect, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gevent.sleep(2))
+    dialers = [gevent.spawn(gstalk.dial, f"queue.example:{server.port}", conn_timeout=0.2) for _ in range(20)]
+    began = time.monotonic()
+    connect(f"127.0.0.1:{server.port}").stats()
+    gevent.joinall(dialers)
+    assert time.monotonic() - began < 1.9
+    assert {type(dialer.exception) for dialer in dialers} == {gstalk.ConnectError}
+    gevent.sleep(2)  # the look-up's own end, so that it isn't left behind
