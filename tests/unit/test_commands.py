@@ -23,7 +23,7 @@ texts = st.text(max_size=8) | st.text(alphabet="abAZ09-+/;.$_()\r\n \0ä", max_s
 numbers = st.integers(-3, 3) | st.integers(UINT32 - 2, UINT32 + 2) | st.integers(2**64 - 2, 2**64 + 2)
 durations = numbers | st.floats(allow_nan=True) | st.floats(0, 5) | st.timedeltas() | st.just(timedelta(seconds=0.5))
 odd = st.none() | st.booleans() | st.text(max_size=3) | st.binary(max_size=3) | st.decimals() | st.lists(st.integers())
-bodies = (
+bodies: Any = (
     st.binary(max_size=50) | st.builds(bytearray, st.binary(max_size=9)) | st.builds(memoryview, st.binary(max_size=9))
 )
 
