@@ -21,7 +21,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from time import monotonic
-from types import TracebackType
 from typing import Any
 
 import gevent
@@ -135,9 +134,7 @@ class Producer:
     def __enter__(self) -> Producer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -334,19 +331,24 @@ class Producer:
     def _usable_now(self) -> _Lane | None:
         """Take the connection at the head of the queue; it goes to the tail, unless it is full."""
         queue = self._queue
-        while queue.qsize():
+        wake_ups = 0
+        found = None
+        while found is None and queue.qsize():
             lane = queue.get_nowait()
-            if lane is None:  # a wake-up for somebody who waits no more
-                continue
-            if lane.link.pipe.clear and lane.health.is_usable:
-                lane.in_flight += 1
-                if lane.in_flight < FULL:
-                    queue.put_nowait(lane)
-                else:
-                    lane.in_queue = False
-                return lane
-            lane.in_queue = False
-        return None
+            if lane is None:
+                wake_ups += 1
+            elif lane.link.pipe.clear and lane.health.is_usable:
+                found = lane
+            else:
+                lane.in_queue = False
+        for _ in range(min(wake_ups, self._getters)):  # they were for others, who have not run yet
+            queue.put_nowait(None)
+        if found is not None:
+            found.in_flight += 1
+            found.in_queue = found.in_flight < FULL
+            if found.in_queue:
+                queue.put_nowait(found)
+        return found
 
     def _send(self, lane: _Lane, tube: str, data: bytes, deadline: float | None) -> Slot:
         link = lane.link
@@ -441,12 +443,11 @@ class Producer:
                 lane = self._usable_now()
                 if lane is None:
                     break
+                if tried is not None:
+                    self._done(tried)
                 if lane.server.uri not in attempt.tried:
                     return lane
-                if tried is None:
-                    tried = lane
-                else:
-                    self._done(lane)
+                tried = lane
             if tried is not None:
                 # All usable servers have failed once: go round again, but not as fast as a server can say no.
                 attempt.tried.clear()

@@ -1,0 +1,674 @@
+"""Producer: what a put does when it fails, when time is over, when servers drain, stall or vanish; stopping; hooks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import gevent
+import pytest
+from gevent import hub, socket
+
+import gstalk
+from gstalk.testing import Beanstalkd
+from tests.io.conftest import CUT, wait_until
+
+pytestmark = pytest.mark.real
+
+INSERTED = None  # in a played server's replies: as beanstalkd would
+
+
+@pytest.fixture
+def produce() -> Iterator[Callable[..., gstalk.Producer]]:
+    """Make a Producer; stopped at the test's end. What its hooks are told is in `.told`, by their names."""
+    with ExitStack() as stack:
+
+        def start(uris: Any, **options: Any) -> gstalk.Producer:
+            options.setdefault("error_func", lambda error, message: None)
+            options.setdefault("info_func", lambda message: None)
+            producer = gstalk.Producer(uris, **options)
+            stack.callback(producer.stop, 0)
+            return producer
+
+        yield start
+
+
+@pytest.fixture
+def both() -> Iterator[list[Beanstalkd]]:
+    with Beanstalkd() as one, Beanstalkd() as two:
+        yield [one, two]
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """The URI of a port that nobody else gets and nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"beanstalk://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def all_connected(producer: gstalk.Producer, count: int) -> None:
+    wait_until(lambda: len(producer._pool.links) == count)
+
+
+# -- making one --------------------------------------------------------------------------------------------------
+
+
+def test_producer_constructor_does_not_wait_and_connects_in_the_background(server, produce):
+    producer = produce(server.uri)
+    assert not producer.is_connected
+    assert producer.wait_connected(5)
+    assert producer.is_connected
+
+
+def test_producer_malformed_uri_is_refused_and_a_str_is_a_list_of_one(server, produce):
+    for uris in ("redis://x", ["127.0.0.1", "a b"], [], "tls://u@x"):
+        with pytest.raises(gstalk.InvalidArgumentError):
+            gstalk.Producer(uris)
+    with pytest.raises(TypeError):
+        gstalk.Producer([5])  # type: ignore[list-item]
+    assert produce(server.uri).put("t", b"") > 0
+
+
+def test_producer_options_override_config_and_unknown_ones_are_refused(server, produce):
+    producer = produce(server.uri, config=gstalk.Config(put_timeout=3, multiply=2), put_timeout=2)
+    assert (producer._config.put_timeout, producer._config.multiply) == (2, 2)
+    with pytest.raises(TypeError):
+        gstalk.Producer(server.uri, multiplier=2)
+
+
+def test_producer_multiply_is_connections_per_uri(own_server, produce, connect):
+    conn = connect(own_server.uri)
+    producer = produce([own_server.uri], multiply=3)
+    all_connected(producer, 3)
+    assert conn.stats().current_connections == 4
+
+
+def test_producer_name_that_does_not_resolve_is_an_outage(server, produce):
+    producer = produce(["beanstalk://no-such-host.invalid", server.uri])
+    assert producer.put("t", b"") > 0
+    alone = produce("beanstalk://no-such-host.invalid")
+    with pytest.raises(gstalk.PutTimeoutError) as caught:
+        alone.put("t", b"", timeout=1)
+    assert caught.value.sent == "no"
+
+
+def test_producer_wait_connected_in_vain_returns_false_in_time(nobody, produce):
+    began = time.monotonic()
+    assert produce(nobody).wait_connected(0.2) is False
+    assert 0.19 < time.monotonic() - began < 2
+
+
+def test_producer_in_a_with_block_is_stopped_at_its_end(server):
+    with gstalk.Producer(server.uri) as producer:
+        producer.put("t", b"")
+    with pytest.raises(gstalk.ConnectionClosedError):
+        producer.put("t", b"")
+
+
+# -- put ---------------------------------------------------------------------------------------------------------
+
+
+def test_put_params_and_keywords_are_those_of_conn(server, produce, conn, tube):
+    params = gstalk.PutParams(priority=1, delay=100, ttr=30)
+    stats = conn.stats_job(produce(server.uri).put(tube, b"x", params, priority=2, ttr=1.5))
+    assert (stats.pri, stats.delay, stats.ttr) == (2, 100, 2)
+
+
+@pytest.mark.parametrize("uris", ["nobody", "server"])
+def test_put_wrong_argument_is_refused_at_once(request, produce, uris):
+    producer = produce(getattr(request.getfixturevalue(uris), "uri", None) or request.getfixturevalue(uris))
+    for wrong in ({"body": "x"}, {"tube": 5}, {"priority": True}, {"timeout": "1"}, {"params": 1}):
+        with pytest.raises(TypeError):
+            producer.put(**{"tube": "t", "body": b"", **wrong})
+    for bad in ({"tube": "a b"}, {"priority": -1}, {"ttr": 0}, {"timeout": -1}, {"timeout": float("nan")}):
+        with pytest.raises(gstalk.InvalidArgumentError):
+            producer.put(**{"tube": "t", "body": b"", **bad})
+
+
+def test_put_many_greenlets_over_two_servers_use_both(both, produce):
+    producer = produce([server.uri for server in both], multiply=2)
+    all_connected(producer, 4)
+    gevent.joinall([gevent.spawn(producer.put, "t", b"x") for _ in range(2000)], raise_error=True)
+    counts = []
+    for server in both:
+        with gstalk.dial(server.uri) as conn:
+            counts.append(int(conn.stats_tube("t").current_jobs_ready or 0))
+    assert sum(counts) == 2000
+    assert min(counts) > 200
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (b"JOB_TOO_BIG\r\n", gstalk.JobTooBigError),
+        (b"BURIED 7\r\n", gstalk.BuriedError),
+        (b"BAD_FORMAT\r\n", gstalk.BadFormatError),
+        (b"UNKNOWN_COMMAND\r\n", gstalk.UnknownCommandError),
+        (b"EXPECTED_CRLF\r\n", gstalk.ExpectedCrlfError),
+    ],
+)
+def test_put_final_answer_is_raised_at_once_and_never_retried(play, produce, reply, kind):
+    one, two = play({"put": reply}), play({"put": reply})
+    producer = produce([one.uri, two.uri])
+    all_connected(producer, 2)
+    with pytest.raises(kind) as caught:
+        producer.put("default", b"")
+    assert one.count("put") + two.count("put") == 1
+    if kind is gstalk.BuriedError:
+        assert caught.value.job_id == 7
+    if kind in (gstalk.JobTooBigError, gstalk.BuriedError):
+        assert len(producer._pool.links) == 2
+
+
+@pytest.mark.parametrize("reply", [CUT, b"INTERNAL_ERROR\r\n", b"rubbish\r\n", b"DELETED\r\n"])
+def test_put_ambiguous_failure_is_tried_again_elsewhere(play, produce, reply):
+    one, two = play({"put": [reply, INSERTED]}), play({"put": [reply, INSERTED]})
+    producer = produce([one.uri, two.uri])
+    all_connected(producer, 2)
+    two.replies[b"put"] = [INSERTED]
+    for _ in range(2):  # whichever comes first in the queue
+        assert producer.put("default", b"", timeout=5) > 0
+    assert (one.count("put"), two.count("put")) in ((1, 2), (2, 1), (2, 2))
+
+
+def test_put_tried_again_elsewhere_leaves_no_connection_busy(play, produce):
+    bad, good = play({"put": b"INTERNAL_ERROR\r\n"}), play()
+    producer = produce([bad.uri, good.uri], multiply=3)
+    all_connected(producer, 6)
+    for _ in range(20):
+        producer.put("default", b"", timeout=10)
+    assert [lane.in_flight for lane in producer._lanes.values()] == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (CUT, gstalk.ConnectionLostError),
+        (b"INTERNAL_ERROR\r\n", gstalk.InternalError),
+        (b"rubbish\r\n", gstalk.ProtocolError),
+    ],
+)
+def test_put_ambiguous_failure_is_raised_where_that_is_asked_for(play, produce, reply, kind):
+    one, two = play({"put": reply}), play({"put": reply})
+    producer = produce([one.uri, two.uri], retry_ambiguous=False)
+    all_connected(producer, 2)
+    with pytest.raises(kind):
+        producer.put("default", b"")
+    assert one.count("put") + two.count("put") == 1
+
+
+def test_put_single_server_ambiguous_failure_is_tried_again_on_a_new_connection(play, produce):
+    played = play({"put": [CUT, INSERTED]})
+    assert produce(played.uri).put("default", b"", timeout=10) == 1
+    assert played.count("put") == 2
+    assert played.connections == 2
+
+
+@pytest.mark.slow
+def test_put_not_sent_whole_is_tried_again_whatever_retry_ambiguous_says(both, produce):
+    """A server that stops reading, and is killed: the last byte never left."""
+    producer = produce([server.uri for server in both], retry_ambiguous=False, conn_timeout=30)
+    all_connected(producer, 2)
+    both[0].pause()
+    putters = [gevent.spawn(producer.put, "t", bytes([number]) * 2**22) for number in range(2)]
+    gevent.sleep(0.2)
+    both[0].kill()
+    gevent.joinall(putters)
+    assert [type(putter.exception) for putter in putters] == [gstalk.JobTooBigError] * 2  # what the other one says
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_put_one_server_draining_goes_to_the_other_and_leaves_it_alone(both, produce):
+    producer = produce([server.uri for server in both])
+    all_connected(producer, 2)
+    both[0].drain()
+    for _ in range(20):
+        producer.put("t", b"")
+    with gstalk.dial(both[0].uri) as drained, gstalk.dial(both[1].uri) as other:
+        assert drained.stats().draining
+        assert drained.stats().cmd_put in (0, 1)
+        assert other.stats_tube("t").current_jobs_ready == 20
+
+
+def test_put_all_servers_draining_raises_draining_at_once_and_again_without_asking(both, produce):
+    producer = produce([server.uri for server in both])
+    all_connected(producer, 2)
+    for server in both:
+        server.drain()
+    with gstalk.dial(both[0].uri) as one, gstalk.dial(both[1].uri) as two:
+        wait_until(lambda: one.stats().draining and two.stats().draining)
+        began = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(gstalk.DrainingError):
+                producer.put("t", b"")
+        assert time.monotonic() - began < 2
+        assert one.stats().cmd_put == two.stats().cmd_put == 1
+
+
+@pytest.mark.parametrize("timeout", [0, None, 5])
+def test_put_the_only_server_out_of_memory_raises_out_of_memory(play, produce, timeout):
+    played = play({"put": b"OUT_OF_MEMORY\r\n"})
+    producer = produce(played.uri)
+    assert producer.wait_connected(5)
+    with pytest.raises(gstalk.OutOfMemoryError):
+        producer.put("default", b"", timeout=timeout)
+    assert played.count("put") == 1
+
+
+def test_put_waiters_learn_at_once_that_every_server_refuses(play, produce):
+    played = play({"put": b"DRAINING\r\n"})
+    producer = produce(played.uri)
+    putters = [gevent.spawn(producer.put, "default", b"", timeout=20) for _ in range(10)]
+    gevent.joinall(putters, timeout=5)
+    assert [type(putter.exception) for putter in putters] == [gstalk.DrainingError] * 10
+
+
+def test_put_waiters_in_line_learn_at_once_that_every_server_refuses(play, produce):
+    """More puts than fit on the only connection."""
+    played = play({"put": b"DRAINING\r\n"})
+    producer = produce(played.uri)
+    assert producer.wait_connected(5)
+    putters = [gevent.spawn(producer.put, "default", b"", timeout=20) for _ in range(700)]
+    gevent.joinall(putters, timeout=8)
+    assert {type(putter.exception) for putter in putters} == {gstalk.DrainingError}
+
+
+@pytest.mark.slow
+def test_put_a_server_left_alone_is_asked_again_after_five_seconds(play, produce):
+    played = play({"put": [b"OUT_OF_MEMORY\r\n", INSERTED]})
+    producer = produce(played.uri)
+    assert producer.wait_connected(5)
+    began = time.monotonic()
+    with pytest.raises(gstalk.OutOfMemoryError):
+        producer.put("default", b"")
+    while True:
+        try:
+            assert producer.put("default", b"") == 1
+            break
+        except gstalk.OutOfMemoryError:
+            gevent.sleep(0.05)
+    assert 4.5 < time.monotonic() - began < 8
+
+
+def test_put_one_draining_and_one_down_times_out_with_both_causes(play, produce, nobody):
+    played = play({"put": b"DRAINING\r\n"})
+    producer = produce([played.uri, nobody])
+    with pytest.raises(gstalk.PutTimeoutError) as caught:
+        producer.put("default", b"", timeout=1)
+    assert {uri: type(cause) for uri, cause in caught.value.causes.items()} == {
+        played.uri: gstalk.DrainingError,
+        nobody: gstalk.ConnectError,
+    }
+    assert caught.value.sent == "no"
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+
+
+def test_put_nobody_there_times_out_with_causes_and_sent_no(nobody, produce):
+    began = time.monotonic()
+    with pytest.raises(gstalk.PutTimeoutError) as caught:
+        produce(nobody, put_timeout=0.4).put("t", b"")
+    assert 0.35 < time.monotonic() - began < 3
+    assert caught.value.sent == "no"
+    assert list(caught.value.causes) == [nobody]
+    assert isinstance(caught.value, TimeoutError)
+
+
+def test_put_timeout_zero_takes_only_what_is_usable_now(server, produce, nobody):
+    producer = produce(server.uri)
+    with pytest.raises(gstalk.PutTimeoutError):
+        producer.put("t", b"", timeout=0)
+    assert producer.wait_connected(5)
+    assert producer.put("t", b"", timeout=0) > 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (CUT, gstalk.ConnectionLostError),
+        (b"INTERNAL_ERROR\r\n", gstalk.InternalError),
+        (b"DRAINING\r\n", gstalk.DrainingError),
+        (b"rubbish\r\n", gstalk.ProtocolError),
+    ],
+)
+def test_put_timeout_zero_makes_no_second_try(play, produce, reply, kind):
+    one, two = play({"put": reply}), play({"put": reply})
+    producer = produce([one.uri, two.uri])
+    all_connected(producer, 2)
+    with pytest.raises(kind):
+        producer.put("default", b"", timeout=0)
+    assert one.count("put") + two.count("put") == 1
+
+
+@pytest.mark.slow
+def test_put_silent_server_times_out_with_sent_maybe(play, produce):
+    played = play({"put": b""})
+    producer = produce(played.uri, conn_timeout=30)
+    began = time.monotonic()
+    with pytest.raises(gstalk.PutTimeoutError) as caught:
+        producer.put("default", b"", timeout=0.5)
+    assert 0.4 < time.monotonic() - began < 3
+    assert caught.value.sent == "maybe"
+    assert played.uri in caught.value.causes
+    assert "the job may have been stored" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_put_silent_server_then_another_within_the_same_time(play, produce):
+    silent, good = play({"put": b""}), play()
+    producer = produce([silent.uri, good.uri], conn_timeout=0.3)
+    all_connected(producer, 2)
+    for _ in range(2):
+        assert producer.put("default", b"", timeout=10) > 0
+    assert silent.count("put") == 1
+
+
+@pytest.mark.slow
+def test_put_late_reply_goes_to_nobody(play, produce):
+    def late(line):
+        gevent.sleep(0.6)
+        return b"INSERTED 41\r\n"
+
+    played = play({"put": [late, b"INSERTED 42\r\n"]})
+    producer = produce(played.uri)
+    with pytest.raises(gstalk.PutTimeoutError):
+        producer.put("default", b"", timeout=0.2)
+    assert producer.put("default", b"", timeout=10) == 42
+
+
+def test_put_without_a_limit_waits_and_can_be_interrupted(nobody, produce):
+    producer = produce(nobody)
+    with pytest.raises(gevent.Timeout):
+        with gevent.Timeout(0.2):
+            producer.put("t", b"", timeout=None)
+    assert producer._active == 0
+
+
+def test_put_interrupted_passes_the_exception_unchanged_and_loses_no_connection(server, produce, tube):
+    producer = produce(server.uri)
+    assert producer.wait_connected(5)
+    for error in (gevent.Timeout(60), ValueError("own"), gstalk.ConnectionLostError("own"), gevent.GreenletExit()):
+        raised: list[BaseException] = []
+
+        def put(raised=raised):
+            try:
+                producer.put(tube, b"x")
+            except BaseException as caught:
+                raised.append(caught)
+
+        putter = gevent.spawn(put)
+        gevent.sleep(0)
+        putter.kill(error)
+        assert raised == [error]
+    assert producer.put(tube, b"x") > 0
+    assert producer._active == 0
+    assert [lane.in_flight for lane in producer._lanes.values()] == [0]
+
+
+# -- outages -----------------------------------------------------------------------------------------------------
+
+
+def test_put_after_a_restart_while_idle_succeeds_without_an_ambiguous_try(own_server, produce):
+    retries: list[gstalk.Event] = []
+    producer = produce(own_server.uri, event_func=lambda event: retries.append(event), reconnect_timeout=0.2)
+    producer.put("t", b"")
+    own_server.kill()
+    wait_until(lambda: not producer.is_connected)
+    own_server.start()
+    assert producer.put("t", b"", timeout=10) == 1
+    assert [event for event in retries if event.kind == "put_retry"] == []
+
+
+@pytest.mark.slow
+def test_outage_is_told_once_and_so_is_its_end(own_server, produce):
+    errors: list[str] = []
+    infos: list[str] = []
+    producer = produce(
+        own_server.uri,
+        multiply=3,
+        reconnect_timeout=0.1,
+        error_func=lambda error, message: errors.append(f"{message}: {error}"),
+        info_func=infos.append,
+    )
+    all_connected(producer, 3)
+    own_server.kill()
+    gevent.sleep(1.5)
+    assert len(errors) == 1
+    assert own_server.uri in errors[0]
+    own_server.start()
+    all_connected(producer, 3)
+    assert len([message for message in infos if "again" in message and "connected to" in message]) == 1
+
+
+def test_put_waiting_in_an_outage_is_done_when_the_server_is_back(own_server, produce):
+    producer = produce(own_server.uri, reconnect_timeout=0.2)
+    assert producer.wait_connected(5)
+    own_server.kill()
+    putters = [gevent.spawn(producer.put, "t", b"%d" % number) for number in range(20)]
+    gevent.sleep(0.1)
+    own_server.start()
+    gevent.joinall(putters, raise_error=True, timeout=10)
+    assert sorted(putter.get() for putter in putters) == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_put_under_load_while_a_server_is_killed_acknowledged_jobs_are_all_there(both, produce):
+    producer = produce([server.uri for server in both], reconnect_timeout=0.2)
+    all_connected(producer, 2)
+    ids: list[int] = []
+
+    def put():
+        for _ in range(100):
+            ids.append(producer.put("t", b"x", timeout=20))
+
+    putters = [gevent.spawn(put) for _ in range(20)]
+    gevent.sleep(0.02)
+    both[1].kill()
+    gevent.joinall(putters, raise_error=True)
+    assert len(ids) == 2000
+    with gstalk.dial(both[0].uri) as conn:
+        assert 1000 < int(conn.stats_tube("t").current_jobs_ready or 0) <= 2000
+
+
+def test_hooks_that_raise_harm_nothing(own_server, produce):
+    def bad(*_):
+        raise RuntimeError("hook")
+
+    producer = produce(own_server.uri, error_func=bad, info_func=bad, event_func=bad, reconnect_timeout=0.1)
+    producer.put("t", b"")
+    own_server.kill()
+    wait_until(lambda: not producer.is_connected)
+    own_server.start()
+    assert producer.put("t", b"", timeout=10) == 1
+
+
+def test_events_are_frozen_and_tell_of_connects_disconnects_and_retries(play, produce):
+    events: list[gstalk.Event] = []
+    played = play({"put": [CUT, INSERTED]})
+    produce(played.uri, event_func=events.append).put("default", b"", timeout=10)
+    kinds = [event.kind for event in events]
+    assert kinds.count("connect") == 2
+    assert kinds.count("disconnect") == 1
+    (retry,) = [event for event in events if event.kind == "put_retry"]
+    assert (retry.uri, retry.tube, retry.attempt) == (played.uri, "default", 1)
+    assert isinstance(retry.exception, gstalk.ConnectionLostError)
+    with pytest.raises(AttributeError):
+        retry.kind = "x"  # type: ignore[misc]
+
+
+# -- put_many ----------------------------------------------------------------------------------------------------
+
+
+def test_put_many_over_two_servers_gives_ids_in_order_of_the_bodies(both, produce):
+    producer = produce([server.uri for server in both])
+    all_connected(producer, 2)
+    ids = producer.put_many("t", [b"%d" % number for number in range(3000)])
+    assert len(ids) == 3000
+    with gstalk.dial(both[0].uri) as one, gstalk.dial(both[1].uri) as two:
+        total = (one.stats_tube("t").current_jobs_ready or 0) + (two.stats_tube("t").current_jobs_ready or 0)
+        assert total == 3000
+        for number in (0, 1, 1500, 2999):
+            found = [peeked.body for conn in (one, two) if (peeked := conn.peek(ids[number])) is not None]
+            assert b"%d" % number in found
+
+
+def test_put_many_bad_and_refused_bodies_do_not_stop_the_others(server, produce, conn, tube):
+    too_big = b"x" * (conn.stats().max_job_size + 1)
+    with pytest.raises(gstalk.PutManyError) as caught:
+        produce(server.uri).put_many(tube, [b"a", "text", b"b", too_big, b"c"])
+    results = caught.value.results
+    assert [type(result) for result in results] == [int, TypeError, int, gstalk.JobTooBigError, int]
+    assert [conn.peek(results[n]).body for n in (0, 2, 4)] == [b"a", b"b", b"c"]
+
+
+def test_put_many_bodies_whose_connection_is_cut_are_tried_again(play, produce):
+    played = play({"put": [INSERTED, INSERTED, CUT, INSERTED]})
+    ids = produce(played.uri).put_many("default", [b"x"] * 10, timeout=20)
+    assert len(ids) == 10
+
+
+@pytest.mark.slow
+def test_put_many_timeout_counts_for_each_body_from_when_it_is_taken(server, produce, tube):
+    def bodies():
+        for number in range(4):
+            gevent.sleep(0.3)
+            yield b"%d" % number
+
+    assert len(produce(server.uri).put_many(tube, bodies(), timeout=0.9)) == 4
+
+
+def test_put_many_nobody_there_fails_each_body_with_a_timeout(nobody, produce):
+    with pytest.raises(gstalk.PutManyError) as caught:
+        produce(nobody).put_many("t", [b"a", b"b"], timeout=0.2)
+    assert [type(result) for result in caught.value.results] == [gstalk.PutTimeoutError] * 2
+
+
+def test_put_many_iterable_raises_it_passes_unchanged_and_taken_bodies_are_put(server, produce, conn, tube):
+    own = gstalk.ConnectionLostError("the iterable's own")
+
+    def bodies():
+        yield b"a"
+        yield b"b"
+        raise own
+
+    producer = produce(server.uri)
+    with pytest.raises(gstalk.ConnectionLostError) as caught:
+        producer.put_many(tube, bodies())
+    assert caught.value is own
+    wait_until(lambda: conn.stats_tube(tube).current_jobs_ready == 2)
+    assert producer._active == 0
+    assert [lane.in_flight for lane in producer._lanes.values()] == [0]
+
+
+def test_put_many_wrong_arguments_take_nothing(server, produce, tube):
+    producer = produce(server.uri)
+    for bodies in ("text", b"bytes", 5):
+        with pytest.raises(TypeError):
+            producer.put_many(tube, bodies)
+    taken = iter([b"x"])
+    with pytest.raises(gstalk.InvalidArgumentError):
+        producer.put_many("a b", taken)
+    assert list(taken) == [b"x"]
+    assert producer.put_many(tube, []) == []
+
+
+# -- stop --------------------------------------------------------------------------------------------------------
+
+
+def test_stop_is_idempotent_and_closes_all_connections(own_server, produce, connect):
+    conn = connect(own_server.uri)
+    producer = produce(own_server.uri, multiply=3)
+    all_connected(producer, 3)
+    producer.stop()
+    producer.stop()
+    assert not producer.is_connected
+    wait_until(lambda: conn.stats().current_connections == 1)
+    for call in (lambda: producer.put("t", b""), lambda: producer.put_many("t", [b""]), producer.wait_connected):
+        with pytest.raises(gstalk.ConnectionClosedError):
+            call()
+
+
+def test_stop_lets_puts_under_way_finish(play, produce):
+    def slow(line):
+        gevent.sleep(0.3)
+        return b"INSERTED 5\r\n"
+
+    producer = produce(play({"put": slow}).uri)
+    assert producer.wait_connected(5)
+    putter = gevent.spawn(producer.put, "default", b"")
+    gevent.sleep(0)
+    producer.stop()
+    assert putter.ready()
+    assert putter.get() == 5
+
+
+@pytest.mark.slow
+def test_stop_waits_no_longer_than_its_timeout_and_then_puts_fail(play, produce):
+    producer = produce(play({"put": b""}).uri, conn_timeout=30)
+    assert producer.wait_connected(5)
+    putter = gevent.spawn(producer.put, "default", b"")
+    gevent.sleep(0)
+    began = time.monotonic()
+    producer.stop(0.3)
+    assert 0.25 < time.monotonic() - began < 3
+    with pytest.raises(gstalk.DisconnectedError) as caught:
+        putter.get(timeout=5)
+    assert caught.value.sent == "maybe"
+
+
+@pytest.mark.parametrize("timeout", [0, 0.2])
+def test_stop_while_puts_wait_for_a_connection_ends_them(nobody, produce, timeout):
+    producer = produce(nobody)
+    putters = [gevent.spawn(producer.put, "t", b"") for _ in range(3)]
+    gevent.sleep(0.05)
+    producer.stop(timeout)
+    gevent.joinall(putters, timeout=5)
+    gevent.killall([putter for putter in putters if not putter.ready()])
+    assert [type(putter.exception) for putter in putters] == [gstalk.ConnectionClosedError] * 3
+
+
+# -- hubs and processes ------------------------------------------------------------------------------------------
+
+
+def test_put_from_another_threads_hub_raises_wrong_hub(server, produce):
+    producer = produce(server.uri)
+    assert producer.wait_connected(5)
+    raised: list[BaseException] = []
+
+    def run():
+        for call in (lambda: producer.put("t", b""), lambda: producer.put_many("t", [b""]), producer.stop):
+            try:
+                call()
+            except BaseException as error:
+                raised.append(error)
+        hub.get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    assert [type(error) for error in raised] == [gstalk.WrongHubError] * 3
+    assert producer.put("t", b"") > 0
+
+
+def test_put_in_a_forked_child_goes_on_with_connections_of_its_own(server, produce, conn, tube):
+    producer = produce(server.uri)
+    producer.put(tube, b"parent")
+    child = gevent.os.fork()
+    if not child:
+        try:
+            producer.put(tube, b"child")
+            producer.put_many(tube, [b"child", b"child"])
+            producer.stop()
+        finally:
+            os._exit(0)
+    gevent.os.waitpid(child, 0)
+    producer.put(tube, b"parent")
+    assert conn.stats_tube(tube).current_jobs_ready == 5
