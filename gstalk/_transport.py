@@ -11,10 +11,7 @@ A wait and the socket call after it are separate steps, and only the call stands
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
-import termios
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -97,13 +94,6 @@ class Transport:
             return None
         except OSError as error:
             raise ConnectionLostError(_reason(error)) from error
-
-    def unsent(self) -> int:
-        """Count the bytes that wait in the kernel's send buffer, as far as the system tells."""
-        try:
-            return int(struct.unpack("i", fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-        except OSError:
-            return 0
 
     def half_close(self) -> bool:
         """Say that no more will come. `False` where that can't be said without ending the other direction too."""
