@@ -109,10 +109,10 @@ class Handling:
             if self.is_killing:
                 link.give_back(job)
             else:
-                self._decide(job, error, began)
+                self._decide(link, job, error, began)
             raise
         except BaseException as error:
-            self._decide(job, error, began)
+            self._decide(link, job, error, began)
         finally:
             if touching is not None:
                 touching.stop()
@@ -145,8 +145,18 @@ class Handling:
             _count(stats.kicks),
         )
 
-    def _decide(self, job: Job, error: BaseException, began: float) -> None:
-        """Give a job that isn't finished its fate, and tell of the error."""
+    def _decide(self, link: Link, job: Job, error: BaseException, began: float) -> None:
+        """Give a job its fate. A timeout that the handler forgot, or another kill, may hit this greenlet meanwhile."""
+        try:
+            self._give_fate(job, error, began)
+        except BaseException as blow:
+            link.give_back(job)
+            self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed; then {blow!r} hit: released")
+            if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
+                raise
+
+    def _give_fate(self, job: Job, error: BaseException, began: float) -> None:
+        """Release, bury or delete a job that isn't finished, and tell of the error."""
         attempt: int | None = None
         try:
             if isinstance(error, Bury) and job._state == "held":

@@ -39,12 +39,18 @@ class Hooks:
         else:
             self._call(self._config.error_func, error, message)
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, *, passing: bool = False, **fields: Any) -> None:
+        """Tell of an event. `passing`: in a caller's greenlet, where his own timeout or kill must pass."""
         if self._config.event_func is not None:
-            self._call(self._config.event_func, Event(kind=kind, **fields))
+            self._call(self._config.event_func, Event(kind=kind, **fields), passing=passing)
 
-    def _call(self, hook: Any, *args: object) -> None:
+    def _call(self, hook: Any, *args: object, passing: bool = False) -> None:
         try:
             hook(*args)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A hook's own gevent.Timeout would else end the keeper or the worker that tells.
+            if passing and not isinstance(error, Exception):
+                raise
             logger.exception("a hook of gstalk's Config raised: %r", hook)

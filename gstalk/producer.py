@@ -418,7 +418,8 @@ class Producer:
                     raise error
             if once or self._stopped:
                 raise error
-        self._hooks.event("put_retry", uri=lane.server.uri, tube=attempt.tube, attempt=attempt.tries, exception=error)
+        fields = {"uri": lane.server.uri, "tube": attempt.tube, "attempt": attempt.tries, "exception": error}
+        self._hooks.event("put_retry", passing=True, **fields)
 
     def _try_again(self, attempt: _Attempt, once: bool) -> int:
         """Put on whatever connection can be had, until it is done, refused, or the time is over."""

@@ -479,17 +479,18 @@ def test_time_limit_is_raised_in_the_handler_and_counts_as_failure(work, conn, t
 def test_handlers_that_die_cost_no_concurrency(work, conn, tube):
     running: list[int] = []
     gate = Event()
+    me: Callable[[], Any] = gevent.getcurrent
 
     def handler(job):
         job.delete()
         match job.body:
             case b"kill":
-                gevent.getcurrent().kill()  # type: ignore[attr-defined]
+                me().kill()
             case b"exit":
                 sys.exit(1)
             case b"swallow":
                 try:
-                    gevent.getcurrent().kill()  # type: ignore[attr-defined]
+                    me().kill()
                 except BaseException:
                     pass
             case b"wait":
@@ -501,6 +502,35 @@ def test_handlers_that_die_cost_no_concurrency(work, conn, tube):
     conn.put_many(tube, [b"wait"] * 5)
     wait_until(lambda: len(running) == 5)
     gate.set()
+
+
+@pytest.mark.parametrize("how", ["forgotten timeout", "second kill"])
+def test_handler_hit_again_after_it_failed_its_job_goes_back_and_is_told(own_server, work, connect, how):
+    """The server is stopped for a moment, so that the second blow falls while its answer is waited for."""
+    conn = connect(own_server.uri)
+    blows: list[Any] = []
+    runs: list[int] = []
+
+    def handler(job):
+        runs.append(job.id)
+        if len(runs) > 1:
+            job.delete()
+            return
+        own_server.pause()
+        me: Any = gevent.getcurrent()
+        if how == "forgotten timeout":
+            blows.append(gevent.Timeout.start_new(0.1))
+        else:
+            blows.append(gevent.spawn_later(0.1, me.kill, block=False))
+        raise ValueError
+
+    worker = work(handler, own_server.uri, "t", retry=AT_ONCE, num_greenlets=1)
+    conn.put("t", b"")
+    wait_until(lambda: runs)
+    gevent.sleep(0.3)
+    own_server.resume()
+    wait_until(lambda: len(runs) == 2, 5)
+    assert worker.errors
 
 
 def test_job_lost_with_its_worker_too_often_is_buried_before_its_handler(work, server, conn, tube):
@@ -697,8 +727,8 @@ def test_idle_consumer_gets_a_job_at_once(own_server, work, connect):
 @pytest.mark.slow
 def test_idle_longer_than_reserve_timeout_goes_on(own_server, work, connect):
     conn = connect(own_server.uri)
-    got = []
-    worker = work(lambda job: (got.append(job.id), job.delete()), own_server.uri, "t", reserve_timeout=1)  # type: ignore[func-returns-value]
+    got: list[gstalk.Job] = []
+    worker = work(got.append, own_server.uri, "t", reserve_timeout=1, auto_delete=True)
     wait_until(lambda: int(conn.stats().cmd_reserve_with_timeout or 0) >= 3)
     conn.put("t", b"")
     wait_until(lambda: got)
