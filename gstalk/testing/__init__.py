@@ -1,8 +1,9 @@
-"""For tests: servers to test against, embedded and real."""
+"""For tests: servers to test against, embedded and real, and a network that misbehaves."""
 
 from __future__ import annotations
 
 from gstalk.testing.beanstalkd import Beanstalkd
+from gstalk.testing.faults import FaultProxy
 from gstalk.testing.server import Server
 
-__all__ = ["Beanstalkd", "Server"]
+__all__ = ["Beanstalkd", "FaultProxy", "Server"]

@@ -35,13 +35,16 @@ class Beanstalkd:
         self._args = list(args) + (["-b", binlog, "-f0"] if binlog else [])
         self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix else None
         self._process: Any = None
+        self._errors: Any = None
+        self._starter = 0
         self.port = 0 if unix else _free_port()
 
     @staticmethod
     def find() -> str | None:
         """Find the program: `$GSTALK_BEANSTALKD`, the path, or the usual places."""
-        named = os.environ.get("GSTALK_BEANSTALKD")
-        return named or shutil.which("beanstalkd") or shutil.which("beanstalkd", path=_PLACES)
+        if named := os.environ.get("GSTALK_BEANSTALKD"):
+            return shutil.which(named)
+        return shutil.which("beanstalkd") or shutil.which("beanstalkd", path=_PLACES)
 
     @property
     def uri(self) -> str:
@@ -67,20 +70,27 @@ class Beanstalkd:
             raise FileNotFoundError("no beanstalkd on this machine: install it, or name it in $GSTALK_BEANSTALKD")
         where = ["-l", f"unix:{self._directory}/socket"] if self._directory else []
         where = where or ["-l", "127.0.0.1", "-p", str(self.port)]
+        # A file: a pipe that nobody reads fills up, and with it stops a server that refuses many puts.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # `_end` closes it
+        self._starter = os.getpid()
         self._process = subprocess.Popen(
-            [program, *where, *self._args],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            [program, *where, *self._args], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
         )
         atexit.register(self._end)
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self) -> None:
         for _ in range(500):
             if self._process.poll() is not None:
-                raise RuntimeError(f"beanstalkd did not start: {self._process.stderr.read().decode(errors='replace')}")
+                self._errors.seek(0)
+                raise RuntimeError(f"beanstalkd did not start: {self._errors.read().decode(errors='replace').strip()}")
             if self._answers():
                 return
             gevent.sleep(0.01)
-        self._end()
         raise RuntimeError("beanstalkd does not answer")
 
     def _answers(self) -> bool:
@@ -124,12 +134,13 @@ class Beanstalkd:
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            atexit.unregister(self._end)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            process.stderr.close()
+        if process is None or os.getpid() != self._starter:
+            return  # a fork's copy: the server is the parent's
+        atexit.unregister(self._end)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        self._errors.close()
 
 
 def _free_port() -> int:

@@ -3,28 +3,87 @@
 Stand-alone on purpose: it shares no code with the client, since a fake that shares the client's parser shares its
 mistakes. One conformance suite runs against it and against the real server, and it is right where they agree.
 
-`Engine` keeps tubes, jobs and clients; `Client` in `wire` is a connection. `Engine.tick` carries out what is due at
-`now`, and tells when something will be.
+`Engine` keeps tubes and jobs; a `Client`, in `wire`, is a connection. `Engine.tick` carries out what is due at `now`,
+and `Engine.next_deadline` tells when something will be.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import os
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from gstalk.testing.wire import Client
 
-__all__ = ["FOREVER", "Engine", "Job", "Tube"]
+__all__ = ["Agenda", "Bag", "Engine", "Job", "Tube"]
 
-FOREVER = float("inf")
+URGENT = 1024  # jobs of a smaller priority are counted as urgent
 _STATES = ("urgent", "ready", "reserved", "delayed", "buried")
 _COUNTED = (
     "put peek peek-ready peek-delayed peek-buried reserve reserve-with-timeout delete release use watch ignore bury "
     "kick touch stats stats-job stats-tube list-tubes list-tube-used list-tubes-watched pause-tube"
 ).split()
+
+T = TypeVar("T")
+
+
+class Bag(list[T]):
+    """The server's own kind of set. Its order can be seen: what is removed leaves its place to the last one."""
+
+    _turn = 0
+
+    def remove(self, item: T) -> None:
+        where = self.index(item)
+        self[where] = self[-1]
+        self.pop()
+
+    def take(self) -> T:
+        """Remove the one whose turn it is: roughly, who came first."""
+        where = self._turn % len(self)
+        item = self[where]
+        self.remove(item)
+        self._turn = where + 1
+        return item
+
+
+class Agenda(Generic[T]):
+    """Items by key, then id. An entry that was removed from the heap's middle stays there until it comes up."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, T]] = []
+        self._entries: dict[T, tuple[float, int, T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        """In the order in which they came."""
+        return iter(self._entries)
+
+    def add(self, key: float, id: int, item: T) -> None:
+        """Add it, or give it another key."""
+        entry = self._entries[item] = (key, id, item)
+        heapq.heappush(self._heap, entry)
+
+    def discard(self, item: T) -> None:
+        self._entries.pop(item, None)
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._heap = sorted(self._entries.values(), key=lambda entry: entry[:2])
+
+    def first(self) -> T | None:
+        heap = self._heap
+        while heap:
+            if self._entries.get(heap[0][2]) is heap[0]:
+                return heap[0][2]
+            heapq.heappop(heap)
+        return None
+
+    @property
+    def first_key(self) -> float | None:
+        return None if self.first() is None else self._heap[0][0]
 
 
 class Job:
@@ -46,8 +105,9 @@ class Job:
         "tube",
     )
 
-    def __init__(self, id: int, tube: Tube, pri: int, delay: int, ttr: int, body: bytes, now: float) -> None:
-        self.id, self.tube, self.pri, self.delay, self.ttr, self.body = id, tube, pri, delay, ttr, body
+    def __init__(self, id: int, tube: Tube, pri: int, delay: int, ttr: int, now: float) -> None:
+        self.id, self.tube, self.pri, self.delay, self.ttr = id, tube, pri, delay, ttr
+        self.body = b""
         self.created = now
         self.due = 0.0  # when a delay or a reservation ends
         self.state = ""
@@ -56,215 +116,213 @@ class Job:
 
 
 class Tube:
-    def __init__(self, name: bytes) -> None:
+    def __init__(self, id: int, name: bytes) -> None:
+        self.id = id
         self.name = name
-        # Heaps are emptied lazily: an entry counts while its job is in that state with that key.
-        self.ready: list[tuple[int, int]] = []
-        self.delayed: list[tuple[float, int]] = []
-        self.buried: OrderedDict[int, Job] = OrderedDict()
-        self.waiting: OrderedDict[Client, None] = OrderedDict()
+        self.ready: Agenda[Job] = Agenda()
+        self.delayed: Agenda[Job] = Agenda()
+        self.buried: dict[int, Job] = {}
+        self.waiting: Bag[Client] = Bag()
         self.counts = dict.fromkeys(_STATES, 0)
         self.total = self.deletes = self.pauses = self.using = self.watching = 0
-        self.pause = 0
+        self.pause = 0  # seconds that it was paused for; 0 when it isn't any more
         self.paused_until = 0.0
 
     @property
     def is_needed(self) -> bool:
-        return bool(
-            self.using or self.watching or any(self.counts[s] for s in ("ready", "reserved", "delayed", "buried"))
-        )
+        return bool(self.using or self.watching or sum(self.counts.values()) or self.name == b"default")
 
 
 class Engine:
     """The server's state.
 
     Attributes:
-        draining: Whether puts are refused, as after SIGUSR1.
+        is_draining: Whether puts are refused, as after SIGUSR1.
         id: A random name for this instance.
+        talking: Clients that are to be sent something, or closed; whoever sends takes them out.
     """
 
     def __init__(self, max_job_size: int = 65535, now: float = 0.0) -> None:
         self.max_job_size = max_job_size
-        self.started = now
-        self.draining = False
+        self.is_draining = False
         self.id = os.urandom(8).hex()
+        self.started = now
         self.jobs: dict[int, Job] = {}
         self.tubes: dict[bytes, Tube] = {}
-        self.clients: OrderedDict[Client, None] = OrderedDict()
-        self.commands = dict.fromkeys(_COUNTED, 0)
-        self.counts = dict.fromkeys(_STATES, 0)
-        self.next_id = 1
-        self.job_timeouts = self.total_connections = 0
-        self._agenda: list[tuple[float, int, Job]] = []  # ends of delays and reservations, lazily emptied
-        self._waits: list[tuple[float, int, Client]] = []  # ends of waits, and of pauses
-        self._serial = 0
-        self.talking: set[Client] = set()  # clients that are to be sent something, or closed
+        self.clients: set[Client] = set()
+        self.talking: set[Client] = set()
+        self.commands = dict.fromkeys([*_COUNTED, "reserve-job", "kick-job", "quit"], 0)
+        self.job_ids = itertools.count(1)
+        self.serials = itertools.count(-1, -1)  # for what isn't a job, so that no two things on the agenda share an id
+        self.total_connections = 0
+        self._order: Bag[Tube] = Bag()
+        self._agenda: Agenda[Job | Tube | Client] = Agenda()
+        self._counts = dict.fromkeys(_STATES, 0)
+        self._timeouts = self._total_jobs = 0
         self.tube(b"default")
 
     # -- time --------------------------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> float | None:
-        """Do what is due; returns when the next thing is, or `None`."""
-        while self._agenda and self._agenda[0][0] <= now:
-            due, _, job = heapq.heappop(self._agenda)
-            if job.due == due and job.state == "delayed":
-                self.make_ready(job, now)
-            elif job.due == due and job.state == "reserved":
-                job.timeouts += 1
-                self.job_timeouts += 1
-                self.make_ready(job, now)
-        while self._waits and self._waits[0][0] <= now:
-            _, _, client = heapq.heappop(self._waits)
-            client.look(now)
-        if any(tube.pause and tube.paused_until <= now for tube in self.tubes.values()):
-            for tube in list(self.tubes.values()):
-                if tube.pause and tube.paused_until <= now:
-                    tube.pause = 0
-                    self.hand_out(tube, now)
-        due_times = [heap[0][0] for heap in (self._agenda, self._waits) if heap]
-        due_times += [tube.paused_until for tube in self.tubes.values() if tube.pause]
-        return min(due_times) if due_times else None
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` will have something to do."""
+        return self._agenda.first_key
 
-    def remind(self, client: Client, when: float) -> None:
-        if when < FOREVER:
-            self._serial += 1
-            heapq.heappush(self._waits, (when, self._serial, client))
+    def tick(self, now: float) -> None:
+        """Carry out what is due, in order of time."""
+        while (due := self._agenda.first_key) is not None and due <= now:
+            item = self._agenda.first()
+            self._agenda.discard(item)  # type: ignore[arg-type]  # there is one: it has a key
+            if isinstance(item, Job):
+                if item.state == "reserved":
+                    item.timeouts += 1
+                    self._timeouts += 1
+                self.make_ready(item, now)
+            elif isinstance(item, Tube):
+                item.pause = 0
+                self.hand_out(item, now)
+            elif item is not None:
+                item.end_wait(now)
+
+    def wake(self, client: Client, when: float) -> None:
+        self._agenda.add(when, client.id, client)
+
+    def let_sleep(self, client: Client) -> None:
+        self._agenda.discard(client)
 
     # -- tubes -------------------------------------------------------------------------------------------------
 
     def tube(self, name: bytes) -> Tube:
+        """Find a tube, or make it."""
         tube = self.tubes.get(name)
         if tube is None:
-            tube = self.tubes[name] = Tube(name)
+            tube = self.tubes[name] = Tube(next(self.serials), name)
+            self._order.append(tube)
         return tube
 
+    def tube_names(self) -> list[bytes]:
+        return [tube.name for tube in self._order]
+
     def drop_if_unneeded(self, tube: Tube) -> None:
-        if not tube.is_needed and tube.name != b"default":
-            self.tubes.pop(tube.name, None)
+        if not tube.is_needed:
+            del self.tubes[tube.name]
+            self._order.remove(tube)
+            self._agenda.discard(tube)
+
+    def pause(self, tube: Tube, seconds: int, now: float) -> None:
+        tube.pauses += 1
+        tube.pause, tube.paused_until = seconds, now + seconds
+        self._agenda.add(tube.paused_until, tube.id, tube)
+        self.tick(now)
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
+    def insert(self, job: Job, now: float) -> None:
+        self.jobs[job.id] = job
+        self._total_jobs += 1
+        job.tube.total += 1
+        self.make_ready_after(job, job.delay, now)
+
     def _count(self, job: Job, by: int) -> None:
-        for counts in (self.counts, job.tube.counts):
+        for counts in (self._counts, job.tube.counts):
             counts[job.state] += by
-            if job.state == "ready" and job.pri < 1024:
+            if job.state == "ready" and job.pri < URGENT:
                 counts["urgent"] += by
 
     def take_out(self, job: Job) -> None:
         """Take a job out of the state that it is in."""
         self._count(job, -1)
-        if job.state == "buried":
+        if job.state == "ready":
+            job.tube.ready.discard(job)
+        elif job.state == "buried":
             del job.tube.buried[job.id]
-        elif job.state == "reserved" and job.reserver is not None:
-            del job.reserver.reserved[job.id]
-            job.reserver = None
+        else:
+            self._agenda.discard(job)
+            if job.reserver is not None:
+                job.reserver.reserved.discard(job)
+                job.reserver = None
+            else:
+                job.tube.delayed.discard(job)
         job.state = ""
 
-    def _move(self, job: Job, state: str) -> None:
+    def _enter(self, job: Job, state: str) -> None:
         if job.state:
             self.take_out(job)
         job.state = state
         self._count(job, 1)
 
     def make_ready(self, job: Job, now: float) -> None:
-        self._move(job, "ready")
-        heapq.heappush(job.tube.ready, (job.pri, job.id))
+        self._enter(job, "ready")
+        job.tube.ready.add(job.pri, job.id, job)
         self.hand_out(job.tube, now)
 
-    def make_delayed(self, job: Job, delay: int, now: float) -> None:
-        self._move(job, "delayed")
-        job.delay = delay
+    def make_ready_after(self, job: Job, delay: int, now: float) -> None:
+        if not delay:
+            self.make_ready(job, now)
+            return
+        self._enter(job, "delayed")
         job.due = now + delay
-        heapq.heappush(job.tube.delayed, (job.due, job.id))
-        heapq.heappush(self._agenda, (job.due, job.id, job))
+        job.tube.delayed.add(job.due, job.id, job)
+        self._agenda.add(job.due, job.id, job)
 
     def make_buried(self, job: Job) -> None:
-        self._move(job, "buried")
+        self._enter(job, "buried")
+        job.buries += 1
         job.tube.buried[job.id] = job
 
     def make_reserved(self, job: Job, client: Client, now: float) -> None:
-        self._move(job, "reserved")
+        self._enter(job, "reserved")
         job.reserves += 1
         job.reserver = client
-        client.reserved[job.id] = job
-        self.set_deadline(job, now)
+        self.touch(job, now)
         client.write(b"RESERVED %d %d\r\n%b\r\n" % (job.id, len(job.body), job.body))
 
-    def set_deadline(self, job: Job, now: float) -> None:
+    def touch(self, job: Job, now: float) -> None:
+        """Have its time to run start now."""
+        assert job.reserver is not None
         job.due = now + job.ttr
-        heapq.heappush(self._agenda, (job.due, job.id, job))
-
-    def first_ready(self, tube: Tube) -> Job | None:
-        while tube.ready:
-            pri, job_id = tube.ready[0]
-            job = self.jobs.get(job_id)
-            if job is not None and job.state == "ready" and job.pri == pri and job.tube is tube:
-                return job
-            heapq.heappop(tube.ready)
-        return None
-
-    def first_delayed(self, tube: Tube) -> Job | None:
-        while tube.delayed:
-            due, job_id = tube.delayed[0]
-            job = self.jobs.get(job_id)
-            if job is not None and job.state == "delayed" and job.due == due:
-                return job
-            heapq.heappop(tube.delayed)
-        return None
-
-    def best_for(self, client: Client) -> Job | None:
-        """The most urgent ready job of the tubes that a client watches, paused ones left out."""
-        best = None
-        for tube in client.watched:
-            job = None if tube.pause else self.first_ready(tube)
-            if job is not None and (best is None or (job.pri, job.id) < (best.pri, best.id)):
-                best = job
-        return best
+        job.reserver.reserved.add(job.due, job.id, job)
+        self._agenda.add(job.due, job.id, job)
 
     def hand_out(self, tube: Tube, now: float) -> None:
-        """Give ready jobs to the clients that wait."""
-        while tube.waiting:
-            client = next(iter(tube.waiting))
-            job = self.best_for(client)
-            if job is None:
-                return
+        """Give a tube's ready jobs to the clients that wait for them."""
+        while tube.waiting and not tube.pause and (job := tube.ready.first()) is not None:
+            client = tube.waiting.take()
             client.stop_waiting()
             self.make_reserved(job, client, now)
 
     def delete(self, job: Job) -> None:
-        tube = job.tube
         self.take_out(job)
         del self.jobs[job.id]
-        tube.deletes += 1
-        self.drop_if_unneeded(tube)
+        job.tube.deletes += 1
+        self.drop_if_unneeded(job.tube)
 
     # -- statistics --------------------------------------------------------------------------------------------
 
     def stats(self, now: float) -> list[tuple[str, object]]:
-        clients = list(self.clients)
         return [
-            *((f"current-jobs-{state}", self.counts[state]) for state in _STATES),
-            *((f"cmd-{name}", self.commands[name]) for name in _COUNTED[:13]),
-            ("cmd-kick", self.commands["kick"]),
-            *((f"cmd-{name}", self.commands[name]) for name in _COUNTED[14:]),
-            ("job-timeouts", self.job_timeouts),
-            ("total-jobs", self.next_id - 1),
+            *((f"current-jobs-{state}", self._counts[state]) for state in _STATES),
+            *((f"cmd-{name}", self.commands[name]) for name in _COUNTED),
+            ("job-timeouts", self._timeouts),
+            ("total-jobs", self._total_jobs),
             ("max-job-size", self.max_job_size),
             ("current-tubes", len(self.tubes)),
-            ("current-connections", len(clients)),
-            ("current-producers", sum(client.is_producer for client in clients)),
-            ("current-workers", sum(client.is_worker for client in clients)),
-            ("current-waiting", sum(client.wait_until is not None for client in clients)),
+            ("current-connections", len(self.clients)),
+            ("current-producers", sum(client.is_producer for client in self.clients)),
+            ("current-workers", sum(client.is_worker for client in self.clients)),
+            ("current-waiting", sum(client.is_waiting for client in self.clients)),
             ("total-connections", self.total_connections),
             ("pid", os.getpid()),
             ("version", '"1.12"'),
             ("rusage-utime", "0.000000"),
             ("rusage-stime", "0.000000"),
             ("uptime", int(now - self.started)),
-            *((f"binlog-{name}", 0) for name in ("oldest-index", "current-index")),
-            *((f"binlog-{name}", 0) for name in ("records-migrated", "records-written")),
+            ("binlog-oldest-index", 0),
+            ("binlog-current-index", 0),
+            ("binlog-records-migrated", 0),
+            ("binlog-records-written", 0),
             ("binlog-max-size", 10485760),
-            ("draining", "true" if self.draining else "false"),
+            ("draining", "true" if self.is_draining else "false"),
             ("id", self.id),
             ("hostname", "embedded"),
             ("os", "#1 embedded"),
@@ -282,11 +340,10 @@ class Engine:
             ("cmd-delete", tube.deletes),
             ("cmd-pause-tube", tube.pauses),
             ("pause", tube.pause),
-            ("pause-time-left", max(int(tube.paused_until - now), 0) if tube.pause else 0),
+            ("pause-time-left", int(tube.paused_until - now) if tube.pause else 0),
         ]
 
     def stats_job(self, job: Job, now: float) -> list[tuple[str, object]]:
-        left = int(job.due - now) if job.state in ("reserved", "delayed") else 0
         return [
             ("id", job.id),
             ("tube", job.tube.name.decode()),
@@ -295,7 +352,7 @@ class Engine:
             ("age", int(now - job.created)),
             ("delay", job.delay),
             ("ttr", job.ttr),
-            ("time-left", max(left, 0)),
+            ("time-left", int(job.due - now) if job.state in ("reserved", "delayed") else 0),
             ("file", 0),
             *((name, getattr(job, name)) for name in ("reserves", "timeouts", "releases", "buries", "kicks")),
         ]

@@ -77,48 +77,41 @@ class Server:
         return self._clock() + self._ahead
 
     def advance(self, seconds: float) -> None:
-        """Move the server's time on: what is due by then happens now."""
-        self._ahead += seconds
+        """Move the server's time on: what is due by then happens now, one thing after the other."""
+        end = self.now() + seconds
+        while (due := self.engine.next_deadline) is not None and due <= end:
+            self._ahead += max(due - self.now(), 0)
+            self.settle(due)
+        self._ahead += max(end - self.now(), 0)
         self.settle()
 
     def drain(self) -> None:
         """Take no new jobs, until `restart`."""
-        self.engine.draining = True
+        self.engine.is_draining = True
 
     def start(self) -> None:
         """Listen."""
+        place: Any
         if self._directory is not None:
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.bind(f"{self._directory}/socket")
+            os.makedirs(self._directory, exist_ok=True)
+            family, place = socket.AF_UNIX, f"{self._directory}/socket"
         else:
-            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            self._listener = socket.socket(family, socket.SOCK_STREAM)
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind((self._host, self._port))
-            self._port = self._listener.getsockname()[1]
-        self._listener.listen(1024)
+            family, place = socket.AF_INET6 if ":" in self._host else socket.AF_INET, (self._host, self._port)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            listener.listen(1024)
+        except BaseException:
+            listener.close()
+            raise
+        if self._directory is None:
+            self._port = listener.getsockname()[1]
+        self._listener = listener
         self._acceptor = gevent.spawn(self._accept)
 
     def stop(self) -> None:
-        """Close everything; the jobs are gone."""
-        self._close()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-
-    def restart(self) -> None:
-        """Drop all connections and jobs, and begin again in the same place: ids from 1, another instance id."""
-        self._close()
-        if self._directory is not None and os.path.exists(f"{self._directory}/socket"):
-            os.unlink(f"{self._directory}/socket")
-        self.engine = Engine(self._max_job_size, self.now())
-        self.start()
-
-    def disconnect_all(self) -> None:
-        """Cut all connections; the jobs stay."""
-        for link in list(self._links.values()):
-            link.close()
-
-    def _close(self) -> None:
+        """Close everything, and forget the jobs; `start` begins again in the same place."""
         if self._acceptor is not None:
             self._acceptor.kill()
             self._listener.close()
@@ -127,19 +120,40 @@ class Server:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self.engine = Engine(self._max_job_size, self.now())
+
+    def restart(self) -> None:
+        """Drop all connections and jobs, and begin again in the same place: ids from 1, another instance id."""
+        self.stop()
+        self.start()
+
+    def disconnect_all(self) -> None:
+        """Cut all connections; the jobs stay."""
+        for link in list(self._links.values()):
+            link.close()
 
     def _accept(self) -> None:
         while True:
-            sock, _ = self._listener.accept()
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                gevent.sleep(0.1)  # out of descriptors, or the client has gone already
+                continue
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client = Client(self.engine)
             self._links[client] = link = _Link(self, client, sock)
             link.start()
 
-    def settle(self) -> None:
-        """Do what is due, send what is to be sent, and set the timer for what comes next."""
-        again = self.engine.tick(self.now())
+    def settle(self, now: float = 0) -> None:
+        """Do what is due, send what is to be sent, and set the timer for what comes next.
+
+        Args:
+            now: A time that has been reached, whatever rounding says.
+        """
+        self.engine.tick(max(now, self.now()))
         while self.engine.talking:
             client = self.engine.talking.pop()
             client.run(self.now())  # what stands behind a reserve that has just been answered
@@ -149,8 +163,9 @@ class Server:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
-        if again is not None and self._listener is not None:
-            self._timer = get_hub().loop.timer(max(again - self.now(), 0.0005))
+        due = self.engine.next_deadline
+        if due is not None and self._listener is not None:
+            self._timer = get_hub().loop.timer(max(due - self.now(), 0.0005))
             self._timer.start(self.settle, update=True)
 
     def forget(self, client: Client) -> None:

@@ -2,7 +2,7 @@
 
 A `Client` is a connection: `feed` takes what it sent, `out` gathers what it is to be sent, `half_close` and `close` are
 the two ways in which it ends. The traps of the real server are here too: a refused put header leaves its body to be
-run as commands, a body that is too big is swallowed, a line that is too long is answered once.
+run as commands, a lone CR or a line of 225 bytes is never answered, numbers are read as C reads them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from gstalk.testing.engine import FOREVER, Engine, Job, Tube
+from gstalk.testing.engine import Agenda, Bag, Engine, Job, Tube
 
 __all__ = ["Client"]
 
 MAX_LINE = 224
-SAFETY_MARGIN = 1.0
+SAFETY_MARGIN = 1  # seconds before a reserved job runs out in which its holder is warned
 _NAME = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
+_ID = re.compile(rb" *(\d+)")
+_BURY = re.compile(rb" *(\d+) +(\d+)")
+_RELEASE = re.compile(rb" *(\d+) +(\d+) +(\d+)")
+_PUT = re.compile(rb" *(\d+) +(\d+) +(\d+) +(\d+)(.*)", re.DOTALL)
+_PAUSE = re.compile(rb" *([A-Za-z0-9\-+/;.$_()]+) +(\d+)")
+_C_NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?\d+)")
 
 
 class Bad(Exception):
@@ -33,22 +39,21 @@ class Client:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.id = next(engine.serials)
         self.out = bytearray()
         self.ended = False
         self.used = engine.tube(b"default")
-        self.watched: list[Tube] = [self.used]
+        self.watched: Bag[Tube] = Bag([self.used])
         self.used.using += 1
         self.used.watching += 1
-        self.reserved: dict[int, Job] = {}
-        self.wait_until: float | None = None  # while it waits in a reserve
-        self.is_producer = self.is_worker = False
+        self.reserved: Agenda[Job] = Agenda()
+        self.is_waiting = self.is_producer = self.is_worker = False
         self._half_closed = False
         self._in = bytearray()
-        self._put: tuple[int, int, int, int] | None = None  # a put whose body is awaited
+        self._put: tuple[Job, int] | None = None  # a job whose body is awaited, and the body's size
         self._swallow = 0  # bytes of a refused body still to come
-        self._verdict = b""  # what to answer then
         self._skipping = False  # the rest of a line that was too long
-        engine.clients[self] = None
+        engine.clients.add(self)
         engine.total_connections += 1
 
     def write(self, data: bytes) -> None:
@@ -63,10 +68,11 @@ class Client:
         self.run(now)
 
     def run(self, now: float) -> None:
+        """Go on with what it has sent so far."""
         self.engine.tick(now)
-        while not self.ended and self.wait_until is None and self._step(now):
+        while not self.ended and not self.is_waiting and self._step(now):
             pass
-        if self._half_closed and self.wait_until is None and not self.ended:
+        if self._half_closed and not self.is_waiting:
             self.close(now)
 
     def _step(self, now: float) -> bool:
@@ -77,97 +83,80 @@ class Client:
             self._swallow -= cut
             if self._swallow:
                 return False
-            self.write(self._verdict)
+            self.write(b"JOB_TOO_BIG\r\n")
             return True
         if self._put is not None:
-            return self._body(now)
-        if self._skipping:
-            return self._skip()
-        end = self._in.find(b"\r\n", 0, MAX_LINE)
-        if end < 0:
-            if len(self._in) < MAX_LINE:
+            return self._take_body(*self._put, now)
+        # The server looks at 224 bytes at a time, in them at the first CR only, and not at one that comes last.
+        size = min(len(self._in), MAX_LINE)
+        end = self._in.find(b"\r", 0, max(size - 1, 0))
+        if end < 0 or self._in[end + 1] != 10:
+            if size < MAX_LINE:
                 return False
-            del self._in[:MAX_LINE]  # a CR at its end is forgotten with it (S7)
+            del self._in[:MAX_LINE]
             self._skipping = True
             return True
         line = bytes(self._in[:end])
         del self._in[: end + 2]
-        try:
-            self._command(line, now)
-        except Bad:
+        if self._skipping:
+            self._skipping = False
             self.write(b"BAD_FORMAT\r\n")
+        else:
+            self._command(line, now)
         return True
 
-    def _skip(self) -> bool:
-        end = self._in.find(b"\r\n")
-        if end < 0:
-            del self._in[: len(self._in) - self._in.endswith(b"\r")]
-            return False
-        del self._in[: end + 2]
-        self._skipping = False
-        self.write(b"BAD_FORMAT\r\n")
-        return True
-
-    def _body(self, now: float) -> bool:
-        assert self._put is not None
-        pri, delay, ttr, size = self._put
+    def _take_body(self, job: Job, size: int, now: float) -> bool:
         if len(self._in) < size + 2:
             return False
-        body = bytes(self._in[:size])
-        end = bytes(self._in[size : size + 2])
+        job.body = bytes(self._in[:size])
+        end = self._in[size : size + 2]
         del self._in[: size + 2]
         self._put = None
-        engine = self.engine
         if end != b"\r\n":
             self.write(b"EXPECTED_CRLF\r\n")
-            return True
-        if engine.draining:
+        elif self.engine.is_draining:
             self.write(b"DRAINING\r\n")
-            return True
-        job = Job(engine.next_id, self.used, pri, delay, ttr, body, now)
-        engine.next_id += 1
-        engine.jobs[job.id] = job
-        self.used.total += 1
-        self.write(b"INSERTED %d\r\n" % job.id)
-        if delay:
-            engine.make_delayed(job, delay, now)
         else:
-            engine.make_ready(job, now)
+            self.write(b"INSERTED %d\r\n" % job.id)
+            self.engine.insert(job, now)
         return True
 
     def _command(self, line: bytes, now: float) -> None:
         name, space, rest = line.partition(b" ")
-        command = _COMMANDS.get(name)
-        if command is None:
-            if line.startswith(b"quit"):
-                self.close(now)
-                return
-            if any(line.startswith(known) and b" " not in known for known in _PLAIN):
-                raise Bad
+        word = name + space
+        if word not in _COMMANDS:  # it may still begin with one: the server looks no further
+            word = next((known for known in _COMMANDS if line.startswith(known)), b"")
+            rest = line[len(word) :]
+        if b"\0" in line:
+            self.write(b"BAD_FORMAT\r\n")
+        elif not word:
             self.write(b"UNKNOWN_COMMAND\r\n")
-            return
-        if (name in _PLAIN) == bool(space):
-            if name in _PLAIN:
-                raise Bad
-            self.write(b"UNKNOWN_COMMAND\r\n")
-            return
-        if name.decode() in self.engine.commands and name != b"put":
-            self.engine.commands[name.decode()] += 1
-        command(self, rest, now)
+        else:
+            counted = word.decode().rstrip()
+            self.engine.commands[counted] += 1
+            try:
+                if rest and word in _ALONE:
+                    raise Bad
+                _COMMANDS[word](self, rest, now)
+            except Bad:
+                self.engine.commands[counted] -= 1
+                self.write(b"BAD_FORMAT\r\n")
 
-    # -- commands ----------------------------------------------------------------------------------------------
+    # -- putting -----------------------------------------------------------------------------------------------
 
     def _do_put(self, rest: bytes, now: float) -> None:
-        numbers = rest.split(b" ")
-        if len(numbers) != 4:
+        match = _PUT.fullmatch(rest)
+        if match is None:
             raise Bad
-        pri, delay, ttr, size = (_number(text) for text in numbers)
-        self.engine.commands["put"] += 1
-        self.is_producer = True
+        pri, delay, ttr, size = (_below(2**32, text) for text in match.group(1, 2, 3, 4))
         if size > self.engine.max_job_size:
-            self._swallow, self._verdict = size + 2, b"JOB_TOO_BIG\r\n"
+            self._swallow = size + 2
+        elif match[5]:
+            self.write(b"BAD_FORMAT\r\n")  # but counted
         else:
-            self._put = pri, delay, max(ttr, 1), size
+            self.is_producer = True
+            # The id is taken now: one whose body is refused leaves a gap.
+            self._put = Job(next(self.engine.job_ids), self.used, pri, delay, max(ttr, 1), now), size
 
     def _do_use(self, rest: bytes, now: float) -> None:
         tube = self.engine.tube(_name(rest))
@@ -177,105 +166,131 @@ class Client:
         self.engine.drop_if_unneeded(old)
         self.write(b"USING %b\r\n" % tube.name)
 
+    # -- reserving ---------------------------------------------------------------------------------------------
+
     def _do_reserve(self, rest: bytes, now: float) -> None:
-        self._reserve(FOREVER, now)
+        self._reserve(-1, now)
 
     def _do_reserve_with_timeout(self, rest: bytes, now: float) -> None:
-        self._reserve(_number(rest), now)
+        seconds = _c_number(rest, -(2**63), 2**63)
+        self._reserve(((seconds or 0) + 2**31) % 2**32 - 2**31, now)  # an int has 32 bits; below 0 it is for ever
 
-    def _reserve(self, seconds: float, now: float) -> None:
-        engine = self.engine
+    def _reserve(self, seconds: int, now: float) -> None:
         self.is_worker = True
-        job = engine.best_for(self)
-        if self._deadline_soon(now) and not any(engine.first_ready(tube) for tube in self.watched):
+        ready = [(job.pri, job.id, job) for tube in self.watched if (job := tube.ready.first()) is not None]
+        if not ready and self._is_deadline_soon(now):
             self.write(b"DEADLINE_SOON\r\n")
-        elif job is not None:
-            engine.make_reserved(job, self, now)
-        elif seconds == 0 or self._half_closed:
-            self.write(b"TIMED_OUT\r\n")
-        else:
-            self.wait_until = now + seconds
-            for tube in self.watched:
-                tube.waiting[self] = None
-            engine.remind(self, min([self.wait_until, *(j.due - SAFETY_MARGIN for j in self.reserved.values())]))
-
-    def _deadline_soon(self, now: float) -> bool:
-        return any(job.due - SAFETY_MARGIN <= now for job in self.reserved.values())
-
-    def look(self, now: float) -> None:
-        """Something may be due while it waits."""
-        if self.wait_until is None:
             return
-        if self._deadline_soon(now):
-            self.stop_waiting()
-            self.write(b"DEADLINE_SOON\r\n")
-        elif now >= self.wait_until:
-            self.stop_waiting()
-            self.write(b"TIMED_OUT\r\n")
+        self.is_waiting = True
+        for tube in self.watched:
+            tube.waiting.append(self)
+        jobs = [entry for entry in ready if not entry[2].tube.pause]
+        if jobs:
+            self.engine.hand_out(min(jobs)[2].tube, now)
+        elif seconds == 0 or self._half_closed:
+            self.end_wait(now)
         else:
-            self.engine.remind(self, min([self.wait_until, *(j.due - SAFETY_MARGIN for j in self.reserved.values())]))
+            soonest = self.reserved.first_key
+            wakes = [now + seconds] if seconds > 0 else []
+            wakes += [soonest - SAFETY_MARGIN] if soonest is not None else []
+            if wakes:
+                self.engine.wake(self, min(wakes))
+
+    def _is_deadline_soon(self, now: float) -> bool:
+        soonest = self.reserved.first_key
+        return soonest is not None and soonest - SAFETY_MARGIN <= now
+
+    def end_wait(self, now: float) -> None:
+        """There is no job for it."""
+        self.stop_waiting()
+        self.write(b"DEADLINE_SOON\r\n" if self._is_deadline_soon(now) else b"TIMED_OUT\r\n")
 
     def stop_waiting(self) -> None:
-        self.wait_until = None
-        for tube in self.watched:
-            tube.waiting.pop(self, None)
+        if self.is_waiting:
+            self.is_waiting = False
+            self.engine.let_sleep(self)
+            for tube in self.watched:
+                if self in tube.waiting:
+                    tube.waiting.remove(self)
 
     def _do_reserve_job(self, rest: bytes, now: float) -> None:
-        self.is_worker = True
-        job = self.engine.jobs.get(_number(rest, 2**64))
+        job = self._any_job(rest)
         if job is None or job.state == "reserved":
             self.write(b"NOT_FOUND\r\n")
         else:
+            self.is_worker = True
             self.engine.make_reserved(job, self, now)
 
-    def _mine(self, text: bytes) -> Job | None:
-        job = self.reserved.get(_number(text, 2**64))
-        if job is None:
+    # -- what becomes of a job ---------------------------------------------------------------------------------
+
+    def _any_job(self, rest: bytes) -> Job | None:
+        return self.engine.jobs.get(_numbers(_ID, rest)[0])
+
+    def _mine(self, job_id: int) -> Job | None:
+        job = self.engine.jobs.get(job_id)
+        if job is None or job.reserver is not self:
             self.write(b"NOT_FOUND\r\n")
+            return None
         return job
 
     def _do_delete(self, rest: bytes, now: float) -> None:
-        job = self.engine.jobs.get(_number(rest, 2**64))
-        if job is None or (job.state == "reserved" and job.reserver is not self):
+        job = self._any_job(rest)
+        if job is None or job.reserver not in (None, self):
             self.write(b"NOT_FOUND\r\n")
         else:
             self.engine.delete(job)
             self.write(b"DELETED\r\n")
 
     def _do_release(self, rest: bytes, now: float) -> None:
-        texts = rest.split(b" ")
-        if len(texts) != 3:
-            raise Bad
-        pri, delay = _number(texts[1]), _number(texts[2])
-        job = self._mine(texts[0])
+        job_id, pri, delay = _numbers(_RELEASE, rest)
+        job = self._mine(job_id)
         if job is not None:
-            self.engine.take_out(job)
             job.pri, job.delay = pri, delay
             job.releases += 1
             self.write(b"RELEASED\r\n")
-            if delay:
-                self.engine.make_delayed(job, delay, now)
-            else:
-                self.engine.make_ready(job, now)
+            self.engine.make_ready_after(job, delay, now)
 
     def _do_bury(self, rest: bytes, now: float) -> None:
-        texts = rest.split(b" ")
-        if len(texts) != 2:
-            raise Bad
-        pri = _number(texts[1])
-        job = self._mine(texts[0])
+        job_id, pri = _numbers(_BURY, rest)
+        job = self._mine(job_id)
         if job is not None:
-            self.engine.take_out(job)
             job.pri = pri
-            job.buries += 1
             self.engine.make_buried(job)
             self.write(b"BURIED\r\n")
 
     def _do_touch(self, rest: bytes, now: float) -> None:
-        job = self._mine(rest)
+        job = self._mine(_numbers(_ID, rest)[0])
         if job is not None:
-            self.engine.set_deadline(job, now)
+            self.engine.touch(job, now)
             self.write(b"TOUCHED\r\n")
+
+    def _kick(self, job: Job, now: float) -> None:
+        job.kicks += 1
+        self.engine.make_ready(job, now)
+
+    def _do_kick(self, rest: bytes, now: float) -> None:
+        number = _c_number(rest, 1 - 2**64, 2**64)
+        if number is None:
+            raise Bad
+        bound, tube, kicked = number % 2**32, self.used, 0
+        only_buried = bool(tube.buried)
+        while kicked < bound:
+            job = next(iter(tube.buried.values()), None) if only_buried else tube.delayed.first()
+            if job is None:
+                break
+            self._kick(job, now)
+            kicked += 1
+        self.write(b"KICKED %d\r\n" % kicked)
+
+    def _do_kick_job(self, rest: bytes, now: float) -> None:
+        job = self._any_job(rest)
+        if job is None or job.state not in ("buried", "delayed"):
+            self.write(b"NOT_FOUND\r\n")
+        else:
+            self._kick(job, now)
+            self.write(b"KICKED\r\n")
+
+    # -- tubes -------------------------------------------------------------------------------------------------
 
     def _do_watch(self, rest: bytes, now: float) -> None:
         tube = self.engine.tube(_name(rest))
@@ -286,14 +301,35 @@ class Client:
 
     def _do_ignore(self, rest: bytes, now: float) -> None:
         tube = self.engine.tubes.get(_name(rest))
-        if tube is not None and tube in self.watched:
-            if len(self.watched) == 1:
-                self.write(b"NOT_IGNORED\r\n")
-                return
-            self.watched.remove(tube)
-            tube.watching -= 1
-            self.engine.drop_if_unneeded(tube)
+        if tube not in self.watched:
+            tube = None
+        if tube is not None and len(self.watched) == 1:
+            self.write(b"NOT_IGNORED\r\n")
+            return
+        if tube is not None:
+            self._unwatch(tube)
         self.write(b"WATCHING %d\r\n" % len(self.watched))
+
+    def _unwatch(self, tube: Tube) -> None:
+        self.watched.remove(tube)
+        tube.watching -= 1
+        self.engine.drop_if_unneeded(tube)
+
+    def _do_pause_tube(self, rest: bytes, now: float) -> None:
+        match = _PAUSE.fullmatch(rest)
+        if match is None:
+            raise Bad
+        seconds = _below(2**32, match[2])
+        tube = self.engine.tubes.get(match[1])
+        if not _NAME.fullmatch(match[1]):
+            self.write(b"BAD_FORMAT\r\n")  # but counted
+        elif tube is None:
+            self.write(b"NOT_FOUND\r\n")
+        else:
+            self.engine.pause(tube, seconds, now)
+            self.write(b"PAUSED\r\n")
+
+    # -- looking -----------------------------------------------------------------------------------------------
 
     def _found(self, job: Job | None) -> None:
         if job is None:
@@ -302,120 +338,101 @@ class Client:
             self.write(b"FOUND %d %d\r\n%b\r\n" % (job.id, len(job.body), job.body))
 
     def _do_peek(self, rest: bytes, now: float) -> None:
-        self._found(self.engine.jobs.get(_number(rest, 2**64)))
+        self._found(self._any_job(rest))
 
     def _do_peek_ready(self, rest: bytes, now: float) -> None:
-        self._found(self.engine.first_ready(self.used))
+        self._found(self.used.ready.first())
 
     def _do_peek_delayed(self, rest: bytes, now: float) -> None:
-        self._found(self.engine.first_delayed(self.used))
+        self._found(self.used.delayed.first())
 
     def _do_peek_buried(self, rest: bytes, now: float) -> None:
         self._found(next(iter(self.used.buried.values()), None))
 
-    def _kick(self, job: Job, now: float) -> None:
-        job.kicks += 1
-        self.engine.make_ready(job, now)
-
-    def _do_kick(self, rest: bytes, now: float) -> None:
-        bound = _number(rest)
-        tube, kicked = self.used, 0
-        first: Callable[[], Job | None] = lambda: next(iter(tube.buried.values()), None)  # noqa: E731
-        if not tube.buried:
-            first = lambda: self.engine.first_delayed(tube)  # noqa: E731
-        while kicked < bound and (job := first()) is not None:
-            self._kick(job, now)
-            kicked += 1
-        self.write(b"KICKED %d\r\n" % kicked)
-
-    def _do_kick_job(self, rest: bytes, now: float) -> None:
-        job = self.engine.jobs.get(_number(rest, 2**64))
-        if job is None or job.state not in ("buried", "delayed"):
-            self.write(b"NOT_FOUND\r\n")
-        else:
-            self._kick(job, now)
-            self.write(b"KICKED\r\n")
-
-    def _ok(self, body: str) -> None:
-        data = b"---\n" + body.encode()
-        self.write(b"OK %d\r\n%b\r\n" % (len(data), data))
+    def _ok(self, lines: list[str]) -> None:
+        body = "".join(f"{line}\n" for line in ["---", *lines]).encode()
+        self.write(b"OK %d\r\n%b\r\n" % (len(body), body))
 
     def _do_stats(self, rest: bytes, now: float) -> None:
-        self._ok("".join(f"{key}: {value}\n" for key, value in self.engine.stats(now)) + "\n")
+        self._ok([f"{key}: {value}" for key, value in self.engine.stats(now)])
 
     def _do_stats_tube(self, rest: bytes, now: float) -> None:
         tube = self.engine.tubes.get(_name(rest))
         if tube is None:
             self.write(b"NOT_FOUND\r\n")
         else:
-            self._ok("".join(f"{key}: {value}\n" for key, value in self.engine.stats_tube(tube, now)) + "\n")
+            self._ok([f"{key}: {value}" for key, value in self.engine.stats_tube(tube, now)])
 
     def _do_stats_job(self, rest: bytes, now: float) -> None:
-        job = self.engine.jobs.get(_number(rest, 2**64))
+        job = self._any_job(rest)
         if job is None:
             self.write(b"NOT_FOUND\r\n")
         else:
-            self._ok("".join(f"{key}: {value}\n" for key, value in self.engine.stats_job(job, now)) + "\n")
+            self._ok([f"{key}: {value}" for key, value in self.engine.stats_job(job, now)])
 
     def _do_list_tubes(self, rest: bytes, now: float) -> None:
-        self._ok("".join(f"- {name.decode()}\n" for name in self.engine.tubes))
+        self._ok([f"- {name.decode()}" for name in self.engine.tube_names()])
 
     def _do_list_tubes_watched(self, rest: bytes, now: float) -> None:
-        self._ok("".join(f"- {tube.name.decode()}\n" for tube in self.watched))
+        self._ok([f"- {tube.name.decode()}" for tube in self.watched])
 
     def _do_list_tube_used(self, rest: bytes, now: float) -> None:
         self.write(b"USING %b\r\n" % self.used.name)
 
-    def _do_pause_tube(self, rest: bytes, now: float) -> None:
-        name, space, delay = rest.partition(b" ")
-        if not space:
-            raise Bad
-        seconds = _number(delay)
-        tube = self.engine.tubes.get(_name(name))
-        if tube is None:
-            self.write(b"NOT_FOUND\r\n")
-            return
-        tube.pauses += 1
-        tube.pause = seconds
-        tube.paused_until = now + seconds
-        self.write(b"PAUSED\r\n")
-        if not seconds:
-            self.engine.hand_out(tube, now)
+    # -- its end -----------------------------------------------------------------------------------------------
 
     def _do_quit(self, rest: bytes, now: float) -> None:
         self.close(now)
 
-    # -- its end -----------------------------------------------------------------------------------------------
-
     def half_close(self, now: float) -> None:
         """The client will send no more: a wait ends, what it sent is still carried out, then the server closes."""
         self._half_closed = True
-        if self.wait_until is not None:
+        if self.is_waiting:
             self.stop_waiting()
             self.write(b"TIMED_OUT\r\n")
         self.run(now)
 
     def close(self, now: float) -> None:
         """The connection is gone: what it reserved is ready again."""
-        if self not in self.engine.clients:
+        if self.ended:
             return
         self.ended = True
         self.engine.talking.add(self)
         self.stop_waiting()
-        del self.engine.clients[self]
-        for job in list(self.reserved.values()):
+        self.engine.clients.remove(self)
+        for job in list(self.reserved):
             self.engine.make_ready(job, now)
+        while self.watched:
+            self._unwatch(self.watched[0])
         self.used.using -= 1
-        for tube in self.watched:
-            tube.watching -= 1
-        for tube in {self.used, *self.watched}:
-            self.engine.drop_if_unneeded(tube)
+        self.engine.drop_if_unneeded(self.used)
 
 
-def _number(text: bytes, limit: int = 2**32) -> int:
-    if not text.isdigit() or int(text[:25]) >= limit:
+def _below(limit: int, text: bytes) -> int:
+    number = int(text)
+    if number >= limit:
         raise Bad
-    return int(text)
+    return number
+
+
+def _numbers(pattern: re.Pattern[bytes], text: bytes) -> list[int]:
+    """An id, and the numbers behind it."""
+    match = pattern.fullmatch(text)
+    if match is None:
+        raise Bad
+    first, *others = match.groups()
+    return [_below(2**64, first), *(_below(2**32, other) for other in others)]
+
+
+def _c_number(text: bytes, least: int, limit: int) -> int | None:
+    """Read a number as `strtol` does; whatever follows it is ignored."""
+    match = _C_NUMBER.match(text)
+    if match is None:
+        return None
+    number = int(match[1])
+    if not least <= number < limit:
+        raise Bad
+    return number
 
 
 def _name(text: bytes) -> bytes:
@@ -424,11 +441,34 @@ def _name(text: bytes) -> bytes:
     return text
 
 
-_PLAIN = frozenset(
-    b"reserve peek-ready peek-delayed peek-buried stats list-tubes list-tubes-watched list-tube-used quit".split()
-)
+# In the order in which the server tries them: the first that a line begins with is its command.
 _COMMANDS: dict[bytes, Callable[[Client, bytes, float], None]] = {
-    name.removeprefix("_do_").replace("_", "-").encode(): function
-    for name, function in vars(Client).items()
-    if name.startswith("_do_")
+    b"put ": Client._do_put,
+    b"peek ": Client._do_peek,
+    b"peek-ready": Client._do_peek_ready,
+    b"peek-delayed": Client._do_peek_delayed,
+    b"peek-buried": Client._do_peek_buried,
+    b"reserve-with-timeout ": Client._do_reserve_with_timeout,
+    b"reserve-job ": Client._do_reserve_job,
+    b"reserve": Client._do_reserve,
+    b"delete ": Client._do_delete,
+    b"release ": Client._do_release,
+    b"bury ": Client._do_bury,
+    b"kick ": Client._do_kick,
+    b"kick-job ": Client._do_kick_job,
+    b"touch ": Client._do_touch,
+    b"stats-job ": Client._do_stats_job,
+    b"stats-tube ": Client._do_stats_tube,
+    b"stats": Client._do_stats,
+    b"use ": Client._do_use,
+    b"watch ": Client._do_watch,
+    b"ignore ": Client._do_ignore,
+    b"list-tubes-watched": Client._do_list_tubes_watched,
+    b"list-tube-used": Client._do_list_tube_used,
+    b"list-tubes": Client._do_list_tubes,
+    b"quit": Client._do_quit,
+    b"pause-tube": Client._do_pause_tube,
 }
+_ALONE = frozenset(
+    b"peek-ready peek-delayed peek-buried reserve stats list-tubes-watched list-tube-used list-tubes".split()
+)

@@ -24,10 +24,7 @@ class Wire:
         self.sock.sendall(data)
 
     def expect(self, data: bytes) -> None:
-        while len(self._rest) < len(data) and (more := self.sock.recv(65536)):
-            self._rest += more
-        got, self._rest = self._rest[: len(data)], self._rest[len(data) :]
-        assert got == data
+        assert self._read(len(data)) == data
 
     def say(self, data: bytes, reply: bytes) -> None:
         self.send(data)
@@ -46,12 +43,28 @@ class Wire:
         self.send(data)
         word, size = self.line().split()
         assert word == b"OK"
-        while len(self._rest) < int(size) + 2:
-            self._rest += self.sock.recv(65536)
-        body, self._rest = self._rest[: int(size)].decode(), self._rest[int(size) + 2 :]
-        lines = body.splitlines()
+        lines = self._read(int(size) + 2).decode().splitlines()
         assert lines[0] == "---"
         return dict(line.split(": ", 1) for line in lines[1:] if line)
+
+    def replies(self, like: bytes) -> bytes:
+        """Read as many replies as there are in `like`, each with a body where that has one."""
+        got = b""
+        while like:
+            head, _, like = like.partition(b"\r\n")
+            line = self.line()
+            got += line + b"\r\n"
+            if head.startswith((b"OK ", b"FOUND ", b"RESERVED ")):
+                like = like[int(head.split()[-1]) + 2 :]
+            if line.startswith((b"OK ", b"FOUND ", b"RESERVED ")):
+                got += self._read(int(line.split()[-1]) + 2)
+        return got
+
+    def _read(self, size: int) -> bytes:
+        while len(self._rest) < size and (more := self.sock.recv(65536)):
+            self._rest += more
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
 
     def silent(self) -> bool:
         """Whether nothing comes for a moment."""

@@ -178,7 +178,8 @@ def test_refused_header_runs_the_body(both, wire):
 def test_body_shorter_than_announced_eats_the_next_command(wire):
     wire.send(b"put 0 0 60 10\r\nabc\r\n")
     assert wire.silent()
-    wire.say(b"stats\r\n", b"INSERTED 1\r\n" if len(b"abc\r\nstats") == 10 else b"EXPECTED_CRLF\r\n")
+    wire.say(b"stats\r\n", b"INSERTED 1\r\n")
+    wire.say(b"peek 1\r\n", b"FOUND 1 10\r\nabc\r\nstats\r\n")
 
 
 def test_partial_put_stores_nothing(both, wire):
@@ -195,9 +196,91 @@ def test_whole_put_without_waiting_for_the_reply_is_stored(both, wire):
     wire.say(b"reserve-with-timeout 2\r\n", b"RESERVED 1 0\r\n\r\n")
 
 
-def test_line_of_225_bytes_gets_no_answer(wire):
+def test_line_of_225_bytes_gets_no_answer_and_eats_the_next_one(wire):
     wire.send(b"use " + b"a" * 219 + b"\r\n")
     assert wire.silent()
+    wire.say(b"list-tube-used\r\n", b"BAD_FORMAT\r\n")
+    wire.say(b"list-tube-used\r\n", b"USING default\r\n")
+
+
+def test_lone_cr_gets_no_answer_and_eats_what_follows(wire):
+    wire.send(b"use a\rb\r\nlist-tube-used\r\n")
+    assert wire.silent()
+    wire.say(b"x" * 224 + b"\r\nlist-tube-used\r\n", b"BAD_FORMAT\r\nUSING default\r\n")
+
+
+@pytest.mark.parametrize("timeout", [b"-1", b"2147483648", b"4294967295"])
+def test_timeouts_that_are_none_wait_for_ever(both, wire, timeout):
+    wire.send(b"reserve-with-timeout " + timeout + b"\r\n")
+    assert wire.silent()
+    both.wire().say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    wire.expect(b"RESERVED 1 0\r\n\r\n")
+
+
+def test_body_that_is_refused_leaves_a_gap_in_the_ids(both, wire):
+    wire.say(b"put 0 0 60 1\r\nabc", b"EXPECTED_CRLF\r\n")
+    wire.say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 2\r\n")
+    both.drain()
+    wire.say(b"put 0 0 60 0\r\n\r\n", b"DRAINING\r\n")
+    assert wire.ask(b"stats\r\n")["total-jobs"] == "1"
+
+
+def test_size_is_looked_at_before_draining(both, wire):
+    both.drain()
+    wire.say(b"put 0 0 60 65536\r\n" + b"x" * 65538, b"JOB_TOO_BIG\r\n")
+
+
+def test_clients_that_wait_are_served_in_order_of_coming(both, wire):
+    waiting = [both.wire() for _ in range(3)]
+    for number, other in enumerate(waiting):
+        other.say(b"list-tube-used\r\n", b"USING default\r\n")
+        other.send(b"reserve\r\n")
+        while wire.ask(b"stats\r\n")["current-waiting"] != str(number + 1):
+            pass
+    for number, other in enumerate(waiting, 1):
+        wire.say(b"put 0 0 60 0\r\n\r\n", b"INSERTED %d\r\n" % number)
+        other.expect(b"RESERVED %d 0\r\n\r\n" % number)
+
+
+def test_what_is_ignored_leaves_its_place_to_the_last(wire):
+    wire.say(b"watch a\r\nwatch b\r\nignore default\r\n", b"WATCHING 2\r\nWATCHING 3\r\nWATCHING 2\r\n")
+    wire.say(b"list-tubes-watched\r\n", b"OK 12\r\n---\n- b\n- a\n\r\n")
+
+
+def test_disconnect_gives_a_jobs_time_to_nobody(both, wire):
+    """A job given back by a lost connection keeps its priority, and is reserved with its whole time to run."""
+    other = both.wire()
+    other.say(b"put 7 0 60 0\r\n\r\nreserve\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    other.say(b"release 1 9 0\r\nreserve\r\n", b"RELEASED\r\nRESERVED 1 0\r\n\r\n")
+    other.close()
+    wire.say(b"reserve\r\n", b"RESERVED 1 0\r\n\r\n")
+    stats = wire.ask(b"stats-job 1\r\n")
+    assert [stats[key] for key in ("pri", "reserves", "releases")] == ["9", "3", "1"]
+    assert int(stats["time-left"]) >= 50
+
+
+def test_delayed_job_comes_as_the_soonest_of_its_tube(wire):
+    wire.say(b"put 0 200 60 0\r\n\r\nput 9 100 60 0\r\n\r\n", b"INSERTED 1\r\nINSERTED 2\r\n")
+    wire.say(b"peek-delayed\r\nkick 1\r\npeek-delayed\r\n", b"FOUND 2 0\r\n\r\nKICKED 1\r\nFOUND 1 0\r\n\r\n")
+
+
+def test_paused_tube_gives_a_job_by_its_id(wire):
+    wire.say(b"put 0 0 60 0\r\n\r\npause-tube default 100\r\n", b"INSERTED 1\r\nPAUSED\r\n")
+    wire.say(b"reserve-with-timeout 0\r\nreserve-job 1\r\n", b"TIMED_OUT\r\nRESERVED 1 0\r\n\r\n")
+
+
+def test_reserve_behind_a_half_close_does_not_wait(wire):
+    wire.send(b"reserve\r\nput 0 0 60 0\r\n\r\nreserve\r\nreserve\r\n")
+    wire.sock.shutdown(1)
+    wire.expect(b"TIMED_OUT\r\nINSERTED 1\r\nRESERVED 1 0\r\n\r\nTIMED_OUT\r\n")
+    assert wire.at_end()
+
+
+def test_quit_with_jobs_gives_them_back(both, wire):
+    other = both.wire()
+    other.say(b"put 0 0 60 0\r\n\r\nreserve\r\nquit\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
+    assert other.at_end()
+    wire.say(b"reserve-with-timeout 5\r\n", b"RESERVED 1 0\r\n\r\n")
 
 
 def test_tube_goes_when_nothing_needs_it(both, wire):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gstalk.testing import Server
-from tests.conformance.conftest import Wire
-
 PUT = b"put 10 0 60 1\r\na\r\n"
+RESERVED = b"INSERTED 1\r\nRESERVED 1 1\r\na\r\n"  # what PUT and a reserve are answered
 
 # What is sent, and what is answered, on a fresh connection to a fresh server.
 CASES = [
@@ -79,6 +77,46 @@ CASES = [
     ("unknown", b"hello\r\n", b"UNKNOWN_COMMAND\r\n"),
     ("empty line", b"\r\n", b"UNKNOWN_COMMAND\r\n"),
     ("upper case", b"STATS\r\n", b"UNKNOWN_COMMAND\r\n"),
+    ("quit with a suffix closes", b"quitX\r\nlist-tube-used\r\n", b""),
+    ("suffix of a command alone", b"statsx\r\n", b"BAD_FORMAT\r\n"),
+    ("command without its argument", b"delete\r\n", b"UNKNOWN_COMMAND\r\n"),
+    ("nul in a line", b"use a\0b\r\n", b"BAD_FORMAT\r\n"),
+    ("injection by a tube's name", b"use a\r\nput 0 0 60 0\r\n\r\n", b"USING a\r\nINSERTED 1\r\n"),
+    ("line of 224 bytes", b"x" * 222 + b"\r\n", b"UNKNOWN_COMMAND\r\n"),
+    ("line of 226 bytes", b"x" * 224 + b"\r\nlist-tube-used\r\n", b"BAD_FORMAT\r\nUSING default\r\n"),
+    ("spaces before numbers", b"put  1  0  60  0\r\n\r\npeek   1\r\n", b"INSERTED 1\r\nFOUND 1 0\r\n\r\n"),
+    ("space behind a number", b"delete 1 \r\n", b"BAD_FORMAT\r\n"),
+    ("put with trailing text", b"put 0 0 60 0 x\r\n\r\n", b"BAD_FORMAT\r\nUNKNOWN_COMMAND\r\n"),
+    ("put size too large for 32 bits", b"put 0 0 60 4294967296\r\nx\r\n", b"BAD_FORMAT\r\nUNKNOWN_COMMAND\r\n"),
+    ("put ttr too large", b"put 0 0 4294967296 0\r\n\r\n", b"BAD_FORMAT\r\nUNKNOWN_COMMAND\r\n"),
+    ("put whose body says quit", b"put 0 0 4294967296 4\r\nquit\r\nlist-tube-used\r\n", b"BAD_FORMAT\r\n"),
+    ("release delay too large", b"release 1 0 4294967296\r\n", b"BAD_FORMAT\r\n"),
+    ("kick a negative number", b"kick -1\r\n", b"KICKED 0\r\n"),
+    ("kick more than 32 bits", b"put 0 9 60 0\r\n\r\nkick 4294967296\r\n", b"INSERTED 1\r\nKICKED 0\r\n"),
+    ("kick a fraction", b"put 0 9 60 0\r\n\r\nkick 1.5\r\n", b"INSERTED 1\r\nKICKED 1\r\n"),
+    ("kick with trailing text", b"kick 1 foo\r\n", b"KICKED 0\r\n"),
+    ("kick no number", b"kick x\r\n", b"BAD_FORMAT\r\n"),
+    ("kick beyond 64 bits", b"kick 18446744073709551616\r\n", b"BAD_FORMAT\r\n"),
+    ("reserve with a timeout that wraps to 0", b"reserve-with-timeout 4294967296\r\n", b"TIMED_OUT\r\n"),
+    ("reserve with a timeout that is no number", b"reserve-with-timeout x\r\n", b"TIMED_OUT\r\n"),
+    ("pause-tube without a delay", b"pause-tube default\r\n", b"BAD_FORMAT\r\n"),
+    ("pause-tube bad name", b"pause-tube -a 0\r\n", b"BAD_FORMAT\r\n"),
+    ("pause-tube delay too large", b"pause-tube default 4294967296\r\n", b"BAD_FORMAT\r\n"),
+    ("peek buried", PUT + b"reserve\r\nbury 1 5\r\npeek-buried\r\n", RESERVED + b"BURIED\r\nFOUND 1 1\r\na\r\n"),
+    ("reserve-job buried", PUT + b"reserve\r\nbury 1 5\r\nreserve-job 1\r\n", RESERVED + b"BURIED\r\n" + RESERVED[12:]),
+    ("kick-job buried", PUT + b"reserve\r\nbury 1 5\r\nkick-job 1\r\n", RESERVED + b"BURIED\r\nKICKED\r\n"),
+    ("delete buried", PUT + b"reserve\r\nbury 1 5\r\ndelete 1\r\n", RESERVED + b"BURIED\r\nDELETED\r\n"),
+    ("delete reserved", PUT + b"reserve\r\ndelete 1\r\n", RESERVED + b"DELETED\r\n"),
+    ("peek reserved", PUT + b"reserve\r\npeek 1\r\npeek-ready\r\n", RESERVED + b"FOUND 1 1\r\na\r\nNOT_FOUND\r\n"),
+    (
+        "release with delay",
+        PUT + b"reserve\r\nrelease 1 0 9\r\npeek-delayed\r\n",
+        RESERVED + b"RELEASED\r\nFOUND 1 1\r\na\r\n",
+    ),
+    ("touch bad id", b"touch -1\r\n", b"BAD_FORMAT\r\n"),
+    ("bury without priority", b"bury 1\r\n", b"BAD_FORMAT\r\n"),
+    ("watch bad name", b"watch -a\r\n", b"BAD_FORMAT\r\n"),
+    ("ignore bad name", b"ignore \r\n", b"BAD_FORMAT\r\n"),
     ("reserve with a word", b"reserve x\r\n", b"BAD_FORMAT\r\n"),
     (
         "in step after errors",
@@ -93,16 +131,6 @@ def test_command_is_answered(wire, sent, reply):
     wire.say(sent, reply)
     wire.sock.shutdown(1)
     assert wire.at_end()  # and nothing else was said
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if len(case[1]) < 200], ids=lambda case: case[0])
-def test_command_byte_by_byte_is_answered_the_same_by_the_embedded_server(case):
-    with Server() as server:
-        wire = Wire(int(server.uri.rpartition(":")[2]))
-        for number in range(len(case[1])):
-            wire.send(case[1][number : number + 1])
-        wire.expect(case[2])
-        wire.close()
 
 
 def test_quit_closes(wire):

@@ -1,0 +1,195 @@
+"""The engine of the embedded server, without a socket and with a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from gstalk.testing.engine import Agenda, Bag, Engine
+from gstalk.testing.wire import Client
+from tests.conformance.test_commands import CASES
+
+
+class Talk:
+    """An engine with clients that are fed and read by hand."""
+
+    def __init__(self) -> None:
+        self.engine = Engine()
+        self.now = 0.0
+
+    def client(self) -> Client:
+        return Client(self.engine)
+
+    def say(self, client: Client, data: bytes) -> bytes:
+        client.feed(data, self.now)
+        return self.heard(client)
+
+    def heard(self, client: Client) -> bytes:
+        out = bytes(client.out)
+        client.out.clear()
+        return out
+
+    def at(self, now: float) -> None:
+        self.now = now
+        self.engine.tick(now)
+
+    def stats(self, client: Client, command: bytes) -> dict[str, str]:
+        lines = self.say(client, command + b"\r\n").decode().splitlines()
+        return dict(line.split(": ") for line in lines if ": " in line)
+
+
+@pytest.fixture
+def talk() -> Talk:
+    return Talk()
+
+
+@pytest.fixture
+def one(talk: Talk) -> Client:
+    return talk.client()
+
+
+@pytest.fixture
+def two(talk: Talk) -> Client:
+    return talk.client()
+
+
+@pytest.mark.parametrize(("sent", "reply"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_commands_are_answered_the_same_whole_and_byte_by_byte(sent, reply):
+    for pieces in [[sent], [sent[at : at + 1] for at in range(len(sent))]]:
+        talk = Talk()
+        client = talk.client()
+        assert b"".join(talk.say(client, piece) for piece in pieces) == reply
+
+
+def test_delay_ends_on_time(talk, one):
+    talk.say(one, b"put 0 5 60 0\r\n\r\n")
+    assert talk.engine.next_deadline == 5
+    talk.at(4.9)
+    assert talk.say(one, b"reserve-with-timeout 0\r\n") == b"TIMED_OUT\r\n"
+    assert talk.stats(one, b"stats-job 1")["time-left"] == "0"
+    talk.at(5)
+    assert talk.say(one, b"reserve-with-timeout 0\r\n") == b"RESERVED 1 0\r\n\r\n"
+
+
+def test_wait_ends_on_time(talk, one):
+    assert talk.say(one, b"reserve-with-timeout 3\r\nlist-tube-used\r\n") == b""
+    talk.at(2.9)
+    assert talk.heard(one) == b""
+    talk.at(3)
+    assert talk.heard(one) == b"TIMED_OUT\r\n"
+    assert talk.engine.next_deadline is None
+    one.run(3)
+    assert talk.heard(one) == b"USING default\r\n"
+
+
+def test_time_to_run_ends_on_time_and_the_next_in_line_gets_the_job(talk, one, two):
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
+    talk.say(two, b"reserve\r\n")
+    talk.at(9.9)
+    assert talk.heard(two) == b""
+    talk.at(10)
+    assert talk.heard(two) == b"RESERVED 1 0\r\n\r\n"
+    assert talk.say(one, b"touch 1\r\nrelease 1 0 0\r\n") == b"NOT_FOUND\r\nNOT_FOUND\r\n"
+    assert talk.stats(one, b"stats-job 1")["timeouts"] == "1"
+    assert talk.stats(one, b"stats")["job-timeouts"] == "1"
+
+
+def test_touch_moves_the_end(talk, one):
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
+    talk.at(8)
+    assert talk.say(one, b"touch 1\r\n") == b"TOUCHED\r\n"
+    talk.at(17)
+    assert talk.stats(one, b"stats-job 1")["state"] == "reserved"
+    talk.at(18)
+    assert talk.stats(one, b"stats-job 1")["state"] == "ready"
+
+
+@pytest.mark.parametrize(("now", "reply"), [(8.9, b"TIMED_OUT\r\n"), (9, b"DEADLINE_SOON\r\n")])
+def test_last_second_is_told_to_who_asks(talk, one, now, reply):
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
+    talk.at(now)
+    assert talk.say(one, b"reserve-with-timeout 0\r\n" * 3) == reply * 3
+
+
+def test_last_second_is_told_to_who_waits(talk, one):
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\nreserve-with-timeout 60\r\n")
+    talk.heard(one)
+    assert talk.engine.next_deadline == 9
+    talk.at(9)
+    assert talk.heard(one) == b"DEADLINE_SOON\r\n"
+
+
+def test_last_second_is_not_told_while_a_job_is_ready(talk, one):
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\nput 0 0 10 0\r\n\r\n")
+    talk.at(9.5)
+    assert talk.say(one, b"reserve\r\n") == b"RESERVED 2 0\r\n\r\n"
+
+
+def test_pause_ends_on_time(talk, one):
+    talk.say(one, b"put 0 0 60 0\r\n\r\npause-tube default 7\r\nreserve\r\n")
+    talk.heard(one)
+    talk.at(3)
+    stats = talk.stats(talk.client(), b"stats-tube default")
+    assert (stats["pause"], stats["pause-time-left"], stats["cmd-pause-tube"]) == ("7", "4", "1")
+    talk.at(7)
+    assert talk.heard(one) == b"RESERVED 1 0\r\n\r\n"
+    assert talk.stats(talk.client(), b"stats-tube default")["pause"] == "0"
+
+
+def test_everything_due_comes_in_order_of_time(talk, one):
+    talk.say(one, b"put 0 5 60 0\r\n\r\nput 0 3 60 0\r\n\r\nreserve-with-timeout 4\r\n")
+    talk.heard(one)
+    talk.at(100)
+    assert talk.heard(one) == b"RESERVED 2 0\r\n\r\n"
+
+
+def test_stats_tell_the_time(talk, one):
+    talk.say(one, b"put 0 20 60 0\r\n\r\n")
+    talk.at(12.5)
+    stats = talk.stats(one, b"stats-job 1")
+    assert (stats["age"], stats["delay"], stats["time-left"]) == ("12", "20", "7")
+    assert talk.stats(one, b"stats")["uptime"] == "12"
+
+
+def test_jobs_that_come_and_go_leave_nothing_behind(talk, one):
+    """Their reservations would have ended much later; nothing may hold them until then."""
+    for number in range(1, 1001):
+        talk.say(one, b"put 0 0 86400 0\r\n\r\nreserve\r\nrelease %d 0 0\r\nreserve\r\n" % number)
+        talk.say(one, b"delete %d\r\n" % number)
+    assert not talk.engine.jobs
+    assert len(talk.engine._agenda._heap) + len(one.reserved._heap) + len(one.used.ready._heap) < 300
+
+
+def test_instances_have_names_of_their_own():
+    assert Engine().id != Engine().id
+    assert len(Engine().id) == 16
+
+
+def test_bag_gives_the_place_of_what_is_removed_to_the_last():
+    bag = Bag("abcd")
+    bag.remove("b")
+    assert bag == ["a", "d", "c"]
+    bag.remove("c")
+    assert bag == ["a", "d"]
+
+
+def test_agenda_keeps_what_was_added_last_for_an_item():
+    agenda: Agenda[str] = Agenda()
+    for key, number, item in ((5, 1, "a"), (3, 2, "b"), (3, 1, "c"), (9, 2, "b")):
+        agenda.add(key, number, item)
+    agenda.discard("nobody")
+    order = []
+    while (first := agenda.first()) is not None:
+        order.append((agenda.first_key, first))
+        agenda.discard(first)
+    assert order == [(3, "c"), (5, "a"), (9, "b")]
+    assert agenda.first_key is None
+
+
+def test_agenda_forgets_what_was_discarded():
+    agenda: Agenda[int] = Agenda()
+    for number in range(1000):
+        agenda.add(number, number, number)
+    for number in range(1, 1000):
+        agenda.discard(number)
+    assert agenda.first() == 0
+    assert len(agenda._heap) < 200
