@@ -6,17 +6,21 @@ READY := .venv/.ready
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint programs clean
+.PHONY: help test soak demo lint programs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make test    all checks and tests (installs beanstalkd and haproxy if they are missing)"
+	@echo "make soak    the random tests again, for an hour or so, with their figures"
 	@echo "make demo    producer and consumer at work"
 	@echo "make lint    the checks alone"
 	@echo "make clean   remove what these made"
 
 test: lint programs
 	$(BIN)/pytest
+
+soak: $(READY) programs
+	GSTALK_SOAK=1 $(BIN)/pytest -m soak
 
 demo: $(READY)
 	$(BIN)/python -m gstalk demo

@@ -1,19 +1,28 @@
-"""For all tests: a time limit, so that nothing hangs, and a look at what is left behind."""
+"""For all tests: a time limit, so that nothing hangs, a look at what is left behind, and servers."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
-from collections.abc import Generator, Iterator
+import ssl
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
 from gevent import subprocess
 
+import gstalk
+from gstalk.testing import Beanstalkd
+from tests.servers import HAPROXY, Played, Terminator, make_certificates
+
 LIMIT = 60  # seconds for a test; `@pytest.mark.limit(seconds)` gives more
 SETTLING = 5  # seconds in which closed sockets and ended greenlets may go
+_tubes = (f"tube-{number}" for number in itertools.count())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
 
 
@@ -58,3 +67,89 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     assert all(now <= then for now, then in zip(after, before, strict=True)), (
         f"left open: {after[0] - before[0]} descriptors, {after[1] - before[1]} greenlets"
     )
+
+
+# -- servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Beanstalkd]:
+    """A real beanstalkd that all tests share, each with a tube of its own."""
+    with Beanstalkd() as running:
+        yield running
+
+
+@pytest.fixture
+def own_server() -> Iterator[Beanstalkd]:
+    """A real beanstalkd for this test alone, which may drain, stop or kill it."""
+    with Beanstalkd() as running:
+        yield running
+
+
+@pytest.fixture
+def play() -> Iterator[Callable[..., Played]]:
+    """Start a `Played` server: ``play({"put": b"DRAINING\\r\\n"})``."""
+    with ExitStack() as stack:
+
+        def start(replies: dict[str, Any] | None = None) -> Played:
+            played = Played(replies or {})
+            stack.callback(played.close)
+            return played
+
+        yield start
+
+
+@pytest.fixture
+def tube() -> str:
+    return next(_tubes)
+
+
+@pytest.fixture
+def connect(server: Beanstalkd, tube: str) -> Iterator[Callable[..., gstalk.Conn]]:
+    """Dial; closed at the test's end. Without a URI: the shared server, watching the test's tube alone."""
+    conns = []
+
+    def dial(uri: str | None = None, **options: Any) -> gstalk.Conn:
+        conn = gstalk.dial(uri or server.uri, **options)
+        conns.append(conn)
+        if uri is None:
+            conn.watch(tube)
+            conn.ignore("default")
+        return conn
+
+    yield dial
+    for conn in conns:
+        conn.close()
+
+
+@pytest.fixture
+def conn(connect: Callable[..., gstalk.Conn]) -> gstalk.Conn:
+    return connect()
+
+
+@pytest.fixture
+def other(connect: Callable[..., gstalk.Conn]) -> gstalk.Conn:
+    """A second connection, for what somebody else does or sees."""
+    return connect()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tls")
+    make_certificates(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def terminator(certificates: Path, server: Beanstalkd) -> Iterator[Terminator]:
+    if HAPROXY is None:
+        pytest.skip("no haproxy on this machine")
+    running = Terminator(certificates, server.port)
+    running.start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def trusting(certificates: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificates / "ca.crt"))

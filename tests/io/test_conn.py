@@ -19,7 +19,7 @@ import pytest
 from gevent import hub
 
 import gstalk
-from tests.io.conftest import CUT, ok, wait_until
+from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
 

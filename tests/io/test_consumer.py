@@ -15,7 +15,7 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.testing import Beanstalkd
-from tests.io.conftest import wait_until
+from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
 

@@ -14,8 +14,7 @@ from gevent.queue import Queue
 from gevent.server import StreamServer
 
 from gstalk.testing import FaultProxy, Server
-
-from .conftest import wait_until
+from tests.servers import wait_until
 
 
 class Ends:

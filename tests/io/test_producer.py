@@ -15,7 +15,7 @@ from gevent import hub, socket
 
 import gstalk
 from gstalk.testing import Beanstalkd
-from tests.io.conftest import CUT, wait_until
+from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
 

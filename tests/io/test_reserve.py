@@ -11,7 +11,7 @@ import pytest
 from gevent.event import Event
 
 import gstalk
-from tests.io.conftest import ok, wait_until
+from tests.servers import ok, wait_until
 
 pytestmark = pytest.mark.real
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import ssl
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gevent
 import gevent.subprocess
@@ -17,118 +13,9 @@ import pytest
 from gevent import socket
 
 import gstalk
-from gstalk.testing import Beanstalkd
-from tests.io.conftest import wait_until
+from tests.servers import HAPROXY, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.limit(90)]
-
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-PLACES = {
-    "good": "crt {dir}/localhost.pem",
-    "by-name": "crt {dir}/localhost.pem strict-sni",
-    "by-address": "crt {dir}/address.pem",
-    "wrong-host": "crt {dir}/elsewhere.pem",
-    "self-signed": "crt {dir}/self.pem",
-    "expired": "crt {dir}/expired.pem",
-    "client": "crt {dir}/localhost.pem ca-file {dir}/ca.crt verify required",
-    "tls12": "crt {dir}/localhost.pem ssl-max-ver TLSv1.2",
-    "idle": "crt {dir}/localhost.pem",
-}
-
-
-def openssl(*args: str) -> None:
-    subprocess.run(["openssl", *args], check=True, capture_output=True)
-
-
-def make_certificate(place: Path, name: str, subject: str, days: str = "2") -> None:
-    """A certificate of our CA: `name.pem` holds it and its key."""
-    key, request, certificate, extra = (place / f"{name}.{suffix}" for suffix in ("key", "csr", "crt", "ext"))
-    extra.write_text(f"subjectAltName={subject}\n")
-    openssl(
-        "req",
-        "-new",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        f"/CN={name}",
-        "-keyout",
-        str(key),
-        "-out",
-        str(request),
-    )
-    openssl(
-        "x509", "-req", "-in", str(request), "-CA", str(place / "ca.crt"), "-CAkey", str(place / "ca.key"),
-        "-CAcreateserial", "-days", days, "-extfile", str(extra), "-out", str(certificate),
-    )  # fmt: skip
-    (place / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("tls")
-    for name, subject in (("ca", "/CN=gstalk test CA"), ("self", "/CN=localhost")):
-        openssl(
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject,
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1" if name == "self" else "keyUsage=keyCertSign",
-            "-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.crt"),
-        )  # fmt: skip
-    (place / "self.pem").write_text((place / "self.crt").read_text() + (place / "self.key").read_text())
-    make_certificate(place, "localhost", "DNS:localhost")
-    make_certificate(place, "address", "IP:127.0.0.1")
-    make_certificate(place, "elsewhere", "DNS:elsewhere.example")
-    make_certificate(place, "client", "DNS:client")
-    make_certificate(place, "expired", "DNS:localhost", "-1")
-    return place
-
-
-class Terminator:
-    """A haproxy that terminates TLS in several ways, each on a port of its own."""
-
-    def __init__(self, place: Path, upstream: int) -> None:
-        self.ports: dict[str, int] = {}
-        lines = ["defaults", "  mode tcp", "  timeout connect 5s", "  timeout client 1h", "  timeout server 1h"]
-        for name, options in PLACES.items():
-            with socket.socket() as sock:
-                sock.bind(("127.0.0.1", 0))
-                self.ports[name] = sock.getsockname()[1]
-            lines += [f"frontend {name}", f"  bind 127.0.0.1:{self.ports[name]} ssl {options.format(dir=place)}"]
-            lines += ["  timeout client 500ms"] * (name == "idle") + ["  default_backend beanstalkd"]
-        lines += ["backend beanstalkd", f"  server one 127.0.0.1:{upstream}", ""]
-        (place / "haproxy.cfg").write_text("\n".join(lines))
-        self._command = [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")]
-        self._process: Any = None
-
-    def start(self) -> None:
-        null = gevent.subprocess.DEVNULL
-        self._process = gevent.subprocess.Popen(self._command, stdout=null, stderr=null)
-        wait_until(self._listens, 20)
-
-    def _listens(self) -> bool:
-        with socket.socket() as sock:
-            return bool(sock.connect_ex(("127.0.0.1", self.ports["good"])) == 0)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def uri(self, name: str, host: str = "localhost", scheme: str = "tls") -> str:
-        return f"{scheme}://{host}:{self.ports[name]}"
-
-
-@pytest.fixture(scope="session")
-def terminator(certificates: Path, server: Beanstalkd) -> Iterator[Terminator]:
-    if HAPROXY is None:
-        pytest.skip("no haproxy on this machine")
-    running = Terminator(certificates, server.port)
-    running.start()
-    yield running
-    running.kill()
-
-
-@pytest.fixture
-def trusting(certificates: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(certificates / "ca.crt"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from gevent.server import StreamServer
 
 import gstalk
 from gstalk.testing import Beanstalkd
-from tests.io.conftest import wait_until
+from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
 

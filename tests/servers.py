@@ -1,23 +1,21 @@
-"""Servers for the tests in this directory: the real one, and one that plays what the real one can't be made to say."""
+"""Servers that play what the real one can't be made to say, and one that terminates TLS."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gevent
-import pytest
+import gevent.subprocess
 from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-import gstalk
-from gstalk.testing import Beanstalkd
-
 CUT = object()  # instead of a reply: the server says no more, and closes
-_tubes = (f"tube-{number}" for number in itertools.count())
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 10) -> None:
@@ -122,62 +120,95 @@ class Played:
         return said.get(word, b"UNKNOWN_COMMAND") + b"\r\n"
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Beanstalkd]:
-    """A real beanstalkd that all tests share, each with a tube of its own."""
-    with Beanstalkd() as running:
-        yield running
+# -- TLS ---------------------------------------------------------------------------------------------------------
+
+HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+PLACES = {
+    "good": "crt {dir}/localhost.pem",
+    "by-name": "crt {dir}/localhost.pem strict-sni",
+    "by-address": "crt {dir}/address.pem",
+    "wrong-host": "crt {dir}/elsewhere.pem",
+    "self-signed": "crt {dir}/self.pem",
+    "expired": "crt {dir}/expired.pem",
+    "client": "crt {dir}/localhost.pem ca-file {dir}/ca.crt verify required",
+    "tls12": "crt {dir}/localhost.pem ssl-max-ver TLSv1.2",
+    "idle": "crt {dir}/localhost.pem",
+}
 
 
-@pytest.fixture
-def own_server() -> Iterator[Beanstalkd]:
-    """A real beanstalkd for this test alone, which may drain, stop or kill it."""
-    with Beanstalkd() as running:
-        yield running
+def openssl(*args: str) -> None:
+    subprocess.run(["openssl", *args], check=True, capture_output=True)
 
 
-@pytest.fixture
-def play() -> Iterator[Callable[..., Played]]:
-    """Start a `Played` server: ``play({"put": b"DRAINING\\r\\n"})``."""
-    with ExitStack() as stack:
-
-        def start(replies: dict[str, Any] | None = None) -> Played:
-            played = Played(replies or {})
-            stack.callback(played.close)
-            return played
-
-        yield start
-
-
-@pytest.fixture
-def tube() -> str:
-    return next(_tubes)
-
-
-@pytest.fixture
-def connect(server: Beanstalkd, tube: str) -> Iterator[Callable[..., gstalk.Conn]]:
-    """Dial; closed at the test's end. Without a URI: the shared server, watching the test's tube alone."""
-    conns = []
-
-    def dial(uri: str | None = None, **options: Any) -> gstalk.Conn:
-        conn = gstalk.dial(uri or server.uri, **options)
-        conns.append(conn)
-        if uri is None:
-            conn.watch(tube)
-            conn.ignore("default")
-        return conn
-
-    yield dial
-    for conn in conns:
-        conn.close()
+def make_certificate(place: Path, name: str, subject: str, days: str = "2") -> None:
+    """A certificate of our CA: `name.pem` holds it and its key."""
+    key, request, certificate, extra = (place / f"{name}.{suffix}" for suffix in ("key", "csr", "crt", "ext"))
+    extra.write_text(f"subjectAltName={subject}\n")
+    openssl(
+        "req",
+        "-new",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        f"/CN={name}",
+        "-keyout",
+        str(key),
+        "-out",
+        str(request),
+    )
+    openssl(
+        "x509", "-req", "-in", str(request), "-CA", str(place / "ca.crt"), "-CAkey", str(place / "ca.key"),
+        "-CAcreateserial", "-days", days, "-extfile", str(extra), "-out", str(certificate),
+    )  # fmt: skip
+    (place / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
 
 
-@pytest.fixture
-def conn(connect: Callable[..., gstalk.Conn]) -> gstalk.Conn:
-    return connect()
+def make_certificates(place: Path) -> None:
+    """A CA, and certificates good and bad."""
+    for name, subject in (("ca", "/CN=gstalk test CA"), ("self", "/CN=localhost")):
+        openssl(
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject,
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1" if name == "self" else "keyUsage=keyCertSign",
+            "-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.crt"),
+        )  # fmt: skip
+    (place / "self.pem").write_text((place / "self.crt").read_text() + (place / "self.key").read_text())
+    make_certificate(place, "localhost", "DNS:localhost")
+    make_certificate(place, "address", "IP:127.0.0.1")
+    make_certificate(place, "elsewhere", "DNS:elsewhere.example")
+    make_certificate(place, "client", "DNS:client")
+    make_certificate(place, "expired", "DNS:localhost", "-1")
 
 
-@pytest.fixture
-def other(connect: Callable[..., gstalk.Conn]) -> gstalk.Conn:
-    """A second connection, for what somebody else does or sees."""
-    return connect()
+class Terminator:
+    """A haproxy that terminates TLS in several ways, each on a port of its own."""
+
+    def __init__(self, place: Path, upstream: int) -> None:
+        self.ports: dict[str, int] = {}
+        lines = ["defaults", "  mode tcp", "  timeout connect 5s", "  timeout client 1h", "  timeout server 1h"]
+        for name, options in PLACES.items():
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                self.ports[name] = sock.getsockname()[1]
+            lines += [f"frontend {name}", f"  bind 127.0.0.1:{self.ports[name]} ssl {options.format(dir=place)}"]
+            lines += ["  timeout client 500ms"] * (name == "idle") + ["  default_backend beanstalkd"]
+        lines += ["backend beanstalkd", f"  server one 127.0.0.1:{upstream}", ""]
+        (place / "haproxy.cfg").write_text("\n".join(lines))
+        self._command = [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")]
+        self._process: Any = None
+
+    def start(self) -> None:
+        null = gevent.subprocess.DEVNULL
+        self._process = gevent.subprocess.Popen(self._command, stdout=null, stderr=null)
+        wait_until(self._listens, 20)
+
+    def _listens(self) -> bool:
+        with socket.socket() as sock:
+            return bool(sock.connect_ex(("127.0.0.1", self.ports["good"])) == 0)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def uri(self, name: str, host: str = "localhost", scheme: str = "tls") -> str:
+        return f"{scheme}://{host}:{self.ports[name]}"
