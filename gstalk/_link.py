@@ -537,7 +537,9 @@ def _dropped(holder: list[Pipeline], uri: str) -> None:
     pipe = holder[0]
     if pipe.failure is None:
         warnings.warn(f"unclosed connection to {uri}", ResourceWarning, stacklevel=2)
-        if get_hub() is pipe.hub:
+        if pipe.hub.loop is None:
+            pipe.forsake()
+        elif get_hub() is pipe.hub:
             pipe.fail(ConnectionClosedError, "nobody referred to it any more")
         else:  # the collector ran in another thread
             pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")

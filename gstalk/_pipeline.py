@@ -272,28 +272,35 @@ class Pipeline:
             self.fail(ConnectionClosedError, "connection closed to end a reserve")
         return call
 
-    def fail(self, kind: type[DisconnectedError], why: str, cause: BaseException | None = None) -> None:
-        """Close the connection, and tell every slot why. Idempotent; never switches."""
+    def fail(
+        self, kind: type[DisconnectedError], why: str, cause: BaseException | None = None, sent: int | None = None
+    ) -> None:
+        """Close the connection, and tell every slot why. Idempotent; never switches.
+
+        Args:
+            kind: What is raised in those who wait, and from now on.
+            why: Its message.
+            cause: What is chained to it.
+            sent: How much of the stream counts as sent; `None`: what the kernel has taken.
+        """
         if self.failure is not None:
             return
         self.failure = (kind, why, cause)
         self.clear = False
-        sent = self.sent
+        sent = self.sent if sent is None else sent
         self._release()
         if self._transport is not None:
             self._transport.close()
         self._tell_all(sent)
 
-    def abandon(self) -> None:
-        """In a forked child: let go, with nothing sent."""
-        if self.failure is not None:
-            return
-        self.failure = (ConnectionClosedError, "this connection belongs to the parent process: dial again", None)
-        self.clear = False
-        self._release()
+    def forsake(self) -> None:
+        """Let the server go, no more: the thread has ended, and with it its loop and all who waited.
+
+        gevent can't close a socket whose loop is destroyed, so the descriptor stays, at the null device.
+        """
+        self.failure = (ConnectionClosedError, "its thread has ended", None)
         if self._transport is not None:
             self._transport.abandon()
-        self._tell_all(0)
 
     def error(self, what: str) -> DisconnectedError:
         """Build the error of a command that came too late."""
@@ -511,9 +518,10 @@ class Pipeline:
         self._wake_soon()
 
 
-def _after_fork() -> None:
+def _after_fork() -> None:  # after the transport's own: the sockets are not the parent's any more
+    why = "this connection belongs to the parent process: dial again"
     for pipeline in list(_living):
-        pipeline.abandon()
+        pipeline.fail(ConnectionClosedError, why, sent=pipeline._appended)  # the parent goes on and sends all of it
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ RECORD = 16384  # the most that one TLS record holds
 
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000))
 _lookups: dict[tuple[Hub, str, int], gevent.Greenlet[..., Any]] = {}
+_living: weakref.WeakSet[Transport] = weakref.WeakSet()
 
 
 def wait(hub: Hub, fd: int, events: int) -> None:
@@ -52,12 +54,13 @@ class Transport:
         sent: Bytes of all that was written which the kernel has taken.
     """
 
-    __slots__ = ("_backlog", "_sock", "sent")
+    __slots__ = ("__weakref__", "_backlog", "_sock", "sent")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._backlog = bytearray()
         self.sent = 0
+        _living.add(self)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -108,7 +111,11 @@ class Transport:
         self._sock.close()
 
     def abandon(self) -> None:
-        """Let go of the socket in a forked child: nothing is sent, and the parent's connection stays."""
+        """Let go of the connection, with nothing said: a forked child leaves the parent's to the parent.
+
+        The null device takes the descriptor's place: a greenlet that was copied in the middle of a dial would read from
+        a file that somebody opened, if it were closed.
+        """
         null = os.open(os.devnull, os.O_RDWR)
         try:
             os.dup2(null, self._sock.fileno())
@@ -284,13 +291,17 @@ def _connect_one(
             code = sock.connect_ex(place)
         except OSError as error:
             return _refused(address, error)
-        if code in (errno.EINPROGRESS, errno.EAGAIN):
+        if waits := code in (errno.EINPROGRESS, errno.EAGAIN):
             wait(hub, sock.fileno(), WRITE)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            return _refused(address, OSError(code, os.strerror(code)))
-        if family != socket.AF_UNIX:
-            _tune(sock)
+        try:
+            if waits:
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            if family != socket.AF_UNIX:
+                _tune(sock)
+        except OSError as error:
+            return _refused(address, error)
         if address.is_tls:
             transport = tls = TlsTransport(sock, context or _default_context(), str(address.host))
             events = WRITE
@@ -343,7 +354,7 @@ def _look_up(key: tuple[Hub, str, int]) -> object:
     except (OSError, UnicodeError) as error:
         return error
     finally:
-        del _lookups[key]
+        _lookups.pop(key, None)
 
 
 def _tune(sock: socket.socket) -> None:
@@ -365,3 +376,14 @@ def _reason(error: BaseException | None) -> str:
         return f"certificate refused: {error.verify_message}"
     text = getattr(error, "strerror", None) or str(error)
     return str(text).lower() if text else type(error).__name__
+
+
+def _after_fork() -> None:
+    """Leave the parent's sockets alone, those of dials under way included; the child's look-ups have no thread."""
+    _lookups.clear()
+    for transport in list(_living):
+        if transport.fileno() >= 0:
+            transport.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -597,6 +597,9 @@ _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 def _after_fork() -> None:
     for producer in list(_producers):
         producer._ready = False
+        if producer._ticker is not None:
+            producer._ticker.close()
+            producer._ticker = None
 
 
 os.register_at_fork(after_in_child=_after_fork)
