@@ -504,6 +504,42 @@ def test_handlers_that_die_cost_no_concurrency(work, conn, tube):
     gate.set()
 
 
+def test_handlers_greenlets_killed_while_they_wait_are_replaced(work, conn, tube):
+    running: list[int] = []
+    gate = Event()
+
+    def handler(job):
+        running.append(job.id)
+        gate.wait()
+        job.delete()
+
+    worker = work(handler, num_greenlets=5)
+    assert worker.consumer.wait_connected(5)
+    greenlets = worker.consumer._run._greenlets
+    wait_until(lambda: len(worker.consumer._run._idle) == 5)
+    gevent.killall(list(greenlets), block=False)
+    ids = conn.put_many(tube, [b""] * 3)  # handed to some of those that are about to die
+    ids += conn.put_many(tube, [b""] * 2)
+    wait_until(lambda: sorted(running) == ids)
+    gate.set()
+
+
+def test_auto_delete_does_not_delete_a_job_that_was_lost_meanwhile(work, conn, tube):
+    runs = []
+
+    def handler(job):
+        runs.append(job.id)
+        if len(runs) == 1:
+            wait_until(lambda: len(runs) == 2)  # its time is over, and it was reserved again
+            assert job.is_lost
+
+    worker = work(handler, auto_delete=True)
+    job_id = conn.put(tube, b"", ttr=1)
+    wait_until(lambda: state(conn, job_id) is None)
+    wait_until(lambda: worker.kinds() == [gstalk.JobLostError])
+    assert runs == [job_id] * 2
+
+
 @pytest.mark.parametrize("how", ["forgotten timeout", "second kill"])
 def test_handler_hit_again_after_it_failed_its_job_goes_back_and_is_told(own_server, work, connect, how):
     """The server is stopped for a moment, so that the second blow falls while its answer is waited for."""
@@ -925,6 +961,26 @@ def test_stop_on_a_server_that_stalls_returns_within_conn_timeout(own_server, wo
         began = time.monotonic()
         worker.stop()
         assert time.monotonic() - began < 3
+    finally:
+        own_server.resume()
+
+
+@pytest.mark.slow
+def test_stop_on_a_server_that_stalls_interrupted_returns_at_once(own_server, work):
+    worker = work(lambda job: None, own_server.uri, "t", conn_timeout=30)
+    assert worker.consumer.wait_connected(5)
+    gevent.sleep(0.1)
+    own_server.pause()
+    try:
+        worker.consumer.stop()
+        gevent.sleep(0.1)
+        assert not worker.receiver.ready()
+        errors = [ValueError("first"), ValueError("second")]
+        for error in errors:
+            worker.receiver.kill(error, block=False)
+            gevent.sleep(0.05)
+        worker.receiver.join(timeout=2)
+        assert worker.raised is errors[0]
     finally:
         own_server.resume()
 
