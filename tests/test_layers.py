@@ -17,7 +17,7 @@ FLOORS = [
     {"_hooks", "_transport", "_dial", "_pipeline"},
     {"_link", "_reserve", "conn"},
     {"pool"},
-    {"_handling", "producer", "consumer"},
+    {"_handling", "_lanes", "producer", "consumer"},
     {"gstalk"},  # gstalk/__init__.py, which only hands names on
     {"cli", "__main__"},
 ]

@@ -383,8 +383,8 @@ def test_producer_interrupted_at_any_switch_keeps_its_pool_whole(server, method)
         for blow in interruptions(Run(function)):
             Run(function, *blow)
             assert producer.put("p", b"next", delay=1000)
-        wait_until(lambda: producer._queue.qsize() == 2)
-        assert [lane.in_flight for lane in producer._lanes.values()] == [0, 0]
+        wait_until(lambda: producer._lanes._queue.qsize() == 2)
+        assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0, 0]
 
 
 def test_producer_stop_and_wait_connected_interrupted_at_any_switch_leave_nothing(server, other):

@@ -116,7 +116,7 @@ def test_put_goes_to_another_server_while_one_drains_and_says_so_when_all_do(ser
 def test_put_goes_to_another_server_while_one_is_stopped(servers, hooks):
     uris = [each.uri for each in servers[:2]]
     with gstalk.Producer(uris, conn_timeout=0.5, put_timeout=3, **hooks.options) as producer:
-        wait_until(lambda: len(producer._lanes) == 2)
+        wait_until(lambda: len(producer._lanes._lanes) == 2)
         servers[0].pause()
         try:
             times = []

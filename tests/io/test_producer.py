@@ -52,7 +52,7 @@ def nobody() -> Iterator[str]:
 
 
 def all_connected(producer: gstalk.Producer, count: int) -> None:
-    wait_until(lambda: len(producer._pool.links) == count)
+    wait_until(lambda: len(producer._lanes.pool.links) == count)
 
 
 # -- making one --------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_put_final_answer_is_raised_at_once_and_never_retried(play, produce, rep
     if kind is gstalk.BuriedError:
         assert caught.value.job_id == 7
     if kind in (gstalk.JobTooBigError, gstalk.BuriedError):
-        assert len(producer._pool.links) == 2
+        assert len(producer._lanes.pool.links) == 2
 
 
 @pytest.mark.parametrize("reply", [CUT, b"INTERNAL_ERROR\r\n", b"rubbish\r\n", b"DELETED\r\n"])
@@ -182,7 +182,7 @@ def test_put_tried_again_elsewhere_leaves_no_connection_busy(play, produce):
     all_connected(producer, 6)
     for _ in range(20):
         producer.put("default", b"", timeout=10)
-    assert [lane.in_flight for lane in producer._lanes.values()] == [0] * 6
+    assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0] * 6
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_put_without_a_limit_waits_and_can_be_interrupted(nobody, produce):
     with pytest.raises(gevent.Timeout):
         with gevent.Timeout(0.2):
             producer.put("t", b"", timeout=None)
-    assert producer._active == 0
+    assert producer._lanes.puts == 0
 
 
 def test_put_interrupted_passes_the_exception_unchanged_and_loses_no_connection(server, produce, tube):
@@ -417,8 +417,8 @@ def test_put_interrupted_passes_the_exception_unchanged_and_loses_no_connection(
         putter.kill(error)
         assert raised == [error]
     assert producer.put(tube, b"x") > 0
-    assert producer._active == 0
-    assert [lane.in_flight for lane in producer._lanes.values()] == [0]
+    assert producer._lanes.puts == 0
+    assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0]
 
 
 # -- outages -----------------------------------------------------------------------------------------------------
@@ -588,8 +588,8 @@ def test_put_many_iterable_raises_it_passes_unchanged_and_taken_bodies_are_put(s
         producer.put_many(tube, bodies())
     assert caught.value is own
     wait_until(lambda: conn.stats_tube(tube).current_jobs_ready == 2)
-    assert producer._active == 0
-    assert [lane.in_flight for lane in producer._lanes.values()] == [0]
+    assert producer._lanes.puts == 0
+    assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0]
 
 
 def test_put_many_wrong_arguments_take_nothing(server, produce, tube):
