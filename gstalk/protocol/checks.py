@@ -14,6 +14,7 @@ from datetime import timedelta
 from gstalk.errors import InvalidArgumentError
 
 __all__ = [
+    "TUBE",
     "Body",
     "check_body",
     "check_bound",
@@ -32,10 +33,10 @@ Body = bytes | bytearray | memoryview
 
 MAX_UINT32 = 2**32 - 1
 MAX_ID = 2**64 - 1
-MAX_TUBE_BYTES = 200  # doc/protocol.txt, "use"
+MAXTUBE_BYTES = 200  # doc/protocol.txt, "use"
 MAX_BODY = 2**30  # the most that beanstalkd can be told to hold (-z)
 
-_TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
+TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
 _known: dict[str, bytes] = {}  # tubes that have passed; emptied when it is full
 _KNOWN_MOST = 1024
 
@@ -101,7 +102,7 @@ def check_tube(tube: object) -> bytes:
     if not isinstance(tube, str):
         raise TypeError(f"tube must be a str, got {type(tube).__name__}")
     name = tube.encode("utf-8", "surrogatepass")
-    if not _TUBE.fullmatch(name):
+    if not TUBE.fullmatch(name):
         raise InvalidArgumentError(_fault(tube, name))
     if len(_known) >= _KNOWN_MOST:
         _known.clear()
@@ -113,8 +114,8 @@ def _fault(tube: str, name: bytes) -> str:
     shown = ascii(tube if len(tube) <= 40 else tube[:40] + "...")
     if not name:
         return "tube name is empty"
-    if len(name) > MAX_TUBE_BYTES:
-        return f"tube name has {len(name)} bytes, at most {MAX_TUBE_BYTES} allowed: {shown}"
+    if len(name) > MAXTUBE_BYTES:
+        return f"tube name has {len(name)} bytes, at most {MAXTUBE_BYTES} allowed: {shown}"
     if name.startswith(b"-"):
         return f"tube name must not begin with a hyphen: {shown}"
     return f"tube name may hold letters, digits and -+/;.$_() only: {shown}"

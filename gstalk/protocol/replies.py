@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gstalk import errors
-from gstalk.protocol import stats
+from gstalk.protocol import checks, stats
 
 if TYPE_CHECKING:
     from gstalk.protocol.session import Slot
@@ -51,10 +51,9 @@ def job_id(text: bytes) -> int:
 
 def body_size(word: bytes, rest: bytes) -> int:
     """Read the size of the body that follows a line: ``OK <bytes>``, or ``RESERVED <id> <bytes>``."""
-    before, _, size = rest.rpartition(b" ")
-    if b" " in before or (not before) != (word == b"OK"):
-        raise Malformed
-    return number(size, MAX_REPLY)
+    if word != b"OK":
+        _, _, rest = rest.partition(b" ")
+    return number(rest, MAX_REPLY)
 
 
 #: The words of lines that a body follows.
@@ -111,10 +110,9 @@ def count(slot: Slot, rest: bytes, body: bytes) -> None:
 def using(slot: Slot, rest: bytes, body: bytes) -> None:
     if slot.key is not None and rest != slot.key:
         raise Malformed
-    try:
-        slot.result = rest.decode("ascii")
-    except UnicodeDecodeError:
-        raise Malformed from None
+    if not checks.TUBE.fullmatch(rest):
+        raise Malformed
+    slot.result = rest.decode("ascii")
 
 
 def found(slot: Slot, rest: bytes, body: bytes) -> None:

@@ -124,12 +124,12 @@ class Session:
         find = data.find
         position = 0
         while (end := find(b"\r\n", position)) >= 0:
-            word, _, rest = data[position:end].partition(b" ")
+            word, blank, rest = data[position:end].partition(b" ")
             if not slots:
                 return self._broken(None, data[position:end])
             slot = slots[0]
             parse = slot.command.replies.get(word)
-            if parse is None:
+            if parse is None or (blank and not rest):
                 return self._broken(slot, data[position:end])
             try:
                 if word in BODIED:

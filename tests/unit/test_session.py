@@ -24,7 +24,7 @@ REPLIES: list[tuple[c.Command, Any, bytes, Any]] = [
     (c.PUT, None, b"OUT_OF_MEMORY\r\n", errors.OutOfMemoryError),
     (c.PUT, None, b"INTERNAL_ERROR\r\n", errors.InternalError),
     (c.USE, b"t", b"USING t\r\n", "t"),
-    (c.LIST_TUBE_USED, None, b"USING -anything\r\n", "-anything"),
+    (c.LIST_TUBE_USED, None, b"USING $anything\r\n", "$anything"),
     (c.RESERVE, None, b"RESERVED 7 2\r\nab\r\n", (7, b"ab")),
     (c.RESERVE, None, b"RESERVED 7 4\r\n\r\n\r\n\r\n", (7, b"\r\n\r\n")),
     (c.RESERVE, None, b"TIMED_OUT\r\n", None),
