@@ -238,11 +238,15 @@ class Run:
             if self.switches == self._at:
                 gevent.get_hub().loop.run_callback(self._throw)
 
+    def _throw_after(self, timer: Any) -> None:
+        timer.close()
+        self._throw()
+
     def _throw(self) -> None:
         if self._turns:
             self._turns -= 1
-            timer = gevent.get_hub().loop.timer(0)
-            timer.start(lambda: (timer.close(), self._throw()))
+            timer: Any = gevent.get_hub().loop.timer(0)
+            timer.start(self._throw_after, timer)
         elif not self._greenlet.dead:
             self._greenlet.throw(self._error)
 
@@ -261,7 +265,7 @@ def interruptions(undisturbed: Run) -> Iterator[tuple[BaseException, int, int]]:
 
 def timers() -> int:
     gevent.sleep(0.02)  # a throw that comes too late has a timer of its own
-    kind = type(gevent.get_hub().loop.timer(1))
+    kind: Any = type(gevent.get_hub().loop.timer(1))
     return sum(isinstance(each, kind) and each.active for each in gc.get_objects())
 
 
@@ -340,7 +344,7 @@ def check_reserved(world: World, result: object) -> None:
             stats = world.other.stats_tube(world.tube)
         except gstalk.NotFoundError:
             return True
-        return stats.current_jobs_reserved <= held
+        return stats.current_jobs_reserved is not None and stats.current_jobs_reserved <= held
 
     wait_until(goes_back, 1)
     if isinstance(result, gstalk.Job):
