@@ -177,6 +177,8 @@ class Lanes:
         any_left = False
         for lane in list(self._lanes.values()):
             pipe = lane.link.pipe
+            if any(slot.extra is not None and slot.extra <= now and slot.error is None for slot in pipe.slots):
+                pipe.catch_up()
             for slot in pipe.slots:
                 if slot.extra is not None and slot.error is None:
                     if slot.extra <= now:

@@ -52,6 +52,8 @@ __all__ = ["Pipeline", "wait_for"]
 
 MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
+LARGE = 65536  # bytes of a write that may take longer on its way than a reply may
+LOOK = 0.1  # seconds between two looks at how far such a one has come
 
 _living: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
@@ -90,6 +92,8 @@ class Pipeline:
         "_accepted",
         "_appended",
         "_blocked",
+        "_delivered",
+        "_draining",
         "_flush_due",
         "_held_back",
         "_limit",
@@ -137,6 +141,8 @@ class Pipeline:
         self._wake_due = False
         self._replied = 0.0  # since when a reply is due
         self._accepted = 0.0  # since when the kernel takes nothing
+        self._draining = False  # much was sent: what the kernel still holds is looked at, too
+        self._delivered = 0  # how much of the stream had left the kernel at the last look
         self._on_end: Call | None = None
         _living.add(self)
 
@@ -237,6 +243,7 @@ class Pipeline:
             return
         loop = self.hub.loop
         self._transport = transport
+        self._draining = False
         transport.sent = 0
         self._reader = loop.io(transport.fileno(), READ, ref=False)
         self._reader.start(self._on_readable)
@@ -336,6 +343,12 @@ class Pipeline:
             self._read_rest(ConnectionLostError, str(error), error)
             return
         self._limit = transport.sent + MAX_BYTES
+        if len(data) > LARGE and self.conn_timeout is not None:
+            self._draining = True
+            self._delivered, _ = transport.delivered()
+            if self._timer is not None:
+                self._timer.close()
+                self._set_timer(self.conn_timeout)
         if not all_taken and not self._blocked:
             self._blocked = True
             self._accepted = monotonic()
@@ -437,6 +450,8 @@ class Pipeline:
                 self.complete(call)
 
     def _set_timer(self, seconds: float) -> None:
+        if self._draining:
+            seconds = min(seconds, LOOK)
         self._timer = self.hub.loop.timer(seconds, ref=False)
         # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
         self._timer.start(self._on_timer, update=True)
@@ -444,17 +459,26 @@ class Pipeline:
     def _on_timer(self) -> None:
         self._timer.close()
         self._timer = None
+        if self._draining and self._transport is not None:
+            delivered, left_over = self._transport.delivered()
+            if delivered > self._delivered:
+                self._accepted = self._replied = monotonic()
+            self._delivered, self._draining = delivered, left_over > 0
         left = self._time_left()
         if left is not None and left <= 0:
-            # The hub may have been blocked: what has arrived meanwhile counts, and so does room in the socket.
-            self._on_writable() if self._blocked else None
-            if self.failure is None:
-                self._on_readable()
+            self.catch_up()
             left = self._time_left()
             if left is not None and left <= 0:
                 self.fail(CommandTimeoutError, f"no progress for {self.conn_timeout} s; connection closed")
         if left is not None and left > 0 and self._timer is None:
             self._set_timer(left)
+
+    def catch_up(self) -> None:
+        """In the hub, which may have been blocked: take what has arrived, and use the room that is in the socket."""
+        if self._blocked:
+            self._on_writable()
+        if self.failure is None and self._transport is not None:
+            self._on_readable()
 
     def _time_left(self) -> float | None:
         """Seconds until the connection counts as stuck; `None` if nothing is due."""

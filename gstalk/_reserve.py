@@ -48,6 +48,7 @@ class ReserveLine:
     """The line of greenlets that reserve on one Conn."""
 
     __slots__ = (
+        "__weakref__",
         "_answered",
         "_asked",
         "_callers",

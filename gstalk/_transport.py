@@ -11,7 +11,10 @@ A wait and the socket call after it are separate steps, and only the call stands
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
+import termios
 import weakref
 from collections import deque
 from time import monotonic
@@ -88,6 +91,17 @@ class Transport:
             self.sent += taken
             del self._backlog[:taken]
         return True
+
+    def delivered(self) -> tuple[int, int]:
+        """How many of the bytes that the kernel took have reached the other side, and how many have not yet."""
+        return self._counted(self.sent)
+
+    def _counted(self, taken: int) -> tuple[int, int]:
+        try:
+            waiting = struct.unpack("i", fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
+        except OSError:  # a system that doesn't tell
+            waiting = 0
+        return taken - waiting, waiting
 
     def read(self) -> bytes | None:
         """Read what has come; `b""` at the end of the stream, `None` where nothing is there."""
@@ -185,6 +199,9 @@ class TlsTransport(Transport):
             while self._records and self._records[0][1] <= self._taken:
                 self.sent = self._records.popleft()[0]
         return True
+
+    def delivered(self) -> tuple[int, int]:
+        return self._counted(self._taken)
 
     def read(self) -> bytes | None:
         ended = self._feed()

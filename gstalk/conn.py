@@ -7,6 +7,7 @@ in `_reserve`. Here are the commands.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
@@ -81,7 +82,14 @@ class Conn:
         self._link = link
         self._hub = link.hub
         self._line = ReserveLine(link)
-        link.on_failure = self._line.fail
+        # Weak: a connection closes as soon as nobody refers to it any more, not when the collector finds a cycle.
+        line = weakref.ref(self._line)
+
+        def failed() -> None:
+            if (mine := line()) is not None:
+                mine.fail()
+
+        link.on_failure = failed
 
     def __repr__(self) -> str:
         return f"<Conn {self.uri}, {'connected' if self.is_connected else 'not connected'}>"

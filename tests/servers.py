@@ -15,6 +15,8 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
+from gstalk.testing.beanstalkd import free_port
+
 CUT = object()  # instead of a reply: the server says no more, and closes
 
 
@@ -187,9 +189,7 @@ class Terminator:
         self.ports: dict[str, int] = {}
         lines = ["defaults", "  mode tcp", "  timeout connect 5s", "  timeout client 1h", "  timeout server 1h"]
         for name, options in PLACES.items():
-            with socket.socket() as sock:
-                sock.bind(("127.0.0.1", 0))
-                self.ports[name] = sock.getsockname()[1]
+            self.ports[name] = free_port()
             lines += [f"frontend {name}", f"  bind 127.0.0.1:{self.ports[name]} ssl {options.format(dir=place)}"]
             lines += ["  timeout client 500ms"] * (name == "idle") + ["  default_backend beanstalkd"]
         lines += ["backend beanstalkd", f"  server one 127.0.0.1:{upstream}", ""]

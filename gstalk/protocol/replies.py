@@ -124,21 +124,29 @@ def found(slot: Slot, rest: bytes, body: bytes) -> None:
     slot.result = (number_, body)
 
 
-def yaml(parse: Callable[[bytes], Any]) -> Parser:
-    """Make the parser of an OK reply, whose body is statistics or a list of tubes."""
+def yaml(parse: Callable[[bytes], Any], echo: str = "") -> Parser:
+    """Make the parser of an OK reply, whose body is statistics or a list of tubes.
+
+    Args:
+        parse: Reads the body.
+        echo: The field that says what was asked for; a server may lack it.
+    """
 
     def parse_ok(slot: Slot, rest: bytes, body: bytes) -> None:
         try:
             slot.result = parse(body)
         except errors.ProtocolError as error:
             raise errors.ProtocolError(f"{slot}: {error}; connection closed") from None
+        told = getattr(slot.result, echo) if echo else None
+        if told is not None and told != (slot.key.decode("ascii") if isinstance(slot.key, bytes) else slot.key):
+            raise Malformed
 
     return parse_ok
 
 
 server_stats = yaml(stats.ServerStats.parse)
-tube_stats = yaml(stats.TubeStats.parse)
-job_stats = yaml(stats.JobStats.parse)
+tube_stats = yaml(stats.TubeStats.parse, "name")
+job_stats = yaml(stats.JobStats.parse, "id")
 tube_list = yaml(stats.parse_list)
 
 #: What any command can be answered with.

@@ -95,14 +95,13 @@ class Session:
         done: Calls answered or failed since the owner last woke their greenlets; duties may add to it.
     """
 
-    __slots__ = ("_chunks", "_have", "_need", "_progress", "done", "slots", "uri")
+    __slots__ = ("_kept", "_need", "_progress", "done", "slots", "uri")
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.slots: deque[Slot] = deque()
         self.done: list[Call] = []
-        self._chunks: list[bytes] = []  # what has arrived of an unfinished reply
-        self._have = 0  # bytes in them
+        self._kept = bytearray()  # what has arrived of an unfinished reply
         self._need = 0  # no use in parsing before so many are there
         self._progress = 0  # where the last PROGRESS mark was
 
@@ -112,13 +111,12 @@ class Session:
         Returns:
             The error, if the server broke the protocol: nothing after it can be trusted.
         """
-        if self._chunks:
-            self._chunks.append(data)
-            self._have += len(data)
-            if self._have < self._need:
+        if self._kept:
+            self._kept += data
+            if len(self._kept) < self._need:
                 return None
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+            data = bytes(self._kept)
+            self._kept.clear()
         slots = self.slots
         done = self.done
         find = data.find
@@ -164,9 +162,9 @@ class Session:
 
     def progressed(self) -> bool:
         """Tell whether an unfinished reply has grown by another 64 KiB since this last said so."""
-        if self._have - self._progress < PROGRESS:
+        if len(self._kept) - self._progress < PROGRESS:
             return False
-        self._progress = self._have
+        self._progress = len(self._kept)
         return True
 
     def fail(self, make: Callable[[Slot], BaseException]) -> None:
@@ -179,8 +177,7 @@ class Session:
                 slot.duty(slot)
 
     def _keep(self, rest: bytes, need: int) -> None:
-        self._chunks.append(rest)
-        self._have = len(rest)
+        self._kept += rest
         self._need = need
         self._progress = 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 import gevent
 from gevent import socket, subprocess
 
-__all__ = ["Beanstalkd"]
+__all__ = ["Beanstalkd", "free_port"]
 
 _PLACES = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin:/opt/homebrew/bin"
 
@@ -37,7 +38,7 @@ class Beanstalkd:
         self._process: Any = None
         self._errors: Any = None
         self._starter = 0
-        self.port = 0 if unix else _free_port()
+        self.port = 0 if unix else free_port()
 
     @staticmethod
     def find() -> str | None:
@@ -143,7 +144,18 @@ class Beanstalkd:
         self._errors.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port() -> int:
+    """Find a loopback port that stays free while a server is down.
+
+    Below the range that systems take outgoing connections' ports from: one of those may else sit on a server's port
+    when the server is to start again.
+    """
+    for port in random.sample(range(10_240, 32_768), 100):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port from 10240 to 32767")
