@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import socket, ssl
 from gevent.hub import Hub
+from gevent.monkey import get_original
 
 from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.uri import Address
@@ -35,8 +36,10 @@ __all__ = ["READ", "WRITE", "TlsTransport", "Transport", "connect", "wait"]
 READ, WRITE = 1, 2  # libev's events
 CHUNK = 65536  # a larger read makes a lone put half as slow again: each one allocates it whole
 RECORD = 16384  # the most that one TLS record holds
+LEAVING = 0.1  # seconds for which a fork waits for look-ups under way
 
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000))
+_native_sleep = get_original("time", "sleep")  # in a fork nothing may switch
 _lookups: dict[tuple[Hub, str, int], gevent.Greenlet[..., Any]] = {}
 _living: weakref.WeakSet[Transport] = weakref.WeakSet()
 
@@ -395,6 +398,16 @@ def _reason(error: BaseException | None) -> str:
     return str(text).lower() if text else type(error).__name__
 
 
+def _before_fork() -> None:
+    """Let look-ups in gevent's threads leave the C library's locks: a child that inherits one held never looks up again.
+
+    Those who wait for the network hold none, so a moment is enough.
+    """
+    end = monotonic() + LEAVING
+    while monotonic() < end and any(len(hub.threadpool) for hub, _, _ in list(_lookups)):
+        _native_sleep(0.001)
+
+
 def _after_fork() -> None:
     """Leave the parent's sockets alone, those of dials under way included; the child's look-ups have no thread."""
     _lookups.clear()
@@ -403,4 +416,4 @@ def _after_fork() -> None:
             transport.abandon()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
