@@ -194,15 +194,17 @@ class Terminator:
             lines += ["  timeout client 500ms"] * (name == "idle") + ["  default_backend beanstalkd"]
         lines += ["backend beanstalkd", f"  server one 127.0.0.1:{upstream}", ""]
         (place / "haproxy.cfg").write_text("\n".join(lines))
+        self._log = place / "haproxy.log"
         self._command = [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")]
         self._process: Any = None
 
     def start(self) -> None:
-        null = gevent.subprocess.DEVNULL
-        self._process = gevent.subprocess.Popen(self._command, stdout=null, stderr=null)
+        with self._log.open("wb") as log:
+            self._process = gevent.subprocess.Popen(self._command, stdout=log, stderr=log)
         wait_until(self._listens, 20)
 
     def _listens(self) -> bool:
+        assert self._process.poll() is None, f"haproxy ended: {self._log.read_text()}"
         with socket.socket() as sock:
             return bool(sock.connect_ex(("127.0.0.1", self.ports["good"])) == 0)
 
