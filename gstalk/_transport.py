@@ -399,7 +399,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 def _before_fork() -> None:
-    """Let look-ups in gevent's threads leave the C library's locks: a child that inherits one held never looks up again.
+    """Let look-ups in gevent's threads leave the C library's locks: a child that inherits one held can't look up again.
 
     Those who wait for the network hold none, so a moment is enough.
     """
