@@ -1,8 +1,4 @@
-"""The command line `gstalk`, with click and rich from the extra `gstalk[cli]`.
-
-Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 refused or failed, 2 wrong
-usage, 3 no connection.
-"""
+"""`gstalk demo`: a Producer and a Consumer at work."""
 
 from __future__ import annotations
 
@@ -14,98 +10,39 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import gevent
-from gevent.event import Event
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 import gstalk
+from gstalk.cli._servers import Servers
 from gstalk.testing import Server
 
-try:
-    import click
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
-except ImportError as missing:
-    raise SystemExit(f"gstalk: the command line needs {missing.name}: pip install 'gstalk[cli]'") from None
-
-__all__ = ["cli", "main"]
+__all__ = ["demo"]
 
 PACED = 300  # jobs put one by one to an idle Consumer, to measure the latency
 GREENLETS = 30
 
 
-def main() -> None:
-    """Run the command line; errors end in one sentence."""
-    try:
-        cli.main(prog_name="gstalk", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        sys.exit(1)
-    except (gstalk.DisconnectedError, gstalk.GstalkError) as error:
-        _complain(str(error))
-        sys.exit(3 if isinstance(error, gstalk.DisconnectedError) else 1)
-
-
-def _complain(message: str) -> None:
-    print(f"gstalk: {message}", file=sys.stderr)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--uri", envvar="BEANSTALKD_URI", help="The server; also $BEANSTALKD_URI.")
-@click.version_option(gstalk.__version__)
-@click.pass_context
-def cli(context: click.Context, uri: str | None) -> None:
-    """Work with beanstalkd."""
-    if uri is not None:
-        try:
-            gstalk.parse_uri(uri)
-        except gstalk.InvalidArgumentError as error:
-            raise click.UsageError(str(error)) from None
-    context.obj = uri
-
-
-@cli.command()
-@click.option("--listen", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=11300, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-def serve(listen: str, port: int) -> None:
-    """Run the embedded server, for development and tests: jobs are kept in memory alone."""
-    over = Event()
-    for number in (2, 15):  # SIGINT, SIGTERM
-        gevent.signal_handler(number, over.set)
-    try:
-        server = Server(listen, port)
-        server.start()
-    except OSError as error:
-        raise click.ClickException(f"can't listen on {listen}:{port}: {error.strerror}") from None
-    try:
-        click.echo(server.uri)
-        over.wait()
-    finally:
-        server.stop()
-
-
-@cli.command()
+@click.command()
 @click.option("--jobs", default=20_000, show_default=True, type=click.IntRange(100), help="How many to put.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
-def demo(uri: str | None, jobs: int, as_json: bool) -> None:
+def demo(servers: Servers, jobs: int, as_json: bool) -> None:
     """Put and work off jobs with a Producer and a Consumer.
 
     On the embedded server in this process, unless --uri or $BEANSTALKD_URI names another.
     """
     with contextlib.ExitStack() as stack:
-        where = uri
-        if where is None:
-            where = stack.enter_context(Server()).uri
+        where = servers.uri if servers.named else stack.enter_context(Server()).uri
         gstalk.dial(where).close()  # no server: say so at once
         result = _Demo(where, jobs).run()
     if as_json:
         click.echo(json.dumps(result))
         return
-    table = Table(title=f"gstalk demo on {where if uri else 'the embedded server'}", show_header=False)
+    table = Table(title=f"gstalk demo on {where if servers.named else 'the embedded server'}", show_header=False)
     for name, value in result.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     Console().print(table)
