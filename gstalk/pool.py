@@ -26,7 +26,7 @@ from gstalk.uri import Address
 
 __all__ = ["Pool", "Server", "Wanted"]
 
-STEADY = 1.0  # a connection that lived so long was a good one, and the pauses begin anew
+STEADY = 1.0  # a connection that lived so long without a word was a good one, too
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -118,7 +118,8 @@ class Pool:
             else:
                 since = monotonic()
                 self._serve(server, link)
-                if monotonic() - since > STEADY:
+                # What the dial asked doesn't count: a server that ends itself after that is to be asked less and less.
+                if link.pipe.read_at or monotonic() - since > STEADY:
                     backoff.reset()
             if self.is_stopped:
                 return

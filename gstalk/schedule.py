@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 
 __all__ = ["ALONE", "SILENT", "Action", "Asking", "Backoff", "Health", "Lane"]
 
-FIRST_RETRY = 0.5  # the first pause after a loss is a random part of this
+FIRST_RETRY = 0.5  # seconds: the first pauses after a loss are random parts of this, the next ones of more and more
+SHORTEST = 0.1  # of a pause's longest: all but the first take at least so much
 ALONE = 5.0  # seconds that a server which took no job is left alone
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # between asks that found nothing
@@ -30,10 +31,12 @@ class Backoff:
 
     def pause(self, chance: float) -> float:
         """Seconds before the next attempt; `chance` is random, from 0 to below 1."""
-        ceiling = min(FIRST_RETRY * 2.0 ** min(self._tries, 30), self._longest)
+        ceiling = min(FIRST_RETRY * 2.0 ** min(max(self._tries - 1, 0), 30), self._longest)
         self._tries += 1
-        # All of a server's clients lose it at once: the first pause spreads them out, the next keep them apart.
-        return ceiling * chance if self._tries == 1 else ceiling * (0.5 + chance / 2)
+        # All of a server's clients lose it at once. Pauses from almost nothing to all of the ceiling keep them apart:
+        # with half of it for certain they came back in waves, four times as many in some tenths of a second as in
+        # others. The second pause is no longer than the first may be, for the sake of a server that is only restarted.
+        return ceiling * chance if self._tries == 1 else ceiling * (SHORTEST + (1 - SHORTEST) * chance)
 
     def reset(self) -> None:
         self._tries = 0

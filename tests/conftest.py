@@ -1,10 +1,11 @@
-"""For all tests: a time limit, so that nothing hangs, a look at what is left behind, and servers."""
+"""For all tests: a time limit, a look at what is left behind, servers, chance with a seed, sizes for a soak."""
 
 from __future__ import annotations
 
 import gc
 import itertools
 import os
+import random
 import ssl
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from tests.servers import HAPROXY, Played, Terminator, make_certificates
 
 LIMIT = 60  # seconds for a test; `@pytest.mark.limit(seconds)` gives more
 SETTLING = 5  # seconds in which closed sockets and ended greenlets may go
+SOAK = bool(os.environ.get("GSTALK_SOAK"))
 _tubes = (f"tube-{number}" for number in itertools.count())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
 
@@ -153,3 +155,34 @@ def terminator(certificates: Path, server: Beanstalkd) -> Iterator[Terminator]:
 @pytest.fixture
 def trusting(certificates: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificates / "ca.crt"))
+
+
+# -- chance and size ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Chance; a failing test shows the seed, and `GSTALK_SEED` runs it again."""
+    seed = int(os.environ.get("GSTALK_SEED") or random.SystemRandom().getrandbits(32))
+    print(f"seed: GSTALK_SEED={seed}")
+    request.node.user_properties.append(("GSTALK_SEED", seed))
+    return random.Random(seed)
+
+
+@pytest.fixture
+def many() -> Callable[[int, int], int]:
+    """How many rounds: `many(normal, soak)`."""
+    return lambda normal, soak: soak if SOAK else normal
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[dict[str, object]]:
+    """What a test counted; printed by `make soak` even where nothing fails."""
+    counted: dict[str, object] = {}
+    yield counted
+    line = ", ".join(f"{name} {value}" for name, value in [*request.node.user_properties, *counted.items()])
+    if SOAK:
+        with capsys.disabled():
+            print(f"\n{request.node.name}: {line}")
+    else:
+        print(line)

@@ -8,7 +8,7 @@ from time import monotonic
 import pytest
 
 from gstalk.testing import Beanstalkd
-from tests.faults.conftest import SOAK
+from tests.conftest import SOAK
 from tests.faults.programs.running import Program, run
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timing]

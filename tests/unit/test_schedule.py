@@ -12,7 +12,8 @@ def test_backoff_begins_at_random_grows_and_is_bounded(chance):
     backoff = Backoff(3)
     pauses = [backoff.pause(chance) for _ in range(8)]
     assert 0 <= pauses[0] < 0.5
-    assert pauses[1:] == [min(0.5 * 2.0**n, 3) * (0.5 + chance / 2) for n in range(1, 8)]
+    ceilings = [0.5, 1, 2, 3, 3, 3, 3]
+    assert pauses[1:] == pytest.approx([ceiling * (0.1 + 0.9 * chance) for ceiling in ceilings])
     backoff.reset()
     assert backoff.pause(chance) < 0.5
 
