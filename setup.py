@@ -41,6 +41,7 @@ setup(
             "mypy>=1.11",
             "pytest>=8.2",
             "pytest-cov>=5",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "types-gevent>=24.2",
         ],

@@ -148,9 +148,9 @@ def free_port() -> int:
     """Find a loopback port that stays free while a server is down.
 
     Below the range that systems take outgoing connections' ports from: one of those may else sit on a server's port
-    when the server is to start again.
+    when the server is to start again. Chosen by the system's chance: test runs side by side often share a seed.
     """
-    for port in random.sample(range(10_240, 32_768), 100):
+    for port in random.SystemRandom().sample(range(10_240, 32_768), 100):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -22,6 +22,7 @@ from gstalk.testing.wire import Client
 __all__ = ["Server"]
 
 BACKLOG = 1 << 20  # bytes that wait for a slow reader before nothing more is read from it
+LOOK = 0.01  # seconds between two looks at a clock that somebody else moves
 
 
 class Server:
@@ -32,7 +33,8 @@ class Server:
         port: 0 takes a free one.
         unix: Listen on a unix socket in a directory of its own instead.
         max_job_size: The largest body, in bytes.
-        clock: Seconds that never go backwards; `advance` moves them on.
+        clock: Tells the server's time, in seconds that never go backwards; it may jump. What is due by it happens
+            within 10 ms. `None`: the machine's own clock.
     """
 
     def __init__(
@@ -42,13 +44,15 @@ class Server:
         *,
         unix: bool = False,
         max_job_size: int = 65535,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix else None
         self._max_job_size = max_job_size
-        self._clock = clock
+        self._clock = clock or time.monotonic
+        self._may_jump = clock is not None
+        self._is_frozen = False
         self._ahead = 0.0
         self._listener: Any = None
         self._acceptor: Any = None
@@ -75,6 +79,11 @@ class Server:
     def now(self) -> float:
         """The server's time."""
         return self._clock() + self._ahead
+
+    def freeze(self) -> None:
+        """Stop the server's time, for good: from here on only `advance` moves it."""
+        now = self.now()
+        self._clock, self._ahead, self._is_frozen = (lambda: now), 0.0, True
 
     def advance(self, seconds: float) -> None:
         """Move the server's time on: what is due by then happens now, one thing after the other."""
@@ -164,8 +173,9 @@ class Server:
             self._timer.close()
             self._timer = None
         due = self.engine.next_deadline
-        if due is not None and self._listener is not None:
-            self._timer = get_hub().loop.timer(max(due - self.now(), 0.0005))
+        if due is not None and self._listener is not None and not self._is_frozen:
+            pause = max(due - self.now(), 0.0005)
+            self._timer = get_hub().loop.timer(min(pause, LOOK) if self._may_jump else pause)
             self._timer.start(self.settle, update=True)
 
     def forget(self, client: Client) -> None:

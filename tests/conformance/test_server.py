@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,9 +18,7 @@ from gstalk.testing import Server
 from tests.conformance.conftest import Both, Wire
 
 ROOT = Path(__file__).parent.parent.parent
-RECIPES = "\n".join(
-    re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(encoding="utf-8"), re.DOTALL)
-)
+RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(encoding="utf-8"), re.DOTALL)
 HELD = b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n"
 
 PATCHED = """
@@ -46,6 +44,33 @@ def test_conn(gstalk_conn, gstalk_server):
 
 def test_real(beanstalkd):
     assert beanstalkd.port
+"""
+
+PATCHING = """
+from gevent import monkey
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure():
+    import sys
+    assert "gevent.socket" not in sys.modules and "gstalk" not in sys.modules
+    monkey.patch_all()
+"""
+
+SIDE_BY_SIDE = """
+import os
+import gevent
+import gstalk
+import pytest
+
+@pytest.mark.parametrize("number", range(8))
+def test_servers_of_many_workers(gstalk_conn, beanstalkd, number):
+    with gstalk.dial(beanstalkd.uri) as conn:
+        assert [each.put("mail", b"") for each in (gstalk_conn, conn)] == [1, 1]
+        gevent.sleep(0.1)
+        assert [each.stats().total_jobs for each in (gstalk_conn, conn)] == [1, 1]
+    with open(os.environ["SEEN"], "a") as file:
+        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
 """
 
 
@@ -92,6 +117,28 @@ def test_clock_of_the_tests_own_is_the_only_time(server):
         wire.send(b"reserve\r\n")
         assert wire.silent()
         frozen.advance(1)
+        wire.expect(b"RESERVED 1 0\r\n\r\n")
+
+
+def test_frozen_server_moves_only_by_advance(server, one):
+    """Down to the fraction of a second in which it was frozen."""
+    one.say(b"put 0 1 60 0\r\n\r\n", b"INSERTED 1\r\n")
+    server.freeze()
+    one.send(b"reserve\r\n")
+    gevent.sleep(1.1)
+    assert one.silent()
+    server.advance(1)
+    one.expect(b"RESERVED 1 0\r\n\r\n")
+
+
+def test_clock_that_jumps_is_noticed_without_a_command(server):
+    now = 100.0
+    with Server(clock=lambda: now) as moved, closing(Both(moved)) as both:
+        wire = both.wire()
+        wire.say(b"put 0 3600 60 0\r\n\r\n", b"INSERTED 1\r\n")
+        wire.send(b"reserve\r\n")
+        assert wire.silent()
+        now += 3600
         wire.expect(b"RESERVED 1 0\r\n\r\n")
 
 
@@ -156,11 +203,40 @@ def test_server_runs_patched_and_not(patch):
     assert (done.stdout, done.stderr) == ("b'TIMED_OUT\\r\\n'\n", "")
 
 
+@pytest.fixture
+def run_pytest(tmp_path: Path) -> Callable[..., None]:
+    """Run tests as somebody else would who has gstalk installed."""
+
+    def run(tests: list[str], *args: str, conftest: str = "", **variables: str) -> None:
+        for number, text in enumerate(tests):
+            (tmp_path / f"test_{number}.py").write_text(text)
+        (tmp_path / "conftest.py").write_text(conftest)
+        env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT), **variables}
+        command = [sys.executable, "-m", "pytest", "-p", "_gstalk_pytest", "-W", "error", "-q", *args, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=50)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("tests", [FIXTURES, RECIPES], ids=["fixtures", "docs/testing.md"])
-def test_programs_of_others_are_tested_with_the_plugin(tmp_path, tests):
-    (tmp_path / "test_it.py").write_text(tests)
-    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "-p", "_gstalk_pytest", "-q", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=50)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("tests", [[FIXTURES], RECIPES], ids=["fixtures", "docs/testing.md"])
+def test_programs_of_others_are_tested_with_the_plugin(run_pytest, tests):
+    run_pytest(tests)
+
+
+@pytest.mark.slow
+def test_suite_that_patches_first_can_use_the_plugin(run_pytest):
+    run_pytest(RECIPES, conftest=PATCHING)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_plugin_works_in_many_processes_side_by_side(run_pytest, tmp_path):
+    run_pytest([SIDE_BY_SIDE], "-p", "xdist.plugin", "-n", "2", SEEN=str(tmp_path / "seen"))
+    assert set((tmp_path / "seen").read_text().split()) == {"gw0", "gw1"}
+
+
+@pytest.mark.slow
+def test_recipes_run_in_many_processes(run_pytest):
+    run_pytest(RECIPES, "-p", "xdist.plugin", "-n", "2")

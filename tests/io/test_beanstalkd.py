@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from gevent import socket
 
 from gstalk.testing import Beanstalkd
+from gstalk.testing.beanstalkd import free_port
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parent.parent.parent
@@ -134,6 +136,14 @@ def test_fork_that_ends_leaves_it_to_its_parent():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=50)
     assert done.stderr == ""
     assert not is_running(int(done.stdout))
+
+
+def test_processes_that_share_a_seed_do_not_share_a_port():
+    ports = set()
+    for _ in range(3):
+        random.seed(1)
+        ports.add(free_port())
+    assert len(ports) > 1
 
 
 def test_two_run_side_by_side():
