@@ -193,9 +193,10 @@ class Terminator:
             lines += [f"frontend {name}", f"  bind 127.0.0.1:{self.ports[name]} ssl {options.format(dir=place)}"]
             lines += ["  timeout client 500ms"] * (name == "idle") + ["  default_backend beanstalkd"]
         lines += ["backend beanstalkd", f"  server one 127.0.0.1:{upstream}", ""]
-        (place / "haproxy.cfg").write_text("\n".join(lines))
-        self._log = place / "haproxy.log"
-        self._command = [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")]
+        config = place / f"haproxy-{self.ports['good']}.cfg"  # others may stand in the same place
+        config.write_text("\n".join(lines))
+        self._log = config.with_suffix(".log")
+        self._command = [str(HAPROXY), "-db", "-f", str(config)]
         self._process: Any = None
 
     def start(self) -> None:

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 
 import gevent
-import gevent.subprocess
 import pytest
 from gevent import socket
 
 import gstalk
-from tests.servers import HAPROXY, wait_until
+from tests.servers import Terminator, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.limit(90)]
 
@@ -118,27 +117,14 @@ def test_tls_handshake_that_is_never_answered_raises_connect_error_in_time(trust
 
 def test_tls_without_a_terminator_behind_it_raises_connect_error(terminator, trusting, own_server, certificates):
     """The handshake succeeds, and then nobody answers: that isn't connected."""
-    place = certificates / "alone"
-    place.mkdir(exist_ok=True)
     own_server.kill()
-    lines = (certificates / "haproxy.cfg").read_text().splitlines()
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    text = [*lines[:5], "frontend only", f"  bind 127.0.0.1:{port} ssl crt {certificates}/localhost.pem"]
-    text += ["  default_backend none", "backend none", f"  server one 127.0.0.1:{own_server.port}", ""]
-    (place / "haproxy.cfg").write_text("\n".join(text))
-    null = gevent.subprocess.DEVNULL
-    with gevent.subprocess.Popen(
-        [str(HAPROXY), "-db", "-f", str(place / "haproxy.cfg")], stdout=null, stderr=null
-    ) as process:
-        try:
-            with socket.socket() as sock:
-                wait_until(lambda: sock.connect_ex(("127.0.0.1", port)) == 0, 20)
-            with pytest.raises(gstalk.ConnectError):
-                gstalk.dial(f"tls://localhost:{port}", tls_context=trusting)
-        finally:
-            process.kill()
+    alone = Terminator(certificates, own_server.port)
+    alone.start()
+    try:
+        with pytest.raises(gstalk.ConnectError):
+            gstalk.dial(alone.uri("good"), tls_context=trusting)
+    finally:
+        alone.kill()
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
