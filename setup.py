@@ -36,7 +36,9 @@ setup(
         "cli": ["click>=8.1", "rich>=13"],
         "otel": ["opentelemetry-api>=1.20"],
         "test": [
+            "flask>=3",
             "greenstalk>=2",
+            "gunicorn>=23",
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8.2",
