@@ -116,6 +116,9 @@ class Pool:
                     return
                 self._failed(server, error)
             else:
+                if self.is_stopped:  # a kill is on its way here, and nobody else knows of this connection
+                    link.close()
+                    return
                 since = monotonic()
                 self._serve(server, link)
                 # What the dial asked doesn't count: a server that ends itself after that is to be asked less and less.

@@ -12,6 +12,7 @@ import gevent
 import pytest
 
 import gstalk
+from gstalk._link import Link
 from gstalk.testing import Beanstalkd
 
 pytestmark = pytest.mark.real
@@ -58,6 +59,20 @@ def state(uri: str, job_id: int) -> tuple[str | None, int | None]:
 
 
 # -- Producer ----------------------------------------------------------------------------------------------------
+
+
+def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, monkeypatch):
+    made = []
+
+    def dial_and_be_stopped(*args: Any) -> Any:
+        made.append(link := Link(*args))
+        producer._lanes.close()
+        return link
+
+    monkeypatch.setattr(gstalk.pool, "Link", dial_and_be_stopped)
+    producer = gstalk.Producer(server.uri)
+    wait_until(lambda: made)
+    assert not made[0].is_connected
 
 
 def test_put_made_at_once_waits_for_the_first_connection(server):
