@@ -7,7 +7,10 @@ and `_servers` are what they share.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import NoReturn
 
 try:
     import click
@@ -16,32 +19,66 @@ except ImportError as missing:
     raise SystemExit(f"gstalk: the command line needs {missing.name}: pip install 'gstalk[cli]'") from None
 
 import gstalk
-from gstalk.cli._output import complain
+from gstalk.cli._output import complain, exit_code
 from gstalk.cli._servers import Servers
+from gstalk.cli.buried import delete, info, kick
 from gstalk.cli.demo import demo
+from gstalk.cli.jobs import bury, pause, purge, put, resume
+from gstalk.cli.look import peek, stats, tubes
 from gstalk.cli.serve import serve
+from gstalk.cli.transfer import dump, load, move
 
 __all__ = ["cli", "main"]
 
+# From click 8.2 on; before, a bare `gstalk` was no error.
+_NO_ARGUMENTS: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
-def main() -> None:
-    """Run the command line; errors end in one sentence. What a command returns, if an int, is the exit code."""
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line; errors end in one sentence. What a command returns, if an int, is the exit code.
+
+    Args:
+        args: Instead of the program's own.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
     try:
-        code = cli.main(prog_name="gstalk", standalone_mode=False)
+        code = cli.main(args, prog_name="gstalk", standalone_mode=False)
+        sys.stdout.flush()
+    except _NO_ARGUMENTS as error:
+        error.show()  # the help
+        code = error.exit_code
+    except click.UsageError as error:
+        hint = f"; see '{error.ctx.command_path} --help'" if error.ctx is not None else ""
+        complain(f"{_sentence(error)}{hint}")
+        code = error.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        complain(_sentence(error))
+        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")
-        sys.exit(1)
+        code = 1
     except gstalk.GstalkError as error:
-        complain(str(error))
-        sys.exit(3 if isinstance(error, gstalk.DisconnectedError) else 1)
+        complain(error)
+        code = exit_code(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer goes nowhere
+        code = 1
+    except OSError as error:
+        complain(error.strerror or error)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _sentence(error: click.ClickException) -> str:
+    """click's sentence in our style: no capital, no full stop."""
+    text = error.format_message().rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--uri", "uris", multiple=True, envvar="BEANSTALKD_URI", help="The server; also $BEANSTALKD_URI.")
+@click.option(
+    "--uri", "uris", multiple=True, envvar="BEANSTALKD_URI", metavar="URI", help="The server; also $BEANSTALKD_URI."
+)
 @click.version_option(gstalk.__version__)
 @click.pass_context
 def cli(context: click.Context, uris: tuple[str, ...]) -> None:
@@ -49,5 +86,7 @@ def cli(context: click.Context, uris: tuple[str, ...]) -> None:
     context.obj = Servers(uris)
 
 
-for command in (demo, serve):
+for command in (
+    info, kick, delete, tubes, stats, put, peek, bury, pause, resume, purge, move, dump, load, serve, demo,
+):  # fmt: skip
     cli.add_command(command)

@@ -1,14 +1,20 @@
-"""Which servers a command speaks to."""
+"""Which servers a command speaks to, and what it asks them about their tubes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import click
+from gevent.pool import Pool
 
 import gstalk
+from gstalk.cli._output import complain, exit_code
 
-__all__ = ["DEFAULT", "Servers"]
+__all__ = ["DEFAULT", "TUBE", "Servers", "tube_stats", "visit"]
 
 DEFAULT = "localhost:11300"
+IN_FLIGHT = 64
 
 
 class Servers:
@@ -22,9 +28,10 @@ class Servers:
     def __init__(self, uris: tuple[str, ...]) -> None:
         self.named = bool(uris)
         try:
-            self.uris = [str(address) for address in gstalk.validate_uris(uris or (DEFAULT,))]
+            found = [str(address) for address in gstalk.validate_uris(uris or (DEFAULT,))]
         except gstalk.InvalidArgumentError as error:
             raise click.UsageError(str(error)) from None
+        self.uris = list(dict.fromkeys(found))
 
     @property
     def uri(self) -> str:
@@ -32,3 +39,59 @@ class Servers:
         if len(self.uris) > 1:
             raise click.UsageError("this command takes one --uri")
         return self.uris[0]
+
+    def label(self, uri: str) -> dict[str, str]:
+        """What tells the servers' rows apart, where there are several."""
+        return {"uri": uri} if len(self.uris) > 1 else {}
+
+
+def visit(uris: Iterable[str], action: Callable[[gstalk.Conn], None]) -> int:
+    """Do something at each server; one that fails doesn't keep the others from it. Returns the exit code."""
+    code = 0
+    for uri in uris:
+        try:
+            with gstalk.dial(uri) as conn:
+                action(conn)
+        except gstalk.GstalkError as error:
+            complain(error)
+            code = max(code, exit_code(error))
+    return code
+
+
+def tube_stats(conn: gstalk.Conn, tubes: Iterable[str] = ()) -> list[gstalk.TubeStats]:
+    """Ask for the statistics of these tubes, or of all; a tube that vanished meanwhile isn't there."""
+    names = sorted(set(tubes)) or sorted(conn.list_tubes())
+
+    def ask(name: str) -> gstalk.TubeStats | None:
+        try:
+            return conn.stats_tube(name)
+        except gstalk.NotFoundError:
+            return None
+
+    return [stats for stats in Pool(IN_FLIGHT).imap(ask, names) if stats is not None]
+
+
+class _Tube(click.types.StringParamType):
+    name = "tube"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        try:
+            gstalk.protocol.checks.check_tube(value)
+        except gstalk.InvalidArgumentError as error:
+            self.fail(str(error), param, context)
+        return value
+
+    def shell_complete(
+        self, context: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The tubes that are there."""
+        root = context.find_root().params.get("uris") or ()
+        try:
+            with gstalk.dial(Servers(root).uris[0], conn_timeout=1) as conn:
+                names = conn.list_tubes()
+        except (gstalk.GstalkError, click.ClickException):
+            return []
+        return [click.shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+TUBE = _Tube()

@@ -1,0 +1,79 @@
+"""Acting on the jobs of a tube, one after the other: each time on the very job that a peek has just shown.
+
+A `kick` with a count would take delayed jobs when there are fewer buried ones than it was told, and can't say which
+jobs it took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import gstalk
+from gstalk.protocol import commands
+from gstalk.protocol.commands import Command
+from gstalk.protocol.session import PENDING
+
+__all__ = ["STATES", "State", "count_jobs", "peek", "sweep"]
+
+State = Literal["ready", "delayed", "buried"]
+# Delayed ones first: what becomes ready meanwhile is then found there.
+STATES: tuple[State, ...] = ("delayed", "ready", "buried")
+PEEKS: dict[State, Command] = {
+    "ready": commands.PEEK_READY,
+    "delayed": commands.PEEK_DELAYED,
+    "buried": commands.PEEK_BURIED,
+}
+
+
+def count_jobs(conn: gstalk.Conn, tube: str, states: Sequence[State] = STATES) -> dict[State, int]:
+    """How many jobs of a tube are in each of these states; none where there is no such tube."""
+    try:
+        stats = conn.stats_tube(tube)
+    except gstalk.NotFoundError:
+        return dict.fromkeys(states, 0)
+    return {state: getattr(stats, f"current_jobs_{state}") or 0 for state in states}
+
+
+def peek(conn: gstalk.Conn, tube: str, state: State) -> gstalk.Job | None:
+    """Look at a tube's first job in a state."""
+    return {"ready": conn.peek_ready, "delayed": conn.peek_delayed, "buried": conn.peek_buried}[state](tube)
+
+
+def sweep(conn: gstalk.Conn, tube: str, state: State, act: Command, bound: int, acted: Callable[[int], None]) -> None:
+    """Kick or delete the jobs of a tube that are in a state.
+
+    A job that somebody else takes between the peek and the deed is let go, and not counted.
+
+    Args:
+        conn: A connection that nobody else uses.
+        act: `KICK_JOB` or `DELETE`.
+        bound: After how many jobs to end, come what may: others may put more jobs into the state meanwhile.
+        acted: Called with 1 for each job.
+    """
+    job = peek(conn, tube, state) if bound else None
+    while job is not None and bound:
+        job = _act_and_peek(conn, act, job, PEEKS[state], acted)
+        bound -= 1
+
+
+def _act_and_peek(
+    conn: gstalk.Conn, act: Command, job: gstalk.Job, look: Command, acted: Callable[[int], None]
+) -> gstalk.Job | None:
+    """Act on a job, and peek at the next one of the tube in which it was peeked, in one write.
+
+    A Conn's methods send one command and wait for its reply; so this one speaks to what is behind it.
+    """
+    link = conn._link
+    pipe = link.clear(act.name)
+    acting = pipe.slot(act, job.id)
+    peeking = pipe.slot(look)
+    pipe.append(commands.by_id(act, job.id) + commands.plain(look), peeking, acting)
+    try:
+        found = pipe.wait(peeking)
+    finally:
+        if acting.error is None and acting.result is not PENDING:
+            acted(1)
+    if acting.error is not None and not isinstance(acting.error, gstalk.NotFoundError):
+        raise acting.error
+    return conn._peeked(found, job.tube)
