@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any
 
 import gevent
 from gevent import ssl
@@ -15,8 +14,10 @@ from gevent.hub import Hub
 
 from gstalk._transport import READ, WRITE, Transport, connect, wait
 from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
+from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import Session, Slot
+from gstalk.protocol.stats import ServerStats
 from gstalk.uri import Address
 
 __all__ = ["dial"]
@@ -27,9 +28,10 @@ def dial(
     address: Address,
     context: ssl.SSLContext | None,
     conn_timeout: float | None,
-    greeting: Sequence[tuple[Command, bytes]],
-) -> tuple[Transport, list[Any]]:
-    """Connect, send the greeting in one write, and return its replies' results: connected means answered.
+    used: str = "default",
+    watched: Sequence[str] = ("default",),
+) -> tuple[Transport, ServerStats]:
+    """Connect, and set up what the new connection uses and watches, in one write: connected means answered.
 
     Raises:
         ConnectError: Whatever went wrong, in time or at all; the cause is chained.
@@ -37,6 +39,7 @@ def dial(
     Blocks:
         Until the greeting is answered, at most `conn_timeout` seconds.
     """
+    greeting = _greeting(used, watched)
     deadline = None if conn_timeout is None else monotonic() + conn_timeout
     mine = gevent.Timeout(conn_timeout)
     mine.start()
@@ -56,6 +59,8 @@ def dial(
         for slot in slots:
             if slot.error is not None:
                 raise ConnectError(f"connect to {address}: {slot.error}") from slot.error
+        if len(slots) > 1 and slots[-1].command is not commands.USE and slots[-1].result != len(watched):
+            raise ConnectError(f"connect to {address}: watches {slots[-1].result} tubes instead of {len(watched)}")
     except BaseException as error:
         if transport is not None:
             transport.close()
@@ -64,7 +69,19 @@ def dial(
         raise
     finally:
         mine.close()
-    return transport, [slot.result for slot in slots]
+    return transport, slots[0].result
+
+
+def _greeting(used: str, watched: Sequence[str]) -> list[tuple[Command, bytes]]:
+    """The first commands of a connection, `stats` in front."""
+    greeting = [(commands.STATS, commands.plain(commands.STATS))]
+    if used not in ("default", ""):
+        greeting.append((commands.USE, commands.by_tube(commands.USE, used)))
+    if list(watched) != ["default"]:
+        greeting += [(commands.WATCH, commands.by_tube(commands.WATCH, tube)) for tube in watched]
+        if "default" not in watched:
+            greeting.append((commands.IGNORE, commands.by_tube(commands.IGNORE, "default")))
+    return greeting
 
 
 def _advance(transport: Transport, session: Session) -> bool:

@@ -68,6 +68,7 @@ class Link:
         "_end_wait",
         "_finalizer",
         "_holder",
+        "_redialing",
         "address",
         "config",
         "held",
@@ -101,6 +102,7 @@ class Link:
         self.on_settled: Callable[[], None] | None = None
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
+        self._redialing: tuple[gevent.Greenlet[..., Any], Pipeline] | None = None  # who does it, what he ends first
         self.pipe = Pipeline(self.uri, self.hub, _seconds(config.conn_timeout))
         self.pipe.check_may_wait()
         transport, self.server = self._dial()
@@ -404,14 +406,18 @@ class Link:
         self._end_wait = None
         self.pipe = self._holder[0] = Pipeline(self.uri, self.hub, _seconds(self.config.conn_timeout))
         self._adopt(self.pipe)
-        gevent.spawn(self._redial, self.pipe, old, self.used)
+        self._redialing = gevent.spawn(self._redial, self.pipe, old, self.used), old
 
     def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
         try:
             # The end is read before the new connection is dialed, or the old wait could still win the next job.
-            with _patience(self.config):
-                old.wait(old.end())
-            old.fail(ConnectionClosedError, "closed to end a reserve")
+            try:
+                with _patience(self.config):
+                    old.wait(old.end())
+            finally:
+                old.fail(ConnectionClosedError, "closed to end a reserve")
+            if pipe.failure is not None:  # closed meanwhile
+                return
             transport, server = self._dial(used)
             if server.id != self.server.id:
                 transport.close()
@@ -423,21 +429,12 @@ class Link:
         except BaseException as error:
             pipe.fail(ConnectionLostError, "interrupted while connecting again", error)
             raise
+        finally:
+            self._redialing = None
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
-        greeting = [(commands.STATS, commands.plain(commands.STATS))]
-        if used not in ("default", ""):
-            greeting.append((commands.USE, commands.by_tube(commands.USE, used)))
-        if self.watched != ["default"]:
-            greeting += [(commands.WATCH, commands.by_tube(commands.WATCH, tube)) for tube in self.watched]
-            if "default" not in self.watched:
-                greeting.append((commands.IGNORE, commands.by_tube(commands.IGNORE, "default")))
         config = self.config
-        transport, replies = dial(self.hub, self.address, config.tls_context, _seconds(config.conn_timeout), greeting)
-        if self.watched != ["default"] and replies[-1] != len(self.watched):
-            transport.close()
-            raise ConnectError(f"connect to {self.uri}: watches {replies[-1]} tubes instead of {len(self.watched)}")
-        return transport, replies[0]
+        return dial(self.hub, self.address, config.tls_context, _seconds(config.conn_timeout), used, self.watched)
 
     def _adopt(self, pipe: Pipeline) -> None:
         link = weakref.ref(self)
@@ -469,7 +466,7 @@ class Link:
                 with _patience(self.config):
                     self._drain()
         finally:
-            self.pipe.fail(ConnectionClosedError, "you closed it")
+            self.cut()
 
     def leave(self) -> None:
         """Close so that the server has let go when this returns: settle, half-close, and read to the end."""
@@ -478,10 +475,23 @@ class Link:
         self._closed = True
         try:
             with _patience(self.config):
+                if self._redialing is not None:  # the server still has the wait that is being called back
+                    if not self._may_settle():
+                        self.pipe.fail(ConnectionClosedError, "you closed it")
+                    self._redialing[0].join()
                 self._drain()
                 self.pipe.wait(self.pipe.end())
         finally:
-            self.pipe.fail(ConnectionClosedError, "you closed it")
+            self.cut()
+
+    def cut(self) -> None:
+        """Close at once; never switches."""
+        self._closed = True
+        if self._redialing is not None:
+            greenlet, old = self._redialing
+            greenlet.kill(block=False)
+            old.fail(ConnectionClosedError, "you closed it")  # the greenlet may not have begun
+        self.pipe.fail(ConnectionClosedError, "you closed it")
 
     def _may_settle(self) -> bool:
         return any(s.command in _SETTLING or isinstance(s.extra, Slot) for s in self.pipe.slots)

@@ -36,7 +36,8 @@ from gstalk.uri import Address, validate_uris
 
 __all__ = ["Consumer"]
 
-LAST_WORDS = 1.0  # seconds that killed handlers get to end
+LAST_WORDS = 0.75  # seconds that killed handlers get to end
+FAREWELL = 1.0  # seconds that a server has to let go, at least
 
 
 class Consumer:
@@ -61,7 +62,7 @@ class Consumer:
         self._hooks = Hooks(self._config)
         self._run: _Run | None = None
         self._was_run = False
-        self._stopped_before = False
+        self._requests: list[float] = []  # stops that nothing has come of yet, in seconds; infinity: never
         self._connected = Event()
 
     @property
@@ -104,12 +105,17 @@ class Consumer:
         """
         if self._run is not None:
             raise RuntimeError("a receive of this Consumer is running already")
+        if self._was_run:
+            self._requests.clear()  # made after the last one had returned
         handling = Handling(handler, self._tubes, self._config, self._hooks)
         self._was_run = True
-        if self._stopped_before:
-            self._stopped_before = False
+        if self._requests:
+            self._requests.clear()
             return
-        run = self._run = _Run(self._addresses, self._tubes, self._config, self._hooks, handling, self._connected)
+        # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
+        run = self._run = _Run(
+            self._addresses, self._tubes, self._config, self._hooks, handling, self._connected, self._requests
+        )
         try:
             run.receive()
         finally:
@@ -128,11 +134,10 @@ class Consumer:
         """
         limit = self._config.stop_timeout if timeout is LEFT_OUT else timeout
         seconds = None if limit is None else checks.seconds("timeout", limit)
+        self._requests.append(float("inf") if seconds is None else seconds)
         run = self._run
         if run is not None:
-            run.stop(seconds)
-        elif not self._was_run:
-            self._stopped_before = True
+            run.look()
 
 
 class _ConsumerLane(Lane):
@@ -156,6 +161,7 @@ class _Run:
         hooks: Hooks,
         handling: Handling,
         connected: Event,
+        requests: list[float],
     ) -> None:
         self._config = config
         self._hooks = hooks
@@ -173,7 +179,9 @@ class _Run:
         self._connected = connected
         self._interruption: BaseException | None = None
         self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
-        self._requests: list[float] = []
+        self._requests = requests
+        self._leaving: list[gevent.Greenlet[..., Any]] = []  # of the servers, since `_finished_at`
+        self._finished_at = 0.0
         self._async = self._hub.loop.async_(ref=False)
         self._async.start(self._on_request)
         self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
@@ -183,6 +191,7 @@ class _Run:
     def receive(self) -> None:
         self.pool.want(1)  # an idle Consumer keeps the process alive
         try:
+            self._on_request()
             self._guarded(self._until_stopped)
             self._stop_asking()
             self._guarded(self._until_finished)
@@ -234,13 +243,23 @@ class _Run:
             self._changed.clear()
 
     def _until_gone(self) -> None:
-        leaving = [gevent.spawn(link.leave) for link in list(self.pool.links)]
-        try:
-            gevent.joinall(leaving)
-        except BaseException:
-            for link in list(self.pool.links):
-                link.close()
-            raise
+        """Take leave of the servers, so that they have let go; what takes too long is cut."""
+        if not self._leaving:
+            self._finished_at = monotonic()
+            for link in self.pool.links:
+                self._leaving.append(gevent.spawn(link.leave))
+                self._leaving[-1].rawlink(self._ended)
+        while not all(greenlet.ready() for greenlet in self._leaving):
+            assert self._stop_at is not None
+            left = max(self._stop_at, self._finished_at) + FAREWELL - monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(min(left, 3600.0))
+            self._changed.clear()
+        for link in list(self.pool.links):
+            link.cut()
+        gevent.joinall(self._leaving)
+        gevent.joinall(self.pool.keepers, timeout=FAREWELL)  # one of them may be in a user's hook
 
     def _wake(self, call: Call) -> None:
         waiter = call.waiter
@@ -249,9 +268,8 @@ class _Run:
 
     # -- stopping ----------------------------------------------------------------------------------------------
 
-    def stop(self, seconds: float | None) -> None:
-        """From anywhere: another thread, a signal handler, a handler."""
-        self._requests.append(float("inf") if seconds is None else seconds)
+    def look(self) -> None:
+        """Look at the requests to stop. From anywhere: another thread, a signal handler, a handler."""
         self._async.send()
 
     def _on_request(self) -> None:
@@ -311,7 +329,7 @@ class _Run:
                 self._pump_soon()
 
     def _ended(self, greenlet: Any) -> None:
-        """A greenlet of the Pool is gone: the receiving one makes another."""
+        """A greenlet is gone; one of the Pool's is replaced by the receiving one."""
         if self._jobs and self._stop_at is not None:
             for lane, job in self._jobs:
                 lane.link.give_back(job)

@@ -74,12 +74,12 @@ class Pool:
         self.links: list[Link] = []
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
         self.is_stopped = False
-        self._keepers = [
+        self.keepers = [
             gevent.spawn(self._keep, server)
             for server in self.servers
             for _ in range(config.multiply * list(addresses).count(server.address))
         ]
-        for keeper in self._keepers:
+        for keeper in self.keepers:
             keeper.name = "gstalk-keeper"
         _pools.add(self)
 
@@ -103,7 +103,7 @@ class Pool:
     def stop_dialing(self) -> None:
         """No new connections from here on; never switches."""
         self.is_stopped = True
-        for keeper in self._keepers:
+        for keeper in self.keepers:
             keeper.kill(block=False)
 
     def _keep(self, server: Server) -> None:
