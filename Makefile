@@ -16,8 +16,10 @@ help:
 	@echo "make lint    the checks alone"
 	@echo "make clean   remove what these made"
 
+# Most tests wait most of the time, so several run side by side; those that assert how long something takes run alone.
 test: lint programs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile -m "not timing"
+	$(BIN)/pytest -m timing
 
 soak: $(READY) programs
 	GSTALK_SOAK=1 $(BIN)/pytest -m soak

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.programs.running import Program
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.limit(120)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timing, pytest.mark.limit(120)]
 
 FILES = [f"tests/io/test_{name}.py" for name in ("conn", "reserve", "tls", "unix", "producer", "consumer")]
 # Of each file what waits, in all the ways there are: DNS, connecting, TLS, replies, room, reserves, pools and handlers.
