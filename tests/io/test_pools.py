@@ -281,7 +281,11 @@ def raising(error: BaseException) -> Any:
     return handler
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), gevent.Timeout(9), gevent.GreenletExit()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), SystemExit(3), gevent.Timeout(9), gevent.GreenletExit()],
+    ids=lambda error: type(error).__name__,  # the same in every process that collects it
+)
 def test_handler_that_raises_has_its_job_released_with_a_delay(server, hooks, error):
     job_id = run_one(server, raising(error), hooks)
     assert state(server.uri, job_id) == ("delayed", 7)
