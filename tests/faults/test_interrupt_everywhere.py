@@ -19,9 +19,10 @@ import pytest
 
 import gstalk
 from gstalk.testing import Beanstalkd
+from tests.conftest import SOAK
 from tests.servers import wait_until
 
-pytestmark = [pytest.mark.real, pytest.mark.limit(120)]
+pytestmark = [pytest.mark.real, pytest.mark.soak, pytest.mark.limit(1800 if SOAK else 120)]
 
 
 class OwnError(Exception):
@@ -254,10 +255,10 @@ class Run:
 def interruptions(undisturbed: Run) -> Iterator[tuple[BaseException, int, int]]:
     """Every exception at every switch, at once and some turns of the loop later.
 
-    Of the many switches alike of a long stream, the first and the last ones are taken.
+    Of the many switches alike of a long stream, `make soak` takes all, the normal run the first and the last ones.
     """
     every = list(range(1, undisturbed.switches + 1))
-    moments = every if len(every) <= 12 else every[:6] + every[-6:]
+    moments = every if SOAK or len(every) <= 12 else every[:6] + every[-6:]
     for at, turns, make in itertools.product(moments, TURNS, EXCEPTIONS):
         yield make(), at, turns
     print(f"{undisturbed.switches} switches, {len(moments) * len(TURNS) * len(EXCEPTIONS)} interruptions")
