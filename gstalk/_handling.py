@@ -84,12 +84,14 @@ class Handling:
         Raises:
             GreenletExit, KeyboardInterrupt: They hit the handler; the job has been given back.
         """
-        began = monotonic()
         touching = _Touching(link, job) if self._config.auto_touch else None
+        telling = _Telling(self._hooks, job) if self._hooks.listens else None
         try:
-            handler = self._choose(job, look)
+            handler = self._choose(job, look, telling)
             if handler is None:
                 return
+            if telling is not None:
+                telling.begin()
             if self._config.time_limit is None:
                 handler(job)
             else:
@@ -101,27 +103,28 @@ class Handling:
                 link.delete_unwaited(job, self._not_deleted)
             elif job._state == "lost":
                 raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
-            self._tell("handled", job, began)
-        except KeyboardInterrupt:
-            link.give_back(job)
-            raise
-        except GreenletExit as error:
-            if self.is_killing:
+        except BaseException as error:
+            if telling is not None:
+                telling.error = error
+            if isinstance(error, KeyboardInterrupt) or (self.is_killing and isinstance(error, GreenletExit)):
                 link.give_back(job)
             else:
-                self._decide(link, job, error, began)
-            raise
-        except BaseException as error:
-            self._decide(link, job, error, began)
+                self._decide(link, job, error, telling)
+            if isinstance(error, (KeyboardInterrupt, GreenletExit)):
+                raise
         finally:
             if touching is not None:
                 touching.stop()
+            if telling is not None:
+                telling.end()
 
-    def _choose(self, job: Job, look: bool) -> Handler | None:
+    def _choose(self, job: Job, look: bool, telling: _Telling | None) -> Handler | None:
         """Find the job's handler; `None` if it is not to run."""
         look = look and self._config.retry.max_attempts is not None
         if look or (self._by_tube is not None and job.tube is None):
             stats = job.stats()
+            if telling is not None:
+                telling.stats = stats
             if look and self._lost_too_often(stats):
                 attempts = _count(stats.reserves)
                 error = RetriesExhaustedError(
@@ -145,29 +148,28 @@ class Handling:
             _count(stats.kicks),
         )
 
-    def _decide(self, link: Link, job: Job, error: BaseException, began: float) -> None:
+    def _decide(self, link: Link, job: Job, error: BaseException, telling: _Telling | None) -> None:
         """Give a job its fate. A timeout that the handler forgot, or another kill, may hit this greenlet meanwhile."""
         try:
-            self._give_fate(job, error, began)
+            self._give_fate(job, error, telling)
         except BaseException as blow:
             link.give_back(job)
             self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed; then {blow!r} hit: released")
             if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
                 raise
 
-    def _give_fate(self, job: Job, error: BaseException, began: float) -> None:
+    def _give_fate(self, job: Job, error: BaseException, telling: _Telling | None) -> None:
         """Release, bury or delete a job that isn't finished, and tell of the error."""
-        attempt: int | None = None
         try:
             if isinstance(error, Bury) and job._state == "held":
                 job.bury(error.priority)
-                self._tell("buried", job, began)
                 return
             message = f"job {job.id} of {job.uri}: its handler failed"
             if job._state == "held":
                 stats = job.stats()
-                attempt = stats.reserves
-                message = f"{message}, attempt {attempt}; {self._retry(job, stats, error)}"
+                if telling is not None:
+                    telling.stats = stats
+                message = f"{message}, attempt {stats.reserves}; {self._retry(job, stats, error)}"
             elif job._state == "lost":
                 message += "; the server has taken the job back"
             if not isinstance(error, (Retry, Bury)):
@@ -178,7 +180,6 @@ class Handling:
         except (GstalkError, TypeError) as wrong:  # the handler's delay or priority, or the server in trouble
             job._owner.give_back(job)  # type: ignore[attr-defined]
             self._hooks.error(wrong, f"job {job.id} of {job.uri}: could not be retried or buried; released")
-        self._tell("failed", job, began, attempt, error)
 
     def _retry(self, job: Job, stats: JobStats, error: BaseException) -> str:
         """Release a failed job, or give it up; returns what was done, in words."""
@@ -208,19 +209,46 @@ class Handling:
             self._hooks.error, slot.error, f"job {slot.key} was not deleted after its handler; it may run again"
         )
 
-    def _tell(
-        self, kind: str, job: Job, began: float, attempt: int | None = None, error: BaseException | None = None
-    ) -> None:
-        if self._hooks.listens:
-            self._hooks.event(
-                kind,
-                uri=job.uri,
-                tube=job.tube,
-                job_id=job.id,
-                attempt=attempt,
-                exception=error,
-                duration=monotonic() - began,
-            )
+
+class _Telling:
+    """The events of a job in a handler: for each `handling` one `handled`, however the handler ends."""
+
+    __slots__ = ("_began", "_hooks", "_job", "error", "stats")
+
+    def __init__(self, hooks: Hooks, job: Job) -> None:
+        self._hooks = hooks
+        self._job = job
+        self._began: float | None = None
+        self.error: BaseException | None = None
+        self.stats: JobStats | None = None
+
+    def begin(self) -> None:
+        self._began = monotonic()
+        self._tell("handling", None, None if self.stats is None else _wait(self.stats))
+
+    def end(self) -> None:
+        if self._began is not None:
+            error, self.error = self.error, None  # its traceback holds us
+            self._tell("handled", error, monotonic() - self._began)
+
+    def _tell(self, kind: str, error: BaseException | None, duration: float | None) -> None:
+        job = self._job
+        self._hooks.event(
+            kind,
+            uri=job.uri,
+            tube=job.tube,
+            job_id=job.id,
+            attempt=None if self.stats is None else self.stats.reserves,
+            exception=error,
+            duration=duration,
+        )
+
+
+def _wait(stats: JobStats) -> float | None:
+    """Find how long a job was ready before it was reserved; the server can tell that of the first attempt only."""
+    if stats.reserves != 1 or stats.age is None:
+        return None
+    return float(max(stats.age - _count(stats.delay), 0))
 
 
 class _Touching:

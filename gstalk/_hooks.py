@@ -1,13 +1,16 @@
 """Where messages, errors and events go: to the user's functions, or to the standard logger `gstalk`.
 
 A hook that raises is logged and harms nothing. Hooks are never called from the hub: whoever has something to tell
-there spawns a greenlet for it.
+there spawns a greenlet for it, or has `event_later` do so.
 """
 
 from __future__ import annotations
 
 import logging
+from contextvars import Context
 from typing import Any
+
+import gevent
 
 from gstalk.config import Config, Event
 from gstalk.errors import GstalkError
@@ -20,10 +23,11 @@ logger = logging.getLogger("gstalk")
 class Hooks:
     """The three hooks of a Config."""
 
-    __slots__ = ("_config", "listens")
+    __slots__ = ("_config", "_untold", "listens")
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._untold: list[tuple[Context, Event]] = []
         self.listens = config.event_func is not None
 
     def info(self, message: str) -> None:
@@ -43,6 +47,21 @@ class Hooks:
         """Tell of an event. `passing`: in a caller's greenlet, where his own timeout or kill must pass."""
         if self._config.event_func is not None:
             self._call(self._config.event_func, Event(kind=kind, **fields), passing=passing)
+
+    def event_later(self, context: Context, kind: str, **fields: Any) -> None:
+        """Tell of an event from the hub; one greenlet does that for all of a read.
+
+        Args:
+            context: Whose doing it was, so that a trace knows where it belongs.
+        """
+        self._untold.append((context, Event(kind=kind, **fields)))
+        if len(self._untold) == 1:
+            gevent.spawn(self._tell_untold)
+
+    def _tell_untold(self) -> None:
+        untold, self._untold = self._untold, []
+        for context, event in untold:
+            context.run(self._call, self._config.event_func, event)
 
     def _call(self, hook: Any, *args: object, passing: bool = False) -> None:
         try:

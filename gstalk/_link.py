@@ -23,6 +23,8 @@ from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
 from gstalk._dial import dial
+from gstalk._hooks import Hooks
+from gstalk._outcomes import Outcomes
 from gstalk._pipeline import Pipeline
 from gstalk._transport import Transport
 from gstalk.config import Config
@@ -48,6 +50,7 @@ from gstalk.uri import Address
 
 __all__ = ["Link"]
 
+Line = Callable[[int], bytes]  # a command, once the job's own priority is known
 _SETTLING = (commands.DELETE, commands.RELEASE, commands.BURY)
 
 
@@ -57,6 +60,7 @@ class Link:
     Attributes:
         pipe: The commands in flight; another one after a `redial`.
         held: The jobs that this connection has reserved, by id.
+        outcomes: What tells of the ends of commands; `None`: nobody listens.
         used: The tube that the last command appended will find in use.
         watched: The tubes watched, as the server confirmed them.
         on_failure: Called once, when the connection is over; must not switch.
@@ -75,6 +79,7 @@ class Link:
         "hub",
         "on_failure",
         "on_settled",
+        "outcomes",
         "pipe",
         "server",
         "uri",
@@ -95,6 +100,7 @@ class Link:
         self.uri = str(address)
         self.config = config
         self.hub: Hub = get_hub()
+        self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.held: dict[int, Job] = {}
         self.used = "default"
         self.watched = list(tubes) or ["default"]
@@ -248,7 +254,7 @@ class Link:
     def give_back(self, job: Job) -> None:
         """Release a job that nobody wants, with its own priority. Never switches; nobody waits for it."""
         if job._state == "held" and self.pipe.failure is None:
-            self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0))
+            self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0), True)
 
     def delete(self, job: Job | int) -> None:
         if job.__class__ is Job and job._owner is self and job._state == "held":
@@ -258,7 +264,7 @@ class Link:
             job._state = "settling"
             slot = pipe.slot(commands.DELETE, job.id, self._settled, job)
             pipe.append(b"delete %d\r\n" % job.id, slot)
-            pipe.wait(slot)
+            (self.outcomes or pipe).wait(slot)
             return
         job_id, ours = self._whose(job, "delete")
         self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
@@ -272,7 +278,8 @@ class Link:
                 failed(slot)
 
         job._state = "settling"
-        self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, settled, job))
+        duty = settled if self.outcomes is None else self.outcomes.later(settled)
+        self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
         job_id, ours = self._whose(job, "release")
@@ -340,17 +347,18 @@ class Link:
         if job is not None:
             job._state = "settling"
         pipe.append(data, slot)
-        pipe.wait(slot)
+        (self.outcomes or pipe).wait(slot)
 
-    def _settle_keeping(self, job_id: int, job: Job | None, command: Command, line: Callable[[int], bytes]) -> None:
+    def _settle_keeping(self, job_id: int, job: Job | None, command: Command, line: Line) -> None:
         if job is None:
             self.clear(command.name)
-        self.pipe.wait(self._settle_later(job, job_id, command, line))
+        (self.outcomes or self.pipe).wait(self._settle_later(job, job_id, command, line))
 
-    def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Callable[[int], bytes]) -> Slot:
+    def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Slot:
         """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
         pipe = self.pipe
-        last = pipe.slot(command, job_id, self._settled, job)
+        duty = self.outcomes.later(self._settled) if alone and self.outcomes is not None else self._settled
+        last = pipe.slot(command, job_id, duty, job)
         if job is not None:
             job._state = "settling"
 
@@ -359,7 +367,7 @@ class Link:
                 pipe.append(line(first.result.pri), last)
             else:
                 last.error = first.error
-                self._settled(last)
+                duty(last)
                 pipe.complete(last)
 
         first = pipe.slot(commands.STATS_JOB, job_id, go_on, last)

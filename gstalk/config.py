@@ -15,7 +15,7 @@ from gstalk.retry import RetryPolicy
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["LEFT_OUT", "Config", "Event", "PutParams"]
+__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "PutParams"]
 
 #: Stands for an argument that was left out, where `None` means something else.
 LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
@@ -41,17 +41,31 @@ class PutParams:
         object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
 
 
+#: Every kind of `Event`, and when it is told; docs/events.md says the same at length.
+EVENT_KINDS = {
+    "connect": "a Producer's or Consumer's connection is up; above `attempt` 1 it was up before",
+    "disconnect": "such a connection was lost",
+    "put": "a put has ended, well or with an exception, after `attempt` tries",
+    "put_retry": "a Producer's try to put has failed, and another follows",
+    "handling": "a Consumer calls a handler; `duration` is how long the job was ready, where that is known",
+    "handled": "it has ended, and its job has its fate; `exception` is what it raised, `Retry` and `Bury` included",
+    "delete": "a delete of a job has ended, well or with an exception",
+    "release": "the same of a release",
+    "bury": "the same of a bury",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened, for `Config.event_func`. What doesn't apply is `None`.
+    """Something that happened, for `Config.event_func`. What doesn't apply, or isn't known, is `None`.
 
     Attributes:
-        kind: What: "put", "put_retry", "reserve", "finish", "connect", "disconnect", ...
+        kind: One of `EVENT_KINDS`, which says what the other fields mean there.
         uri: The server.
         tube: The tube, if known.
         job_id: The job.
         attempt: Which one this is, from 1.
-        exception: What went wrong.
+        exception: What went wrong; `None`: nothing did.
         duration: Seconds that it took.
     """
 

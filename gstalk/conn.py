@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -166,7 +167,7 @@ class Conn:
             pipe.append(data, slot)
         else:
             link.append_using(tube, data, slot)
-        job_id: int = pipe.wait(slot)
+        job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
         return job_id
 
     def put_many(
@@ -221,7 +222,7 @@ class Conn:
                 pending.append(error)
                 continue
             if not pipe.clear:
-                failed |= _harvest(pending, results)
+                failed |= self._harvest(pending, results, tube)
                 try:
                     pipe = link.clear("put_many")
                 except DisconnectedError as error:
@@ -230,6 +231,8 @@ class Conn:
                     pending.append(error)
                     break
             slot = Slot(commands.PUT, pipe.session)
+            if link.outcomes is not None:
+                slot.extra = monotonic()
             if tube == link.used:
                 pipe.append(data, slot)
             else:
@@ -239,11 +242,32 @@ class Conn:
         last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
         if last is not None:
             _settle_down(pipe, last)
-        failed |= _harvest(pending, results)
+        failed |= self._harvest(pending, results, tube)
         if failed:
             wrong = sum(isinstance(result, BaseException) for result in results)
             raise PutManyError(f"put_many to {tube!r} at {self.uri}: {wrong} of {len(results)} failed", results)
         return results  # type: ignore[return-value]
+
+    def _harvest(self, pending: deque[Slot | BaseException], results: list[int | BaseException], tube: str) -> bool:
+        """Move what is answered from the front of `pending` to the results; tell whether any failed."""
+        failed = False
+        while pending:
+            entry = pending[0]
+            if isinstance(entry, Slot):
+                if entry.error is not None:
+                    results.append(entry.error)
+                    failed = True
+                elif entry.result is PENDING:
+                    break
+                else:
+                    results.append(entry.result)
+                if self._link.outcomes is not None:
+                    self._link.outcomes.tell(entry, tube, entry.extra, entry.error)
+            else:
+                results.append(entry)
+                failed = True
+            pending.popleft()
+        return failed
 
     # -- reserving ---------------------------------------------------------------------------------------------
 
@@ -576,23 +600,3 @@ def _settle_down(pipe: Pipeline, slot: Slot) -> None:
     except Exception as error:
         if error is not slot.error:
             raise
-
-
-def _harvest(pending: deque[Slot | BaseException], results: list[int | BaseException]) -> bool:
-    """Move what is answered from the front of `pending` to the results; tell whether any failed."""
-    failed = False
-    while pending:
-        entry = pending[0]
-        if isinstance(entry, Slot):
-            if entry.error is not None:
-                results.append(entry.error)
-                failed = True
-            elif entry.result is PENDING:
-                break
-            else:
-                results.append(entry.result)
-        else:
-            results.append(entry)
-            failed = True
-        pending.popleft()
-    return failed

@@ -108,7 +108,9 @@ class Pool:
 
     def _keep(self, server: Server) -> None:
         backoff = Backoff(float(self._config.reconnect_timeout))  # type: ignore[arg-type]
+        connects = 0
         while not self.is_stopped:
+            began = monotonic()
             try:
                 link = Link(server.address, self._config, self._tubes)
             except GstalkError as error:
@@ -120,7 +122,8 @@ class Pool:
                     link.close()
                     return
                 since = monotonic()
-                self._serve(server, link)
+                connects += 1
+                self._serve(server, link, connects, since - began)
                 # What the dial asked doesn't count: a server that ends itself after that is to be asked less and less.
                 if link.pipe.read_at or monotonic() - since > STEADY:
                     backoff.reset()
@@ -128,7 +131,7 @@ class Pool:
                 return
             self._pause(backoff.pause(random()))
 
-    def _serve(self, server: Server, link: Link) -> None:
+    def _serve(self, server: Server, link: Link, connects: int, took: float) -> None:
         over = Event()
 
         def failed() -> None:
@@ -146,7 +149,7 @@ class Pool:
         if server.is_down:
             server.is_down = False
             self._hooks.info(f"connected to {server.uri} again")
-        self._hooks.event("connect", uri=server.uri)
+        self._hooks.event("connect", uri=server.uri, attempt=connects, duration=took)
         over.wait()
         if not self.is_stopped:
             # A cut alone is no outage: proxies cut idle connections all day.

@@ -58,9 +58,11 @@ _DEFAULTS = PutParams()
 class _Attempt:
     """One put on its way through its tries."""
 
-    __slots__ = ("causes", "data", "deadline", "lanes", "sent", "tried", "tries", "tube")
+    __slots__ = ("began", "causes", "data", "deadline", "lanes", "sent", "tried", "tries", "tube", "uri")
 
-    def __init__(self, lanes: Lanes, tube: str, data: bytes, deadline: float | None) -> None:
+    def __init__(self, lanes: Lanes, tube: str, data: bytes, began: float, deadline: float | None) -> None:
+        self.began = began
+        self.uri: str | None = None  # the server of the last try
         self.lanes = lanes
         self.tube = tube
         self.data = data
@@ -172,10 +174,13 @@ class Producer:
         limit = self._limit(timeout)
         lanes.puts += 1
         try:
-            deadline = None if not limit else monotonic() + limit
+            now = monotonic()
+            deadline = None if not limit else now + limit
+            if self._hooks.listens:
+                return self._put_telling(_Attempt(lanes, tube, data, now, deadline), limit == 0)
             lane = lanes.usable_now()
             if lane is None:
-                return self._try_again(_Attempt(lanes, tube, data, deadline), limit == 0)
+                return self._try_again(_Attempt(lanes, tube, data, now, deadline), limit == 0)
             slot = lanes.send(lane, tube, data, deadline)
             try:
                 job_id: int = lane.link.pipe.wait(slot)
@@ -185,11 +190,34 @@ class Producer:
                     raise
             finally:
                 lanes.done(lane)
-            attempt = _Attempt(lanes, tube, data, deadline)
+            attempt = _Attempt(lanes, tube, data, now, deadline)
             self._judge(attempt, lane, slot, limit == 0)
             return self._try_again(attempt, False)
         finally:
             lanes.leave()
+
+    def _put_telling(self, attempt: _Attempt, once: bool) -> int:
+        """Put, and tell of the end."""
+        try:
+            job_id = self._try_again(attempt, once)
+        except BaseException as error:
+            self._tell(attempt, error)
+            raise
+        self._tell(attempt, job_id)
+        return job_id
+
+    def _tell(self, attempt: _Attempt, result: int | BaseException) -> None:
+        error = result if isinstance(result, BaseException) else None
+        self._hooks.event(
+            "put",
+            passing=True,
+            uri=attempt.uri,
+            tube=attempt.tube,
+            job_id=getattr(error, "job_id", None) if isinstance(result, BaseException) else result,
+            attempt=attempt.tries + (error is None) or None,
+            exception=error,
+            duration=monotonic() - attempt.began,
+        )
 
     def put_many(
         self,
@@ -242,15 +270,21 @@ class Producer:
                     self._collect(pending, results, True, limit == 0)
                     results.append(error)
                     continue
-                attempt = _Attempt(lanes, tube, data, None if not limit else monotonic() + limit)
+                now = monotonic()
+                attempt = _Attempt(lanes, tube, data, now, None if not limit else now + limit)
                 lane = lanes.usable_now()
                 if lane is None:
                     self._collect(pending, results, True, limit == 0)
+                    result: int | BaseException
                     try:
-                        results.append(self._try_again(attempt, limit == 0))
+                        result = self._try_again(attempt, limit == 0)
                     except GstalkError as error:
-                        results.append(error)
+                        result = error
+                    results.append(result)
+                    if self._hooks.listens:
+                        self._tell(attempt, result)
                     continue
+                attempt.uri = lane.server.uri
                 pending.append((attempt, lane, lanes.send(lane, tube, data, attempt.deadline)))
                 if len(pending) >= FULL:
                     self._collect(pending, results, False, limit == 0)
@@ -277,8 +311,9 @@ class Producer:
             lanes = attempt.lanes
             if slot.result is PENDING and slot.error is None and not everything and len(pending) < FULL:
                 return
+            result: int | BaseException
             try:
-                results.append(lane.link.pipe.wait(slot))
+                result = lane.link.pipe.wait(slot)
             except GstalkError as error:
                 if error is not slot.error:
                     raise
@@ -286,12 +321,15 @@ class Producer:
                 lanes.done(lane)
                 try:
                     self._judge(attempt, lane, slot, once)
-                    results.append(self._try_again(attempt, False))
+                    result = self._try_again(attempt, False)
                 except GstalkError as final:
-                    results.append(final)
+                    result = final
             else:
                 pending.popleft()
                 lanes.done(lane)
+            results.append(result)
+            if self._hooks.listens:
+                self._tell(attempt, result)
 
     # -- more tries --------------------------------------------------------------------------------------------
 
@@ -330,6 +368,7 @@ class Producer:
         lanes = attempt.lanes
         while True:
             lane = self._take(attempt, once)
+            attempt.uri = lane.server.uri
             slot = lanes.send(lane, attempt.tube, attempt.data, attempt.deadline)
             try:
                 job_id: int = lane.link.pipe.wait(slot)
