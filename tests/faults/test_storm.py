@@ -182,6 +182,11 @@ class Storm(Ledger):
             self.taken.append((job, other))
         self.held[job.id] = conn
 
+    def unhold(self, job: gstalk.Job, conn: gstalk.Conn) -> None:
+        """It is about to be settled: from then on others may get it."""
+        if self.held.get(job.id) is conn:
+            del self.held[job.id]
+
     def carried_out(self) -> bool:
         """Every delete and release that was called has succeeded, if its connection lives."""
         return all(job.is_finished or not conn.is_connected for _, job, conn in self.settling)
@@ -227,8 +232,7 @@ class Worker:
             return
         job, conn = chosen
         self.mine.remove(chosen)
-        if self.storm.held.get(job.id) is conn:
-            del self.storm.held[job.id]
+        self.storm.unhold(job, conn)
         entry = (how, job, conn)
         self.storm.settling.append(entry)
         try:
@@ -271,6 +275,7 @@ class Worker:
     def let_go(self) -> None:
         """Nobody cancels this: what was held to the end is still ours."""
         while (chosen := self.one_of_mine()) is not None:
+            self.storm.unhold(*chosen)  # workers that aren't done yet may get it
             with suppress(gstalk.JobLostError, gstalk.DisconnectedError):
                 chosen[0].release()
                 self.storm.verify(chosen[0].is_finished, "released, and not finished", chosen[0])
