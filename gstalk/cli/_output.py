@@ -14,7 +14,19 @@ import click
 import gstalk
 from gstalk.cli._lines import dumps
 
-__all__ = ["complain", "confirm", "exit_code", "fields", "plural", "printable", "progress", "report", "row", "table"]
+__all__ = [
+    "complain",
+    "confirm",
+    "exit_code",
+    "fields",
+    "listed",
+    "plural",
+    "printable",
+    "progress",
+    "report",
+    "row",
+    "table",
+]
 
 REFRESH = 0.1  # seconds between two pictures of a progress bar
 
@@ -38,6 +50,12 @@ def printable(text: str, keep: str = "") -> str:
 
 def plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def fields(stats: Any) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import click
 from gevent.pool import Pool
@@ -11,10 +11,13 @@ from gevent.pool import Pool
 import gstalk
 from gstalk.cli._output import complain, exit_code
 
-__all__ = ["DEFAULT", "TUBE", "Servers", "tube_stats", "visit"]
+__all__ = ["DEFAULT", "TUBE", "Servers", "at_once", "tube_stats", "visit"]
 
 DEFAULT = "localhost:11300"
 IN_FLIGHT = 64
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Servers:
@@ -58,17 +61,34 @@ def visit(uris: Iterable[str], action: Callable[[gstalk.Conn], None]) -> int:
     return code
 
 
+def at_once(ask: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Ask many questions, pipelined; the answers come in order, and the first error is raised in its place."""
+
+    def answer(item: T) -> R | Exception:  # an exception that leaves a greenlet is printed
+        try:
+            return ask(item)
+        except Exception as error:
+            return error
+
+    for result in Pool(IN_FLIGHT).imap(answer, items, maxsize=IN_FLIGHT):
+        if isinstance(result, Exception):
+            raise result
+        yield result
+
+
 def tube_stats(conn: gstalk.Conn, tubes: Iterable[str] = ()) -> list[gstalk.TubeStats]:
     """Ask for the statistics of these tubes, or of all; a tube that vanished meanwhile isn't there."""
-    names = sorted(set(tubes)) or sorted(conn.list_tubes())
 
     def ask(name: str) -> gstalk.TubeStats | None:
         try:
             return conn.stats_tube(name)
         except gstalk.NotFoundError:
             return None
+        except gstalk.InvalidArgumentError as error:
+            raise gstalk.ProtocolError(f"list-tubes at {conn.uri}: {error}") from None
 
-    return [stats for stats in Pool(IN_FLIGHT).imap(ask, names) if stats is not None]
+    names = sorted(set(tubes)) or sorted(conn.list_tubes())
+    return [stats for stats in at_once(ask, names) if stats is not None]
 
 
 class _Tube(click.types.StringParamType):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import gstalk
-from gstalk.cli._output import confirm, fields, plural, progress, report, row, table
+from gstalk.cli._output import confirm, fields, listed, plural, progress, report, row, table
 from gstalk.cli._servers import TUBE, Servers, tube_stats, visit
 from gstalk.cli._sweep import sweep
 from gstalk.protocol import commands
@@ -62,7 +62,7 @@ def delete(servers: Servers, tubes: tuple[str, ...], dry_run: bool, yes: bool, a
     """
     found, code = _survey(servers, tubes)
     if (count := _count(found)) and not dry_run:
-        where = " and ".join(uri for uri, each in found.items() if each)
+        where = listed([uri for uri, each in found.items() if each])
         confirm(f"delete {plural(count, 'buried job')} on {where}", yes)
     return _act(servers, found, code, commands.DELETE, "deleted", dry_run, as_json)
 

@@ -11,7 +11,7 @@ import click
 import gstalk
 from gstalk.cli._feed import feed
 from gstalk.cli._lines import MAX_JOB_SIZE, BadLine, Row, lines
-from gstalk.cli._output import complain, confirm, progress, report
+from gstalk.cli._output import complain, confirm, listed, progress, report
 from gstalk.cli._servers import TUBE, Servers
 from gstalk.cli._sweep import STATES, State, count_jobs, sweep
 from gstalk.protocol import commands
@@ -92,7 +92,7 @@ def bury(servers: Servers, job_ids: tuple[int, ...], as_json: bool) -> int:
                     conn.reserve_job(job_id).bury()
                     count += 1
                 except gstalk.NotFoundError as error:
-                    complain(f"{error}; a reserved job can't be buried by anybody else")
+                    complain(f"{error}; one that a worker has reserved only that worker can bury")
                     code = 1
         finally:
             report(count, "buried", as_json)
@@ -133,7 +133,7 @@ def purge(servers: Servers, tube: str, state: str, yes: bool, as_json: bool) -> 
     with gstalk.dial(servers.uri) as conn:
         bounds = count_jobs(conn, tube, STATES if state == "all" else (cast(State, state),))
         if total := sum(bounds.values()):
-            kinds = " and ".join(f"{bound:,} {each}" for each, bound in bounds.items() if bound)
+            kinds = listed([f"{bound:,} {each}" for each, bound in bounds.items() if bound])
             confirm(f"delete {kinds} job{'' if total == 1 else 's'} of {tube} on {conn.uri}", yes)
         count = 0
         try:

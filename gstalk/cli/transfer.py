@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import click
-from gevent.pool import Pool
 
 import gstalk
 from gstalk.cli._delivery import Delivery
@@ -16,12 +15,11 @@ from gstalk.cli._drain import Drain, Taken
 from gstalk.cli._feed import feed
 from gstalk.cli._lines import MAX_JOB_SIZE, encode, lines, params_of, parse
 from gstalk.cli._output import complain, confirm, plural, progress, report
-from gstalk.cli._servers import TUBE, Servers
+from gstalk.cli._servers import TUBE, Servers, at_once
 from gstalk.cli._sweep import STATES, count_jobs
 
 __all__ = ["dump", "load", "move"]
 
-IN_FLIGHT = 64
 LAST_ID = 2**64 - 1
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
@@ -162,7 +160,7 @@ def _read(conn: gstalk.Conn, tube: str, ids: range) -> int:
         return b"" if job is None else encode(tube, job.body, params_of(stats))
 
     with progress("read", len(ids), shown=not sys.stdout.isatty()) as advance:
-        for line in Pool(IN_FLIGHT).imap(look, ids, maxsize=IN_FLIGHT):
+        for line in at_once(look, ids):
             if line:
                 out.write(line)
                 count += 1
