@@ -36,11 +36,13 @@ setup(
         "cli": ["click>=8.1", "rich>=13"],
         "otel": ["opentelemetry-api>=1.20"],
         "test": [
+            "beanstalkc3>=0.4",
             "flask>=3",
             "greenstalk>=2",
             "gunicorn>=23",
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "pystalk>=0.7",
             "pytest>=8.2",
             "pytest-cov>=5",
             "pytest-xdist>=3.5",
