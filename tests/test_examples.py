@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gevent import subprocess
 
 import gstalk
 from gstalk.testing import Beanstalkd, Server
@@ -16,6 +18,21 @@ from tests.servers import wait_until
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "tls")  # tls: tests/io/test_tls.py
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+ALONE = {"patched", "threads"}  # in a process of their own: one patches it, the other blocks its hub
+SAYS = {
+    "dead_letters": "order of 3 apples\njob 3: b'pears', 0 s old, attempts 1, kicks 0\nno error told\njob 2: ",
+    "delayed": "tea is ready\ncall back\ndue in 6 days, 23:59:5",
+    "fan_out_fan_in": "sum of squares: 285\n",
+    "idempotent": "2 jobs, balance 100\n",
+    "outbox": "refused: nobody orders nothing\nput 2 jobs, then 0\nship apples\nship pears\n",
+    "patched": "20 jobs of 0.1 s",
+    "plain_script": "put [1, 2, 3, 4, 5]\njob 1 says job 0\n",
+    "priorities": "[b'alarm', b'first order', b'second order', b'first order', b'clean up']\n",
+    "rate_limit": "10 calls in ",
+    "repeat": "failed: no space left\nran 3 times\n",
+    "threads": "belongs to another thread's hub\n20 jobs done\n",
+    "tubes": "['sent mail to nobody', 'sent mail to somebody', 'shrank cat.jpg']\n",
+}
 
 
 @pytest.fixture(params=["memory", "real"])
@@ -25,13 +42,21 @@ def uri(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path: Path, uri: str) -> None:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(uri)
+def test_example_runs(path: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if path.stem in ALONE:
+        command = [sys.executable, "-W", "error", str(path), uri]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        assert (done.returncode, done.stderr) == (0, "")
+        said = done.stdout
+    else:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.main(uri)
+        said = capsys.readouterr().out
+    assert SAYS.get(path.stem, "") in said
     with gstalk.dial(uri) as conn:
         assert conn.stats().current_jobs_reserved == 0
         wait_until(lambda: conn.stats().current_connections == 1)  # the server has yet to see that the others are gone
