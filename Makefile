@@ -6,12 +6,13 @@ READY := .venv/.ready
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help test soak demo lint programs clean
+.PHONY: help test soak bench demo lint programs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make test    all checks and tests (installs beanstalkd and haproxy if they are missing)"
 	@echo "make soak    the random tests again, for an hour or so, with their figures"
+	@echo "make bench   gstalk beside the raw limit and other clients, in a few minutes (ARGS=--help for more)"
 	@echo "make demo    producer and consumer at work"
 	@echo "make lint    the checks alone"
 	@echo "make clean   remove what these made"
@@ -23,6 +24,10 @@ test: lint programs
 
 soak: $(READY) programs
 	GSTALK_SOAK=1 $(BIN)/pytest -m soak
+
+bench: $(READY) programs
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(ARGS)
 
 demo: $(READY)
 	$(BIN)/python -m gstalk demo

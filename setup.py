@@ -33,6 +33,7 @@ setup(
     package_data={"gstalk": ["py.typed"]},
     install_requires=["gevent>=24.2"],
     extras_require={
+        "bench": ["aiostalk>=1.3", "greenstalk>=2", "matplotlib>=3.8", "pystalk>=0.9"],
         "cli": ["click>=8.1", "rich>=13"],
         "otel": ["opentelemetry-api>=1.20"],
         "test": [

@@ -1,0 +1,94 @@
+"""python -m benchmarks: measure, and say what was found. `--help` has the options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import plot
+from benchmarks.cases import DEFAULT_GROUPS, GROUPS, Case
+from benchmarks.figures import judge
+from benchmarks.raw import Raw
+from benchmarks.report import machine, table
+from benchmarks.rounds import Bed, Result, run_group
+
+IDLE = ("latency", "shared", "quiet")
+FOOTPRINT = ("import", "memory", "million")
+DEFAULT = (*DEFAULT_GROUPS, *IDLE, "import", "memory")
+
+
+def options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="gstalk beside the raw limit and its peers"
+    )
+    names = [*GROUPS, *IDLE, *FOOTPRINT]
+    parser.add_argument(
+        "what", nargs="*", help=f"what to measure, of {', '.join(names)}; left out: {', '.join(DEFAULT)}"
+    )
+    parser.add_argument("--all", action="store_true", help="measure everything, for half an hour or so")
+    parser.add_argument("--client", default="", help="only clients whose name has this in it (raw C stays)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are taken (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the results there, too; - for standard output alone")
+    parser.add_argument("--plot", metavar="FILE", help="draw the results there, as SVG")
+    chosen = parser.parse_args(arguments)
+    chosen.what = names if chosen.all else chosen.what or list(DEFAULT)
+    if wrong := [name for name in chosen.what if name not in names]:
+        parser.error(f"no such thing to measure: {', '.join(wrong)}")
+    return chosen
+
+
+def say(text: str) -> None:
+    """Tell how far it is, where somebody looks on."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def wanted(case: Case, client: str) -> bool:
+    return client in case.client or case.family == "raw"
+
+
+def measure(chosen: argparse.Namespace) -> tuple[list[Result], dict[str, Any]]:
+    results: list[Result] = []
+    others: dict[str, Any] = {}
+    with Raw() as raw, Bed(raw) as bed:
+        for name in chosen.what:
+            if name in GROUPS:
+                cases = [case for case in GROUPS[name] if wanted(case, chosen.client)]
+                results += run_group(name, cases, bed, chosen.rounds, say)
+                continue
+            say(name)
+            module = "benchmarks.idle" if name in IDLE else "benchmarks.footprint"
+            others[name] = bed.child(module, "", name, *([] if name == "import" else [bed.server().uri]))
+    say("")
+    return results, others
+
+
+def main(arguments: list[str]) -> None:
+    chosen = options(arguments)
+    results, others = measure(chosen)
+    figures = judge(results, others)
+    found = {
+        "machine": machine(),
+        "results": [each.as_json() for each in results],
+        "others": others,
+        "figures": [{**vars(each), "met": each.met} for each in figures],
+    }
+    if chosen.json and chosen.json != "-":
+        Path(chosen.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if chosen.plot:
+        plot.draw(results, Path(chosen.plot))
+    if chosen.json == "-":
+        print(json.dumps(found, indent=1))
+        return
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), end="\n\n")
+    print(table(results), end="\n\n")
+    for name, value in others.items():
+        print(f"{name}: {json.dumps(value)}")
+    print(*figures, sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,121 @@
+"""What gstalk promises about its speed, held against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.rounds import Result
+
+__all__ = ["Figure", "best_peer", "best_raw", "judge"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One promise: `value` is to be at least, or at most, `target`."""
+
+    name: str
+    value: float
+    target: float
+    unit: str = ""
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+    def __str__(self) -> str:
+        bound = f"at {'most' if self.at_most else 'least'} {self.target:g}{self.unit}"
+        return f"{'met   ' if self.met else 'MISSED'} {self.name}: {self.value:.3g}{self.unit} ({bound})"
+
+
+def _alike(one: Result, other: Result) -> bool:
+    """Whether two results are of the same work over the same wire, measured in the same rounds."""
+    here, there = one.case, other.case
+    work = "put" if here.workload == "put_many" else here.workload
+    return (work, here.size, here.wire, here.tubes, here.pinned, one.group) == (
+        there.workload,
+        there.size,
+        there.wire,
+        there.tubes,
+        there.pinned,
+        other.group,
+    )
+
+
+def _best(family: str, result: Result, results: list[Result]) -> Result | None:
+    others = [each for each in results if each.case.family == family and _alike(result, each)]
+    return max(others, key=lambda each: each.rate, default=None)
+
+
+def best_raw(result: Result, results: list[Result]) -> Result | None:
+    return _best("raw", result, results)
+
+
+def best_peer(result: Result, results: list[Result]) -> Result | None:
+    return _best("peer", result, results)
+
+
+def judge(results: list[Result], others: dict[str, Any]) -> list[Figure]:
+    """Hold against the promises whatever of it was measured."""
+    found: list[Figure] = []
+
+    def rate(group: str, workload: str, client: str, **dimensions: Any) -> float | None:
+        for result in results:
+            case = result.case
+            wished = all(getattr(case, name) == value for name, value in dimensions.items())
+            if wished and (result.group, case.workload, case.client) == (group, workload, client):
+                return result.rate
+        return None
+
+    def raw(group: str) -> float | None:
+        return max((each.rate for each in results if each.group == group and each.case.family == "raw"), default=None)
+
+    def ratio(name: str, one: float | None, other: float | None, target: float) -> None:
+        if one is not None and other is not None:
+            found.append(Figure(name, one / other, target))
+
+    ratio("Conn.put, of the raw limit", rate("put", "put", "gstalk Conn"), raw("put"), 1.0)
+    ratio("Producer.put, of the raw limit", rate("put", "put", "gstalk Producer"), raw("put"), 0.9)
+    ratio("Conn.put_many, of the raw limit", rate("put", "put_many", "gstalk Conn"), raw("put"), 1.0)
+    consumer = rate("work", "work", "gstalk Consumer")
+    ratio("Consumer, of the raw limit", consumer, raw("work"), 1.0)
+    ratio("Consumer, times greenstalk", consumer, rate("work", "work", "greenstalk"), 6.0)
+    for workload, name, patched, blocking in (("put", "put", 1.0, 0.7), ("work", "reserve+delete", 0.9, 0.75)):
+        one = rate("lockstep", workload, "gstalk Conn")
+        ratio(
+            f"one greenlet, {name}, of greenstalk patched",
+            one,
+            rate("lockstep", workload, "greenstalk, patched"),
+            patched,
+        )
+        ratio(f"one greenlet, {name}, of greenstalk blocking", one, rate("lockstep", workload, "greenstalk"), blocking)
+    for workload, client in (("put", "gstalk Conn"), ("work", "gstalk Consumer")):
+        many, few = (rate("growth", workload, client, greenlets=number) for number in (1000, 64))
+        ratio(f"{client}, {workload}: 1,000 greenlets, of 64", many, few, 0.9)
+        long, short = (rate("length", workload, client, long=times) for times in (12.5, 0.125))
+        ratio(f"{client}, {workload}: long run, of a short one", long, short, 0.9)
+    found += _others(others)
+    return found
+
+
+def _others(others: dict[str, Any]) -> list[Figure]:
+    bounds: list[tuple[str, str, Callable[[Any], float], float, str]] = [
+        (
+            "latency",
+            "idle: put to handler p99 beyond the round trip's",
+            lambda r: r["handler"]["p99"] - r["trip"]["p99"],
+            2.0,
+            " ms",
+        ),
+        ("shared", "others busy on the connection: put to handler, most", lambda r: r["most"], 55.0, " ms"),
+        ("quiet", "idle Consumer: commands in 10 s", lambda r: r["commands"], 0.0, ""),
+        ("quiet", "idle Consumer: CPU in 10 s", lambda r: r["cpu"] * 1000, 10.0, " ms"),
+        ("memory", "memory for each of 1,000 connections", lambda r: r["kilobytes"], 20.0, " KB"),
+        ("million", "memory: growth from 100,000 to a million jobs", lambda r: r["growth"], 1.0, " MB"),
+        ("import", "import gstalk", lambda r: r["milliseconds"], 20.0, " ms"),
+    ]
+    return [
+        Figure(name, value(others[key]), most, unit, True) for key, name, value, most, unit in bounds if key in others
+    ]

@@ -1,0 +1,158 @@
+/* The raw limit: a tight, pipelined client of beanstalkd, which does nothing that a client library does.
+
+   raw PLACE WORKLOAD COUNT DEPTH SIZE TUBE
+       PLACE     a port on the loopback, or the path of a unix socket
+       WORKLOAD  put: COUNT jobs with bodies of SIZE bytes; work: reserve and delete COUNT jobs
+       DEPTH     commands in flight; each reply is followed by a new command, all those of one read in one send
+
+   Prints one line of JSON: the seconds that it took, and the seconds of CPU. Replies other than those wished for end it. */
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+static int sock;
+static char *out; /* what is to be sent */
+static size_t filled;
+static char in[65536];
+static size_t have, at; /* what has been read, and how far it is parsed */
+
+static void die(const char *what) {
+    fprintf(stderr, "raw: %s\n", what);
+    exit(1);
+}
+
+static void dial(const char *place) {
+    if (place[0] == '/') {
+        struct sockaddr_un path = {.sun_family = AF_UNIX};
+        strncpy(path.sun_path, place, sizeof path.sun_path - 1);
+        sock = socket(AF_UNIX, SOCK_STREAM, 0);
+        if (connect(sock, (struct sockaddr *)&path, sizeof path)) die("connect");
+    } else {
+        int one = 1;
+        struct sockaddr_in port = {.sin_family = AF_INET, .sin_port = htons(atoi(place))};
+        port.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        sock = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(sock, (struct sockaddr *)&port, sizeof port)) die("connect");
+        setsockopt(sock, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    }
+}
+
+static void flush(void) {
+    for (size_t sent = 0; sent < filled;) {
+        ssize_t taken = send(sock, out + sent, filled - sent, 0);
+        if (taken <= 0) die("send");
+        sent += taken;
+    }
+    filled = 0;
+}
+
+/* Read more behind what isn't parsed yet. */
+static void more(void) {
+    memmove(in, in + at, have - at);
+    have -= at;
+    at = 0;
+    ssize_t got = recv(sock, in + have, sizeof in - have, 0);
+    if (got <= 0) die("recv");
+    have += got;
+}
+
+/* Find the end of the next line, or say that it isn't there yet. */
+static char *line(void) {
+    char *end = memchr(in + at, '\n', have - at);
+    return end;
+}
+
+static void expect(const char *word) {
+    while (!line()) more();
+    if (strncmp(in + at, word, strlen(word))) die("unexpected reply");
+    at = line() + 1 - in;
+}
+
+static void put(long count, long depth, const char *job, size_t size) {
+    long sent = 0, answered = 0;
+    while (answered < count) {
+        for (; sent < count && sent - answered < depth; sent++) {
+            memcpy(out + filled, job, size);
+            filled += size;
+        }
+        flush();
+        more();
+        for (char *end; (end = line()); at = end + 1 - in, answered++)
+            if (strncmp(in + at, "INSERTED ", 9)) die("unexpected reply");
+    }
+}
+
+static void work(long count, long depth) {
+    static const char reserve[] = "reserve-with-timeout 0\r\n";
+    long asked = 0, deleted = 0;
+    for (; asked < depth && asked < count; asked++) filled += sprintf(out + filled, reserve);
+    flush();
+    while (deleted < count) {
+        more();
+        for (char *end; (end = line());) {
+            if (!strncmp(in + at, "RESERVED ", 9)) {
+                char *rest;
+                unsigned long long id = strtoull(in + at + 9, &rest, 10);
+                size_t whole = end + 1 - (in + at) + strtoul(rest, NULL, 10) + 2;
+                if (have - at < whole) break;
+                at += whole;
+                filled += sprintf(out + filled, "delete %llu\r\n", id);
+            } else if (!strncmp(in + at, "DELETED", 7)) {
+                at = end + 1 - in;
+                deleted++;
+                if (asked < count) {
+                    filled += sprintf(out + filled, reserve);
+                    asked++;
+                }
+            } else
+                die("unexpected reply");
+        }
+        flush();
+    }
+}
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static double cpu(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 7) die("usage: raw PLACE WORKLOAD COUNT DEPTH SIZE TUBE");
+    long count = atol(argv[3]), depth = atol(argv[4]), size = atol(argv[5]);
+    const char *tube = argv[6];
+    char *job = malloc(size + 100);
+    int head = sprintf(job, "put 1024 0 60 %ld\r\n", size);
+    memset(job + head, 'x', size);
+    memcpy(job + head + size, "\r\n", 2);
+    out = malloc(depth * (head + size + 2) + sizeof in);
+
+    dial(argv[1]);
+    filled = sprintf(out, "use %s\r\nwatch %s\r\nignore default\r\n", tube, tube);
+    flush();
+    expect("USING");
+    expect("WATCHING 2");
+    expect("WATCHING 1");
+    double began = now(), used = cpu();
+    if (!strcmp(argv[2], "put"))
+        put(count, depth, job, head + size + 2);
+    else
+        work(count, depth);
+    printf("{\"seconds\": %.6f, \"cpu\": %.6f}\n", now() - began, cpu() - used);
+    return 0;
+}
