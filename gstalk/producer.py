@@ -58,7 +58,7 @@ _DEFAULTS = PutParams()
 class _Attempt:
     """One put on its way through its tries."""
 
-    __slots__ = ("began", "causes", "data", "deadline", "lanes", "sent", "tried", "tries", "tube", "uri")
+    __slots__ = ("began", "causes", "data", "deadline", "lanes", "refused", "sent", "tried", "tries", "tube", "uri")
 
     def __init__(self, lanes: Lanes, tube: str, data: bytes, began: float, deadline: float | None) -> None:
         self.began = began
@@ -69,6 +69,7 @@ class _Attempt:
         self.deadline = deadline
         self.tried: set[str] = set()
         self.tries = 0
+        self.refused = False  # the last try was answered: its connection goes on, and could say the same at once
         self.sent: Sent = "no"
         self.causes: dict[str, BaseException] = {}
 
@@ -339,6 +340,7 @@ class Producer:
         assert error is not None
         attempt.tried.add(lane.server.uri)
         attempt.tries += 1
+        attempt.refused = not isinstance(error, DisconnectedError)
         if isinstance(error, PutTimeoutError):
             if slot.end <= lane.link.pipe.sent:
                 attempt.sent = "maybe"
@@ -391,9 +393,10 @@ class Producer:
                 self._wait(attempt, once)
                 continue
             if lane.server.uri in attempt.tried:
-                # All usable servers have failed once: go round again, but not as fast as a server can say no.
+                # All usable servers have failed once: go round again, but not as fast as a server can say no. (A lost
+                # connection takes its time to come back by itself.)
                 attempt.tried.clear()
-                if attempt.tries >= len(lanes.health):
+                if attempt.refused and attempt.tries >= len(lanes.health):
                     lanes.done(lane)
                     self._pause(attempt)
                     continue

@@ -256,6 +256,7 @@ class _Link:
 
     def close(self) -> None:
         """Close what is left. What was sent to us meanwhile is read first, or the kernel would reset instead."""
+        gevent.killall(self.pumps)  # they may still read, where it wasn't they who ended
         try:
             with gevent.Timeout(_LINGER, False):  # type: ignore[arg-type]  # the stubs lack False
                 for sock in self._sockets():

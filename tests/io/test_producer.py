@@ -559,6 +559,15 @@ def test_put_many_bodies_whose_connection_is_cut_are_tried_again(play, produce):
     assert len(ids) == 10
 
 
+def test_put_many_bodies_whose_connection_is_cut_are_tried_again_without_a_pause_for_each(play, produce):
+    """With a pause of 0.1 s after each of them, as after a server's no, most of these would have been too late."""
+    played = play({"put": [CUT, INSERTED]})
+    with produce(played.uri) as producer:
+        producer.wait_connected()
+        assert len(producer.put_many("default", [b"x"] * 200, timeout=5)) == 200
+    assert played.count("put") > 200
+
+
 @pytest.mark.slow
 def test_put_many_timeout_counts_for_each_body_from_when_it_is_taken(server, produce, tube):
     def bodies():
