@@ -19,14 +19,16 @@ from typing import Any
 import gevent
 from gevent import get_hub, getcurrent
 from gevent.event import Event
+from gevent.pool import Group
 from gevent.pool import Pool as GreenletPool
 
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk._pipeline import wait_for
+from gstalk._ruins import bury_ruined
 from gstalk.config import LEFT_OUT, Config
-from gstalk.errors import DeadlineSoonError, DisconnectedError
+from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job, Seconds
 from gstalk.pool import Pool, Server
 from gstalk.protocol import checks, commands
@@ -173,6 +175,7 @@ class _Run:
         self._jobs: deque[tuple[_ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
         self._current: dict[Any, tuple[_ConsumerLane, Job]] = {}  # what each greenlet works at
         self._greenlets = GreenletPool(config.num_greenlets)
+        self._aside = Group()  # greenlets that tell of reserves which failed
         self._pump_due = False
         self._timer: Any = None
         self._changed = Event()  # the receiving greenlet is to look
@@ -200,6 +203,7 @@ class _Run:
             self.pool.want(-1)
             self._async.close()
             self._stop_timer()
+            self._aside.kill(block=False)
         if self._interruption is not None:
             raise self._interruption
 
@@ -246,6 +250,9 @@ class _Run:
         """Take leave of the servers, so that they have let go; what takes too long is cut."""
         if not self._leaving:
             self._finished_at = monotonic()
+            self._leaving = list(self._aside)
+            for greenlet in self._leaving:
+                greenlet.rawlink(self._ended)
             for link in self.pool.links:
                 self._leaving.append(gevent.spawn(link.leave))
                 self._leaving[-1].rawlink(self._ended)
@@ -423,7 +430,7 @@ class _Run:
             else:
                 self._asking.answered(lane, False, now)
                 if not isinstance(slot.error, DisconnectedError):
-                    gevent.spawn(self._hooks.error, slot.error, f"reserve at {lane.server} failed")
+                    self._aside.spawn(self._reserve_failed, lane, slot.error)
         elif slot.result is None:
             if waited:
                 self._asking.slice_over(lane)
@@ -443,6 +450,15 @@ class _Run:
             else:
                 self._jobs.append((lane, job))
         self._pump_soon()
+
+    def _reserve_failed(self, lane: _ConsumerLane, error: BaseException) -> None:
+        """Tell; and put a job that the server has ruined out of the way, or nobody would get beyond it."""
+        message = f"reserve at {lane.server} failed"
+        if isinstance(error, ProtocolError) and error.job_id is not None:
+            link, job_id = lane.link, error.job_id
+            if bury_ruined(self._hub, link.address, self._config, link.server.id, job_id):
+                message += f"; job {job_id} has no end, the server has ruined it: buried"
+        self._hooks.error(error, message)
 
 
 def _switch(call: Call) -> None:

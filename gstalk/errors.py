@@ -109,7 +109,12 @@ class InternalError(ServerError):
 
 
 class ProtocolError(GstalkError):
-    """The server broke the protocol; the connection is closed."""
+    """The server broke the protocol; the connection is closed.
+
+    `job_id` names the job that the server handed out without the end of its body, if that was it.
+    """
+
+    job_id: int | None = None
 
 
 class BadFormatError(ProtocolError):

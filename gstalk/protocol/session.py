@@ -23,7 +23,7 @@ from typing import Any
 
 from gstalk.errors import DisconnectedError, ProtocolError
 from gstalk.protocol.commands import Command
-from gstalk.protocol.replies import BODIED, Malformed, body_size
+from gstalk.protocol.replies import BODIED, Malformed, body_size, job_id
 
 __all__ = ["PENDING", "Call", "Session", "Slot", "WaitSlot", "lost"]
 
@@ -138,7 +138,10 @@ class Session:
                         self._keep(data[position:], after + 2 - position)
                         return None
                     if data[after : after + 2] != b"\r\n":
-                        raise Malformed
+                        ruined = None if word == b"OK" else job_id(rest.partition(b" ")[0])
+                        error = self._broken(slot, data[position:end])
+                        error.job_id = ruined
+                        return error
                     parse(slot, rest, data[start:after])
                     position = after + 2
                 else:
