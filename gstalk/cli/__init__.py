@@ -70,9 +70,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _sentence(error: click.ClickException) -> str:
-    """click's sentence in our style: no capital, no full stop."""
-    text = error.format_message().rstrip(".")
-    return text[:1].lower() + text[1:]
+    """click's sentences as one of our style: no capital, no full stop."""
+    sentences = error.format_message().rstrip(".?").split(". ")
+    return "; ".join(each[:1].lower() + each[1:] for each in sentences)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

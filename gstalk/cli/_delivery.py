@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.os import tp_write
 from gevent.queue import Queue
 
 __all__ = ["Delivery"]
@@ -86,11 +85,23 @@ class Delivery:
                 if self._is_file or (self._is_pipe and len(data) <= ATOMIC):
                     written = os.write(self._fd, data)
                 else:
-                    written = tp_write(self._fd, data)
+                    written = self._write_in_thread(data)
             except BlockingIOError:  # somebody has made it non-blocking
                 gevent.sleep(LONGEST_PAUSE)
                 continue
             data = data[written:]
+
+    def _write_in_thread(self, data: bytes) -> int:
+        def attempt() -> int | OSError:  # an exception that leaves it would be printed
+            try:
+                return os.write(self._fd, data)
+            except OSError as error:
+                return error
+
+        result = gevent.get_hub().threadpool.apply(attempt)
+        if isinstance(result, OSError):
+            raise result
+        return int(result)
 
     def _wait_empty(self) -> None:
         poll = select.poll()

@@ -12,7 +12,8 @@ tells, in the same write.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gevent
@@ -84,21 +85,25 @@ class Drain:
         Raises:
             Exception: The first that `deliver` raised. All jobs that it had not dealt with are put back.
         """
+        with _interrupted_here():
+            self._run(bounds)
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, bounds: dict[State, int]) -> None:
         try:
             late = self._take("delayed", bounds["delayed"])
             # Those that have become ready since they were counted are found here.
             self._take("ready", self._take_ready(bounds["ready"] + late))
             self._take("buried", bounds["buried"])
             self._pool.join()
-        except BaseException:
+        except BaseException as error:
+            self._failure = self._failure or error  # those who take see it, and end
             self._pool.join(LAST_SECONDS)
-            raise
         finally:
             self._pool.kill()
             for taken in list(self._held.values()):
                 taken.put_back()
-        if self._failure is not None:
-            raise self._failure
 
     def _take_ready(self, bound: int) -> int:
         """Reserve many at a time, as a worker would; returns how many are still to be taken."""
@@ -170,3 +175,22 @@ class Drain:
             self._failure = self._failure or error
         else:
             del self._held[taken.job.id]
+
+
+@contextlib.contextmanager
+def _interrupted_here() -> Iterator[None]:
+    """Have signals interrupt the greenlet that calls this, not whichever happens to run.
+
+    One that has written a line and is about to delete its job must come to that.
+    """
+    me, loop = gevent.getcurrent(), gevent.get_hub().loop
+
+    def interrupt(number: int, frame: object) -> None:
+        loop.run_callback(me.throw, KeyboardInterrupt())
+
+    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
+from gevent import subprocess
 
 import gstalk
 from gstalk.cli import main
@@ -81,3 +83,26 @@ def states(conn: gstalk.Conn, tube: str) -> dict[str, int]:
     names = ("ready", "reserved", "delayed", "buried")
     found = {name: getattr(stats, f"current_jobs_{name}") for name in names}
     return {name: count for name, count in found.items() if count}
+
+
+COMMAND = [sys.executable, "-m", "gstalk"]
+
+
+def start(*args: str, uri: str, **options: Any) -> Any:
+    """Start `gstalk` as a process of its own; what isn't said otherwise is a pipe."""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([*COMMAND, "--uri", uri, *args], **{**pipes, **options})
+
+
+def finish(process: Any, stdin: bytes = b"") -> Outcome:
+    """Wait for its end."""
+    out, err = process.communicate(stdin)
+    return Outcome(process.returncode, (out or b"").decode(), (err or b"").decode())
+
+
+def shell(line: str, uri: str) -> Outcome:
+    """Run a line of shell in which `$G` is gstalk; the exit code is the first program's."""
+    script = f'{line}; exit "${{PIPESTATUS[0]}}"'
+    environment = {**os.environ, "G": shlex.join(COMMAND), "BEANSTALKD_URI": uri}
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return finish(subprocess.Popen(["bash", "-c", script], env=environment, stdin=subprocess.DEVNULL, **pipes))

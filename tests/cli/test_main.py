@@ -1,0 +1,97 @@
+"""What all commands share: URIs, sentences, help and completion."""
+
+from __future__ import annotations
+
+import pytest
+
+from gstalk.cli import cli
+from tests.cli.running import UNUSED, run
+
+COMMANDS = sorted(cli.commands)
+USAGE = "gstalk: {}; see 'gstalk {}--help'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "err"),
+    [
+        (["nix"], USAGE.format("no such command 'nix'", "")),
+        (["peek", "x"], USAGE.format("invalid value for '[ID]': 'x' is not a valid integer range", "peek ")),
+        (["bury"], USAGE.format("missing argument 'ID...'", "bury ")),
+        (["put", "mail", "a", "b"], USAGE.format("got unexpected extra argument (b)", "put ")),
+        (
+            ["--uri", "redis://x", "tubes"],
+            USAGE.format("invalid server URI 'redis://x': scheme must be beanstalk, beanstalks, tls or unix", ""),
+        ),
+        (["--uri", "a", "--uri", "b", "put", "mail", "x"], USAGE.format("this command takes one --uri", "put ")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_sentence(arguments, err):
+    code, out, said = run(*arguments)
+    assert (code, out) == (2, "")
+    assert said == err
+
+
+def test_option_misspelt_is_one_sentence():
+    code, out, err = run("kick", "--tubes", "x")
+    assert (code, out) == (2, "")
+    assert err.startswith("gstalk: no such option")
+    assert err.endswith("; see 'gstalk kick --help'\n")
+    assert ". " not in err
+
+
+def test_no_arguments_shows_the_help():
+    code, out, err = run()
+    assert code in (0, 2)  # click 8.1 calls it no error
+    assert "Usage: gstalk [OPTIONS] COMMAND" in out + err
+
+
+@pytest.mark.parametrize("uri", [UNUSED, "nowhere.invalid", "unix:///no/such/socket", f"tls://{UNUSED}"])
+def test_no_connection_is_one_sentence(uri):
+    code, _, err = run("tubes", uri=uri)
+    assert code == 3
+    assert err.startswith("gstalk: connect to ")
+    assert err.count("\n") == 1
+
+
+def test_uris_from_the_environment(place, monkeypatch):
+    monkeypatch.setenv("BEANSTALKD_URI", f"{place.uri} {UNUSED}")
+    code, out, err = run("tubes", "--json")
+    assert (code, out.count("\n"), err.count("\n")) == (3, 1, 1)
+    monkeypatch.setenv("BEANSTALKD_URI", place.uri)
+    assert run("put", "mail", "x") == (0, "1\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(command):
+    code, _, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    for parameter in cli.commands[command].params:
+        assert parameter.param_type_name == "argument" or parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_completion_script_is_there(monkeypatch, kind):
+    monkeypatch.setenv("_GSTALK_COMPLETE", f"{kind}_source")
+    code, out, _ = run()
+    assert code == 0
+    assert "_GSTALK_COMPLETE" in out
+
+
+def test_completion_knows_commands_and_tubes(monkeypatch, place, clerk):
+    def complete(words: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", f"gstalk {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+        code, out, err = run()
+        assert (code, err) == (0, "")
+        return [line.removeprefix("plain,") for line in out.split()]
+
+    monkeypatch.setenv("_GSTALK_COMPLETE", "bash_complete")
+    assert complete("ki") == ["kick"]
+    for name in ("mail-1", "mail-2", "fax"):
+        clerk.put(name, b"x")
+    monkeypatch.setenv("BEANSTALKD_URI", place.uri)
+    assert complete("kick --tube mail") == ["mail-1", "mail-2"]
+    assert complete(f"--uri {place.uri} purge fa") == ["fax"]
+    monkeypatch.setenv("BEANSTALKD_URI", UNUSED)
+    assert complete("purge ma") == []

@@ -1,0 +1,282 @@
+"""`gstalk` as a process: exit codes, pipes that close, and ends at the worst moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent import subprocess
+
+import gstalk
+from gstalk.testing import Beanstalkd
+from tests.cli.running import COMMAND, UNUSED, Outcome, finish, shell, start, states
+from tests.servers import wait_until
+
+HEAD = 3
+
+
+def numbered(count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(count)]
+
+
+def on_server(uri: str, tube: str) -> list[bytes]:
+    """The bodies of a tube's jobs, which are taken out."""
+    done = shell(f"$G dump {tube} --yes", uri)
+    assert done.code == 0, done.err
+    return [json.loads(line)["body"].encode() for line in done.out.splitlines()]
+
+
+def in_file(path: Path) -> list[bytes]:
+    """The bodies of the complete lines of a dump."""
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line)["body"].encode() for line in lines[:-1]]
+
+
+# -- exit codes ----------------------------------------------------------------------------------------------------
+
+
+def test_both_ways_to_call_it():
+    script = Path(sysconfig.get_path("scripts")) / "gstalk"
+    if not script.exists():
+        found = shutil.which("gstalk")
+        assert found is not None
+        script = Path(found)
+    for command in ([str(script)], COMMAND):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, f"gstalk, version {gstalk.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "err"),
+    [
+        ("$G put mail hello > /dev/null", 0, ""),
+        ("$G peek 99", 1, "gstalk: peek 99 at {uri}: no such job\n"),
+        ("$G nix", 2, "gstalk: no such command 'nix'; see 'gstalk --help'\n"),
+        (
+            "BEANSTALKD_URI=localhost:1 $G pause mail 1",
+            3,
+            f"gstalk: connect to beanstalk://{UNUSED}: connection refused\n",
+        ),
+    ],
+)
+def test_exit_code_and_sentence(own_server, line, code, err):
+    assert shell(line, own_server.uri) == (code, "", err.format(uri=own_server.uri))
+
+
+def test_missing_extra_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "click.py").write_text("raise ImportError('no click', name='click')")
+    done = subprocess.run(COMMAND, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "gstalk: the command line needs click: pip install 'gstalk[cli]'\n"
+
+
+# -- pipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a pipe can't tell whether it was read")
+def test_dump_reader_ends_loses_what_it_has_read_alone(own_server):
+    """`head` prints three lines: three jobs are gone."""
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put_many("mail", numbered(500))
+        done = shell(f"$G dump mail --yes | head -n {HEAD}", own_server.uri)
+        assert (done.code, done.err) == (1, "3 jobs dumped\n")
+        assert [json.loads(line)["body"] for line in done.out.splitlines()] == ["0", "1", "2"]
+        wait_until(lambda: states(conn, "mail") == {"ready": 500 - HEAD})
+    assert on_server(own_server.uri, "mail") == numbered(500)[HEAD:]
+
+
+@pytest.mark.parametrize("reader", ["true", "exec <&-; sleep 0.5"])
+def test_dump_nobody_reads_loses_nothing(own_server, reader):
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put_many("mail", numbered(100))
+        done = shell(f"$G dump mail --yes | ({reader})", own_server.uri)
+        assert (done.code, done.err) == (1, "0 jobs dumped\n")
+        wait_until(lambda: states(conn, "mail") == {"ready": 100})
+
+
+def test_dump_disk_full_loses_nothing(own_server):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put_many("mail", numbered(100))
+        done = shell("$G dump mail --yes > /dev/full", own_server.uri)
+        assert (done.code, done.err) == (1, "0 jobs dumped\ngstalk: No space left on device\n")
+        wait_until(lambda: states(conn, "mail") == {"ready": 100})
+
+
+@pytest.mark.parametrize(
+    "line", ["seq 9999 | $G put mail --lines", "$G tubes", "$G stats --json", "$G peek 1", "$G --help"]
+)
+def test_result_nobody_reads_ends_quietly(own_server, line):
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put("mail", b"x" * 65000)
+        assert shell(f"{line} | true", own_server.uri).err == ""
+
+
+def test_dump_slow_reader_keeps_its_jobs(own_server):
+    """While a reader takes longer than the jobs' ttr, nobody else gets them."""
+    with gstalk.dial(own_server.uri) as conn, gstalk.dial(own_server.uri) as worker:
+        conn.put_many("mail", [b"x" * 60000] * 5, ttr=1)
+        worker.watch("mail")
+        process = start("dump", "mail", "--yes", uri=own_server.uri)
+        wait_until(lambda: states(conn, "mail") == {"reserved": 5})
+        assert worker.reserve_with_timeout(2.5) is None
+        outcome = finish(process)
+        assert (outcome.code, outcome.err, len(outcome.out.splitlines())) == (0, "5 jobs dumped\n", 5)
+        assert states(conn, "mail") == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_dump_interrupted_while_its_reader_sleeps_loses_nothing(own_server, number):
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put_many("mail", [b"x" * 60000] * 100)
+        process = start("dump", "mail", "--yes", uri=own_server.uri)
+        wait_until(lambda: states(conn, "mail").get("reserved", 0) > 5)
+        process.send_signal(number)
+        wait_until(lambda: process.poll() is not None, 15)
+        assert finish(process).err.split("\n", 1)[1].strip() == "gstalk: interrupted"
+        assert states(conn, "mail") == {"ready": 100}
+
+
+def test_put_lines_puts_each_line_as_it_comes(own_server):
+    process = start("put", "mail", "--lines", uri=own_server.uri)
+    for number in (1, 2):
+        process.stdin.write(b"line\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"%d\n" % number
+    assert finish(process) == (0, "", "")
+
+
+# -- ends at the worst moment --------------------------------------------------------------------------------------
+
+
+def let_go(conn: gstalk.Conn, tube: str) -> bool:
+    return "reserved" not in states(conn, tube)
+
+
+def end_in_the_middle(
+    process: Any, number: int, rng: random.Random, begun: Callable[[], Any], within: float
+) -> Outcome:
+    wait_until(begun)
+    gevent.sleep(rng.uniform(0, within))
+    process.send_signal(number)
+    return finish(process)
+
+
+@pytest.mark.limit(1200)
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_dump_ended_at_any_moment_loses_nothing(own_server, tmp_path, rng, many, figures, number):
+    """What is complete in the file and what is on the server are all jobs; after an orderly end, each of them once."""
+    jobs = numbered(2000)
+    path = tmp_path / "jobs"
+    total: Counter[str] = Counter()
+    for _ in range(many(2, 100)):
+        with gstalk.dial(own_server.uri) as conn:
+            conn.put_many("mail", jobs)
+            with path.open("wb") as file:
+                process = start("dump", "mail", "--yes", uri=own_server.uri, stdout=file)
+                end_in_the_middle(process, number, rng, lambda: path.stat().st_size, 0.2)
+            wait_until(partial(let_go, conn, "mail"))
+        dumped, left = in_file(path), on_server(own_server.uri, "mail")
+        assert set(dumped) | set(left) == set(jobs)
+        doubled = len(dumped) + len(left) - len(jobs)
+        assert doubled == 0 if number != signal.SIGKILL else doubled <= 64
+        total.update(rounds=1, dumped=len(dumped), left=len(left), doubled=doubled)
+    figures.update(total)
+
+
+@pytest.mark.limit(1200)
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_move_ended_at_any_moment_loses_nothing(own_server, rng, many, figures, number):
+    jobs = numbered(2000)
+    total: Counter[str] = Counter()
+    with Beanstalkd() as second:
+        for _ in range(many(2, 100)):
+            with gstalk.dial(own_server.uri) as conn, gstalk.dial(second.uri) as other:
+                conn.put_many("mail", jobs)
+                process = start("move", "mail", "fax", "--to-uri", second.uri, uri=own_server.uri)
+                end_in_the_middle(process, number, rng, partial(states, other, "fax"), 0.2)
+                wait_until(partial(let_go, conn, "mail"))
+            moved, left = on_server(second.uri, "fax"), on_server(own_server.uri, "mail")
+            assert set(moved) | set(left) == set(jobs)
+            doubled = len(moved) + len(left) - len(jobs)
+            assert doubled == 0 if number != signal.SIGKILL else doubled <= 64
+            total.update(rounds=1, moved=len(moved), left=len(left), doubled=doubled)
+    figures.update(total)
+
+
+@pytest.mark.limit(600)
+@pytest.mark.slow
+@pytest.mark.soak
+def test_load_killed_has_put_the_first_lines(own_server, tmp_path, rng, many, figures):
+    """What was put is the file's beginning, without a hole: so one may go on behind it."""
+    jobs = numbered(20000)
+    path = tmp_path / "jobs"
+    path.write_text("".join(json.dumps({"tube": "mail", "body": body.decode()}) + "\n" for body in jobs))
+    total: Counter[str] = Counter()
+    for _ in range(many(2, 50)):
+        with gstalk.dial(own_server.uri) as conn:
+            process = start("load", str(path), uri=own_server.uri)
+            end_in_the_middle(process, signal.SIGKILL, rng, partial(states, conn, "mail"), 0.1)
+        found = on_server(own_server.uri, "mail")
+        assert found == jobs[: len(found)]
+        total.update(rounds=1, loaded=len(found))
+    figures.update(total)
+
+
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
+@pytest.mark.limit(1200)
+@pytest.mark.slow
+@pytest.mark.soak
+def test_transfer_of_many_jobs_takes_bounded_memory(own_server, tmp_path, many, figures):
+    """Put, dump, load, move and purge of a million jobs, each within 60 MiB."""
+    count = many(5_000, 1_000_000)
+    measure = [sys.executable, "-c", MEASURE, str(tmp_path / "peak"), *COMMAND]
+    environment = {**os.environ, "BEANSTALKD_URI": own_server.uri}
+    jobs, ids = tmp_path / "jobs", tmp_path / "ids"
+    lines = tmp_path / "lines"
+    with lines.open("w") as file:
+        file.writelines(f"{number:011d}\n" for number in range(count))
+    steps: list[tuple[list[str], Path, Path]] = [
+        (["put", "mail", "--lines"], lines, ids),
+        (["dump", "mail", "--yes"], Path(os.devnull), jobs),
+        (["load"], jobs, ids),
+        (["move", "mail", "fax"], Path(os.devnull), ids),
+        (["purge", "fax", "--yes"], Path(os.devnull), ids),
+    ]
+    for arguments, source, target in steps:
+        began = monotonic()
+        with source.open("rb") as stdin, target.open("wb") as stdout:
+            done = subprocess.run([*measure, *arguments], env=environment, stdin=stdin, stdout=stdout, timeout=900)
+        assert done.returncode == 0
+        seconds = monotonic() - began
+        peak = int((tmp_path / "peak").read_text()) / 1024
+        figures[arguments[0]] = f"{seconds:.0f} s and {peak:.0f} MiB"
+        assert peak < 60
+        if arguments[0] == "dump":
+            assert jobs.read_bytes().count(b"\n") == count
+    figures["jobs"] = count
