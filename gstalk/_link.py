@@ -13,7 +13,6 @@ kept here:
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -25,7 +24,7 @@ from gevent.hub import Hub
 from gstalk._dial import dial
 from gstalk._hooks import Hooks
 from gstalk._outcomes import Outcomes
-from gstalk._pipeline import Pipeline
+from gstalk._pipeline import Pipeline, drop
 from gstalk._transport import Transport
 from gstalk.config import Config
 from gstalk.errors import (
@@ -113,7 +112,7 @@ class Link:
         self.pipe.check_may_wait()
         transport, self.server = self._dial()
         self._holder = [self.pipe]
-        self._finalizer = weakref.finalize(self, _dropped, self._holder, self.uri)
+        self._finalizer = weakref.finalize(self, drop, self._holder)
         self._finalizer.atexit = False
         self._adopt(self.pipe)
         self.pipe.attach(transport)
@@ -548,16 +547,3 @@ class _Misplaced:
             slot.error = self._error
         if self._duty is not None:
             self._duty(slot)
-
-
-def _dropped(holder: list[Pipeline], uri: str) -> None:
-    """Close the socket of a connection that nobody refers to any more."""
-    pipe = holder[0]
-    if pipe.failure is None:
-        warnings.warn(f"unclosed connection to {uri}", ResourceWarning, stacklevel=2)
-        if pipe.hub.loop is None:
-            pipe.forsake()
-        elif get_hub() is pipe.hub:
-            pipe.fail(ConnectionClosedError, "nobody referred to it any more")
-        else:  # the collector ran in another thread
-            pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")

@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from gevent import getcurrent
+from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
@@ -48,7 +49,7 @@ from gstalk.errors import (
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
 
-__all__ = ["Pipeline", "wait_for"]
+__all__ = ["Pipeline", "drop", "wait_for"]
 
 MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
@@ -540,6 +541,19 @@ class Pipeline:
         if slot.duty is not None:
             slot.duty(slot)
         self._wake_soon()
+
+
+def drop(holder: list[Pipeline]) -> None:
+    """Close the socket of a connection that nobody refers to any more."""
+    pipe = holder[0]
+    if pipe.failure is None:
+        warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)
+        if pipe.hub.loop is None:
+            pipe.forsake()
+        elif get_hub() is pipe.hub:
+            pipe.fail(ConnectionClosedError, "nobody referred to it any more")
+        else:  # the collector ran in another thread
+            pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
 
 
 def _after_fork() -> None:  # after the transport's own: the sockets are not the parent's any more
