@@ -27,6 +27,7 @@ from gstalk.cli.jobs import bury, pause, purge, put, resume
 from gstalk.cli.look import peek, stats, tubes
 from gstalk.cli.serve import serve
 from gstalk.cli.transfer import dump, load, move
+from gstalk.cli.work import work
 
 __all__ = ["cli", "main"]
 
@@ -87,6 +88,6 @@ def cli(context: click.Context, uris: tuple[str, ...]) -> None:
 
 
 for command in (
-    info, kick, delete, tubes, stats, put, peek, bury, pause, resume, purge, move, dump, load, serve, demo,
+    info, kick, delete, tubes, stats, put, peek, bury, pause, resume, purge, move, dump, load, work, serve, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = [
     "report",
     "row",
     "table",
+    "tell",
 ]
 
 REFRESH = 0.1  # seconds between two pictures of a progress bar
@@ -34,6 +36,13 @@ REFRESH = 0.1  # seconds between two pictures of a progress bar
 def complain(message: object) -> None:
     """Say on standard error, in one sentence, what went wrong."""
     print(f"gstalk: {printable(str(message))}", file=sys.stderr)
+
+
+def tell(text: str) -> None:
+    """Say something, in as many lines, on standard error; from a signal handler too, which may not use its buffer."""
+    data = printable(f"gstalk: {text}\n", keep="\n").encode("utf-8", "backslashreplace")
+    while data:
+        data = data[os.write(2, data) :]
 
 
 def exit_code(error: gstalk.GstalkError) -> int:

@@ -1,0 +1,142 @@
+"""`gstalk work`: a worker process around a handler, or several under a parent."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+from gevent import monkey
+
+import gstalk
+from gstalk.cli._output import tell
+from gstalk.cli._processes import Processes
+from gstalk.cli._servers import Servers
+from gstalk.cli._worker import AGAIN, Work, Worker
+
+__all__ = ["work"]
+
+GRACE = 10.0  # seconds beyond `--stop-timeout` that a process gets to end before its parent kills it
+positive = click.FloatRange(0, min_open=True)
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:HANDLER")
+@click.option("--tube", "tubes", metavar="TUBE", multiple=True, required=True, help="A tube to watch; repeatable.")
+@click.option("--greenlets", type=click.IntRange(1), default=10, show_default=True, help="Handlers running at once.")
+@click.option("--multiply", type=click.IntRange(1), default=1, show_default=True, help="Connections to each server.")
+@click.option("--auto-delete", is_flag=True, help="Delete a job when its handler returns.")
+@click.option("--auto-touch", is_flag=True, help="Touch jobs at a third of their ttr, so that slow handlers keep them.")
+@click.option("--time-limit", metavar="SECONDS", type=positive, help="How long a handler may run.")
+@click.option("--max-attempts", type=click.IntRange(0), default=25, show_default=True,
+              help="Bury a job that failed so often; 0: never.")  # fmt: skip
+@click.option("--stop-timeout", metavar="SECONDS", type=click.FloatRange(0), default=25, show_default=True,
+              help="How long handlers may go on after a signal.")  # fmt: skip
+@click.option("--burst", is_flag=True, help="End when no job is ready or reserved; delayed ones are not waited for.")
+@click.option("--max-jobs", metavar="N", type=click.IntRange(1), help="End after N jobs; a --processes parent goes on.")
+@click.option("--patch", is_flag=True, help="gevent.monkey.patch_all() before anything else is imported.")
+@click.option("--processes", metavar="N", type=click.IntRange(1), help="N processes, started anew when they die.")
+@click.option("--reload", is_flag=True, help="Start anew when a file of an imported module changes; for development.")
+@click.option("-v", "--verbose", is_flag=True, help="A line on standard error for each job.")
+@click.option("--parent", type=int, hidden=True, help="A descriptor that comes to its end with the parent process.")
+@click.pass_context
+def work(
+    context: click.Context,
+    target: str,
+    tubes: tuple[str, ...],
+    greenlets: int,
+    multiply: int,
+    auto_delete: bool,
+    auto_touch: bool,
+    time_limit: float | None,
+    max_attempts: int,
+    stop_timeout: float,
+    burst: bool,
+    max_jobs: int | None,
+    patch: bool,
+    processes: int | None,
+    reload: bool,
+    verbose: bool,
+    parent: int | None,
+) -> int:
+    """Call a handler for every job of some tubes.
+
+    HANDLER is a function of MODULE that takes a gstalk.Job, or a dictionary from tube to function. MODULE is looked
+    for in the current directory too.
+
+    SIGTERM and SIGINT (Ctrl-C): no more jobs are reserved, running handlers finish. A second one: they are ended at
+    once, and their jobs go back. SIGUSR1: prints what each greenlet is doing.
+    """
+    servers: Servers = context.obj
+    command = _command(context, servers.uris, patch)
+    try:
+        config = gstalk.Config(
+            num_greenlets=greenlets if max_jobs is None else min(greenlets, max_jobs),
+            multiply=multiply,
+            auto_delete=auto_delete,
+            auto_touch=auto_touch,
+            time_limit=time_limit,
+            stop_timeout=stop_timeout,
+            retry=gstalk.RetryPolicy(max_attempts=max_attempts or None),
+        )
+        gstalk.Consumer(servers.uris, tubes)  # checks the tubes' names; connects nowhere
+    except gstalk.InvalidArgumentError as error:
+        raise click.UsageError(str(error)) from None
+    order = Work(target, tuple(servers.uris), tubes, config, burst, max_jobs, reload, verbose, parent)
+    if processes is not None and parent is None:
+        tell(_banner(order, patch, processes))
+        return Processes(command, processes, burst, stop_timeout + GRACE).run()
+    if patch and not monkey.is_module_patched("socket"):
+        # By now click, rich, gstalk and much of the standard library are imported; what they took from it, such as
+        # locks, would stay unpatched. So begin again, in this process, with the monkey at the very first.
+        os.execv(command[0], command)
+    worker = Worker(order, _banner(order, patch))
+    code = worker.run()
+    if code == AGAIN and parent is None:
+        if not worker.is_changed:
+            return 0  # after --max-jobs; whoever started this process starts the next
+        os.execv(command[0], command)
+    return code
+
+
+def _command(context: click.Context, uris: list[str], patch: bool) -> list[str]:
+    """How to start this very worker, as a process that is told what this one was told."""
+    words = [word for uri in uris for word in ("--uri", uri)]
+    words += ["work", context.params["target"]]
+    for parameter in context.command.params:
+        value = context.params[str(parameter.name)]
+        option = parameter.opts[0]
+        if isinstance(parameter, click.Argument) or value is None or value is False or option == "--parent":
+            continue
+        words += [option] if value is True else [word for each in _all(value) for word in (option, str(each))]
+    flags = [f"-W{each}" for each in sys.warnoptions]
+    flags += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    entry = ["-m", "gevent.monkey", "--module", "gstalk"] if patch else ["-m", "gstalk"]
+    return [sys.executable, *flags, *entry, *words]
+
+
+def _all(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _banner(order: Work, patch: bool, processes: int | None = None) -> str:
+    config = order.config
+    attempts = config.retry.max_attempts
+    ends = ["the tubes are empty"] * order.burst + [f"{order.max_jobs} jobs were begun"] * bool(order.max_jobs)
+    facts = {
+        "tubes": ", ".join(order.tubes),
+        "servers": ", ".join(order.uris),
+        "handlers": f"{config.num_greenlets} greenlets, connections to each server: {config.multiply}"
+        + (f"; in each of {processes} processes" if processes else "")
+        + ("; monkey-patched" if patch else ""),
+        "jobs": ("deleted when their handler returns" if config.auto_delete else "finished by their handler")
+        + ("; touched" if config.auto_touch else "")
+        + (f"; at most {config.time_limit} s" if config.time_limit else "")
+        + (f"; buried after {attempts} attempts" if attempts else "; tried again for ever"),
+        "ends": " or ".join([*ends, f"SIGTERM or Ctrl-C, then {config.stop_timeout:g} s at most; again: at once"]),
+        "look": f"kill -USR1 {os.getpid()} prints what greenlets do",
+    }
+    return "\n".join(
+        [f"{order.target} works, pid {os.getpid()}, gstalk {gstalk.__version__}"]
+        + [f"  {name:8}  {fact}" for name, fact in facts.items()]
+    )

@@ -1,0 +1,136 @@
+"""`gstalk work` as a real process, with handlers that write down what they did."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent import subprocess
+
+from tests.servers import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+TASKS = """
+import asyncio, os, time
+import gevent
+
+LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+number = 5
+
+
+def note(word, job):
+    os.write(LOG, b"%b %b %d\\n" % (word, job.body, os.getpid()))
+
+
+def quick(job):
+    note(b"begun", job)
+    gevent.sleep(0.005)
+    job.delete()
+    note(b"done", job)
+
+
+def half_a_second(job):
+    note(b"begun", job)
+    gevent.sleep(0.5)
+    job.delete()
+    note(b"done", job)
+
+
+def returns(job):
+    note(b"done", job)
+
+
+def fails(job):
+    note(b"begun", job)
+    raise ValueError("no")
+
+
+def hangs(job):
+    note(b"begun", job)
+    gevent.sleep(1000)
+
+
+def blocks(job):
+    note(b"begun", job)
+    time.sleep(1000)
+
+
+async def waits(job):
+    pass
+
+
+by_tube = {"a": returns, "b": fails}
+"""
+
+
+class Working:
+    """A worker that runs, in a directory of its own where `tasks.py` is.
+
+    Args:
+        place: The directory.
+        uri: The server.
+        *args: Arguments of `gstalk work`.
+    """
+
+    def __init__(self, place: Path, uri: str, *args: str) -> None:
+        self.place = place
+        if not (place / "tasks.py").exists():
+            (place / "tasks.py").write_text(TASKS)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        # A session of its own: what it sends to its process group doesn't reach us.
+        self.process: Any = subprocess.Popen(
+            [sys.executable, "-m", "gstalk", "--uri", uri, "work", *args],
+            cwd=place, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self.errors = ""
+        self._reader = gevent.spawn(self._read)
+
+    def __enter__(self) -> Working:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(10)
+        self._reader.kill()
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        while data := self.process.stderr.readline():
+            self.errors += data.decode()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, seconds: float = 30) -> int:
+        """Wait until it, and all that it started, have ended; its exit code."""
+        with gevent.Timeout(seconds, AssertionError(f"it does not end; it said: {self.errors}")):
+            self._reader.join()  # all of them have its standard error
+        return int(self.process.wait(timeout=seconds))
+
+    def wait_said(self, pattern: str) -> None:
+        try:
+            wait_until(lambda: re.search(pattern, self.errors), 30)
+        except AssertionError:
+            raise AssertionError(f"it did not say {pattern!r}, but: {self.errors}") from None
+
+    def wait_noted(self, word: str, count: int = 1) -> None:
+        try:
+            wait_until(lambda: len(self.noted(word)) >= count, 30)
+        except AssertionError:
+            raise AssertionError(f"it did not note {count} {word!r}; it said: {self.errors}") from None
+
+    def noted(self, word: str) -> list[tuple[bytes, int]]:
+        """Bodies of jobs begun or done, each with the process that noted it."""
+        try:
+            lines = (self.place / "log").read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [(body, int(pid)) for kind, body, pid in map(bytes.split, lines) if kind == word.encode()]
