@@ -34,7 +34,7 @@ setup(
     install_requires=["gevent>=24.2"],
     extras_require={
         "bench": ["aiostalk>=1.3", "greenstalk>=2", "matplotlib>=3.8", "pystalk>=0.9"],
-        "cli": ["click>=8.1", "rich>=13"],
+        "cli": ["click>=8.1.3", "rich>=13"],
         "otel": ["opentelemetry-api>=1.20"],
         "test": [
             "beanstalkc3>=0.4",
@@ -43,11 +43,13 @@ setup(
             "gunicorn>=23",
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "pyright>=1.1.400",
             "pystalk>=0.7",
             "pytest>=8.2",
             "pytest-cov>=5",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "setuptools>=70.1",
             "types-gevent>=24.2",
         ],
     },

@@ -1,0 +1,198 @@
+"""What `pip install gstalk` brings: built as a release is, installed in a clean environment, used from outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+from typing import NamedTuple
+
+import gevent
+import pytest
+
+import gstalk
+from gstalk.testing import Beanstalkd
+from tests.conftest import SOAK
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+MADE = (".*_cache", ".git", ".hypothesis", ".tox", ".venv", "__pycache__", "build", "dist", "site", "*.egg-info")
+
+
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
+
+
+SMOKE = """
+import sys
+import gstalk
+with gstalk.Producer(sys.argv[1]) as producer:
+    job_id = producer.put("smoke", b"hello")
+consumer = gstalk.Consumer(sys.argv[1], "smoke")
+def handler(job):
+    assert (job.id, job.body) == (job_id, b"hello")
+    job.delete()
+    consumer.stop()
+consumer.receive(handler)
+print(gstalk.__file__, gstalk.__version__)
+"""
+
+
+class Release(NamedTuple):
+    wheel: Path
+    sdist: Path
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    """Run a program to its good end; what it said."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """An sdist of this tree, and a wheel from that sdist, as `python -m build` makes them."""
+    place = tmp_path_factory.mktemp("release")
+    shutil.copytree(ROOT, place / "tree", ignore=shutil.ignore_patterns(*MADE))
+    run(sys.executable, "-c", BUILD.format("sdist"), place, cwd=place / "tree")
+    (sdist,) = place.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, place)
+    run(sys.executable, "-c", BUILD.format("wheel"), place, cwd=place / sdist.name.removesuffix(".tar.gz"))
+    (wheel,) = place.glob("*.whl")
+    return Release(wheel, sdist)
+
+
+@pytest.fixture(scope="session")
+def metadata(release: Release) -> Message:
+    with zipfile.ZipFile(release.wheel) as wheel:
+        return message_from_bytes(wheel.read(f"gstalk-{gstalk.__version__}.dist-info/METADATA"))
+
+
+@pytest.fixture(scope="session")
+def python(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the wheel in it, and on its path what the wheel needs."""
+    place = tmp_path_factory.mktemp("clean")
+    run(sys.executable, "-m", "venv", "--without-pip", place)
+    python = place / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", release.wheel)
+    # Its own packages come first, so gstalk is the wheel's, whatever gstalk there is beside gevent.
+    (packages,) = place.glob("lib/python3*/site-packages")
+    (packages / "needed.pth").write_text(f"{Path(gevent.__file__).parents[1]}\n")
+    return python
+
+
+# -- what is in it -----------------------------------------------------------------------------------------------
+
+
+def test_wheel_needs_gevent_and_nothing_else(metadata):
+    needed = metadata.get_all("Requires-Dist")
+    assert [re.split("[<>=]", each)[0] for each in needed if "extra ==" not in each] == ["gevent"]
+
+
+def test_wheel_every_extra_is_documented(metadata):
+    pages = (ROOT / "README.md").read_text("utf-8") + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    extras = metadata.get_all("Provides-Extra")
+    assert "cli" in extras
+    assert [each for each in extras if f"gstalk[{each}]" not in pages] == []
+
+
+def test_wheel_has_the_package_and_nothing_else(release, figures):
+    with zipfile.ZipFile(release.wheel) as wheel:
+        names = wheel.namelist()
+        figures["wheel"] = release.wheel.stat().st_size
+        figures["unpacked"] = sum(each.file_size for each in wheel.infolist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gstalk").rglob("*.py")}
+    inside = {name for name in names if ".dist-info/" not in name}
+    assert inside == modules | {"gstalk/py.typed", "_gstalk_pytest.py"}
+
+
+def test_sdist_has_all_that_the_repository_has(release, figures):
+    """So that a distribution's packagers can run the tests from it."""
+    figures["sdist"] = release.sdist.stat().st_size
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository to compare with")
+    with tarfile.open(release.sdist) as sdist:
+        inside = {name.partition("/")[2] for name in sdist.getnames()}
+    tracked = {each for each in run("git", "ls-files", cwd=ROOT).splitlines() if (ROOT / each).exists()}
+    assert tracked - inside == {".gitignore"}
+
+
+@pytest.mark.skipif(not SOAK, reason="builds and installs from the package index: `make soak` does")
+@pytest.mark.soak
+@pytest.mark.limit(400)
+def test_clean_install_pulls_gevent_and_nothing_else(tmp_path, figures):
+    """The release procedure of CONTRIBUTING, and what a user types then."""
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(*MADE))
+    run(sys.executable, "-m", "venv", tmp_path / "builder")
+    builder, python = (tmp_path / name / "bin" / "python" for name in ("builder", "user"))
+    run(builder, "-m", "pip", "install", "--quiet", "build")
+    run(builder, "-m", "build", "--outdir", tmp_path, tmp_path / "tree")
+    run(sys.executable, "-m", "venv", tmp_path / "user")
+    before = set(run(python, "-m", "pip", "list", "--format=freeze").split())
+    (wheel,) = tmp_path.glob("*.whl")
+    run(python, "-m", "pip", "install", "--quiet", wheel)
+    after = set(run(python, "-m", "pip", "list", "--format=freeze").split())
+    assert {each.partition("=")[0] for each in after - before} == {
+        "gstalk", "gevent", "greenlet", "zope.event", "zope.interface",
+    }  # fmt: skip
+    with Beanstalkd() as server:
+        run(python, "-W", "error", "-c", SMOKE, server.uri, cwd=tmp_path)
+    (packages,) = (tmp_path / "user").glob("lib/python3*/site-packages")
+    for name in ("gstalk", "gevent"):
+        size = sum(path.stat().st_size for path in (packages / name).rglob("*") if path.is_file())
+        figures[f"{name} installed"] = size
+
+
+# -- what it does ------------------------------------------------------------------------------------------------
+
+
+def test_import_warns_of_nothing(python, tmp_path):
+    assert run(python, "-W", "error", "-c", "import gstalk, gstalk.cli, gstalk.testing", cwd=tmp_path) == ""
+
+
+def test_installed_package_works(python, tmp_path):
+    with Beanstalkd() as server:
+        where, version = run(python, "-W", "error", "-c", SMOKE, server.uri, cwd=tmp_path).split()
+    assert Path(where).is_relative_to(python.parents[1])
+    assert version == gstalk.__version__
+
+
+def test_installed_command_and_fixtures_work(python, tmp_path):
+    with Beanstalkd() as server:
+        for command in ([python.with_name("gstalk")], [python, "-m", "gstalk"]):
+            run(*command, "--uri", server.uri, "demo", "--jobs", 100, cwd=tmp_path)
+    (tmp_path / "test_it.py").write_text("def test_it(gstalk_conn):\n    assert gstalk_conn.put('t', b'') == 1\n")
+    assert "1 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py", cwd=tmp_path)
+
+
+# -- its types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that uses every public name, away from our settings."""
+    return Path(shutil.copy(ROOT / "tests" / "typing" / "api.py", tmp_path))
+
+
+def test_types_from_outside_satisfy_mypy(python, program):
+    settings = ["--strict", "--config-file=", f"--python-executable={python}", f"--cache-dir={os.devnull}"]
+    said = run(sys.executable, "-m", "mypy", *settings, program, cwd=program.parent)
+    assert "Success: no issues found in 1 source file" in said
+
+
+def test_types_from_outside_satisfy_pyright(python, program):
+    pytest.importorskip("pyright")
+    if shutil.which("node") is None:
+        pytest.skip("no node on this machine")
+    (program.parent / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    said = run(sys.executable, "-m", "pyright", "--pythonpath", python, program.name, cwd=program.parent)
+    assert "0 errors, 0 warnings" in said
