@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import random
+import signal
 import ssl
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -26,6 +27,10 @@ SETTLING = 5  # seconds in which closed sockets and ended greenlets may go
 SOAK = bool(os.environ.get("GSTALK_SOAK"))
 _tubes = (f"tube-{number}" for number in itertools.count())
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
