@@ -35,7 +35,7 @@ setup(
     extras_require={
         "bench": ["aiostalk>=1.3", "greenstalk>=2", "matplotlib>=3.8", "pystalk>=0.9"],
         "cli": ["click>=8.1.3", "rich>=13"],
-        "otel": ["opentelemetry-api>=1.20"],
+        "otel": ["opentelemetry-api>=1.30"],
         "test": [
             "beanstalkc3>=0.4",
             "flask>=3",
@@ -43,6 +43,7 @@ setup(
             "gunicorn>=23",
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "opentelemetry-sdk>=1.30",
             "pyright>=1.1.400",
             "pystalk>=0.7",
             "pytest>=8.2",

@@ -101,6 +101,8 @@ def test_module_all_is_true(name):
     if name.removeprefix("gstalk.").lstrip("_").startswith("cli"):
         for extra in NEEDED_BY_CLI:
             pytest.importorskip(extra)
+    if name == "gstalk.otel":
+        pytest.importorskip("opentelemetry")
     module = importlib.import_module(name)
     if name == "gstalk.protocol":  # holds rooms, and no names of its own
         return

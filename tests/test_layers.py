@@ -19,7 +19,7 @@ FLOORS = [
     {"pool"},
     {"_handling", "_lanes", "producer", "consumer"},
     {"gstalk"},  # gstalk/__init__.py, which only hands names on
-    {"cli", "__main__"},
+    {"cli", "__main__", "otel"},
 ]
 BANNED = {"gevent", "ssl", "socket", "select", "threading", "random", "time"}
 MAY_USE_TESTING = {"testing", "cli", "__main__"}  # `serve` and `demo` run the embedded server

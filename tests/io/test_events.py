@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import re
+import runpy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
 
 import gstalk
 from gstalk.config import EVENT_KINDS
@@ -402,3 +405,17 @@ def test_hook_that_raises_harms_neither_puts_nor_handlers(server, tube, conn, ca
     assert sorted(handled) == ids
     assert conn.peek_ready(tube) is None
     assert "RuntimeError" in caplog.text
+
+
+def test_example_for_statsd_tells_of_counts_times_and_jobs_in_flight(server):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        runpy.run_path(str(PAGE.parent.parent / "examples" / "statsd.py"))["main"](server.uri, *sock.getsockname())
+        sock.settimeout(0.1)
+        lines: list[str] = []
+        with suppress(TimeoutError):
+            while True:
+                lines += sock.recv(4096).decode().split("\n")
+    assert {"gstalk.put:1|c", "gstalk.handled:1|c", "gstalk.delete:1|c"} < set(lines)
+    assert lines.count("gstalk.in_flight:+1|g") == lines.count("gstalk.in_flight:-1|g") == 1
+    assert sum(re.fullmatch(r"gstalk\.put:\d+\.\d{3}\|ms", line) is not None for line in lines) == 1
