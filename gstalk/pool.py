@@ -26,8 +26,6 @@ from gstalk.uri import Address
 
 __all__ = ["Pool", "Server", "Wanted"]
 
-STEADY = 1.0  # a connection that lived so long without a word was a good one, too
-
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
@@ -121,12 +119,9 @@ class Pool:
                 if self.is_stopped:  # a kill is on its way here, and nobody else knows of this connection
                     link.close()
                     return
-                since = monotonic()
+                backoff.reset()  # commands were answered, which is more than a connect
                 connects += 1
-                self._serve(server, link, connects, since - began)
-                # What the dial asked doesn't count: a server that ends itself after that is to be asked less and less.
-                if link.pipe.read_at or monotonic() - since > STEADY:
-                    backoff.reset()
+                self._serve(server, link, connects, monotonic() - began)
             if self.is_stopped:
                 return
             self._pause(backoff.pause(random()))
