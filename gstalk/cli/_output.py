@@ -105,7 +105,12 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise click.ClickException(f"refused to {question}: nobody to ask here; say --yes")
-    if not click.confirm(f"{question[0].upper()}{question[1:]}?", err=True):
+    try:
+        agreed = click.confirm(f"{question[0].upper()}{question[1:]}?", err=True)
+    except click.Abort:
+        click.echo(err=True)  # the line of the question ends
+        raise
+    if not agreed:
         raise click.ClickException("nothing was done")
 
 

@@ -1,0 +1,284 @@
+"""`gstalk top`: the tubes, live."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import click
+import gevent
+from gevent import socket
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+import gstalk
+from gstalk.cli._output import fields, plural, printable, row
+from gstalk.cli._servers import Servers, at_once, tube_stats
+
+__all__ = ["Line", "Screen", "top"]
+
+INTERVAL = 1.0  # seconds between two looks
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON every second, one object for each tube.")
+
+
+class Line(NamedTuple):
+    """A tube as it is now. `oldest` is the age in seconds of the job that is next."""
+
+    uri: str
+    stats: gstalk.TubeStats
+    puts: float | None
+    deletes: float | None
+    oldest: int | None
+
+
+class Column(NamedTuple):
+    """A column, and where its value is found: in a `Line` or in its stats."""
+
+    head: str
+    field: str
+
+
+COLUMNS = (  # 1 to 9 sort by them
+    Column("tube", "name"),
+    Column("ready", "current_jobs_ready"),
+    Column("reserved", "current_jobs_reserved"),
+    Column("delayed", "current_jobs_delayed"),
+    Column("buried", "current_jobs_buried"),
+    Column("waiting", "current_waiting"),
+    Column("put/s", "puts"),
+    Column("done/s", "deletes"),
+    Column("oldest", "oldest"),
+)
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def top(servers: Servers, as_json: bool) -> int:
+    """Watch the tubes: jobs, rates of puts and deletes, who waits, and the age of the job that is next.
+
+    Press 1 to 9 to sort by that column, again to turn the order round, and q to quit.
+    """
+    if not as_json and not sys.stdout.isatty():
+        raise click.ClickException("top needs a terminal, or --json; `gstalk tubes` shows the tubes once")
+    watcher = Watcher(servers.uris)
+    try:
+        watcher.look()
+        if all(watcher.failures.get(uri) for uri in servers.uris):
+            raise next(iter(watcher.failures.values()))
+        if as_json:
+            _print_on(watcher, servers)
+        else:
+            _show_on(watcher)
+    except KeyboardInterrupt:  # the usual way to leave
+        pass
+    finally:
+        watcher.close()
+    return 0
+
+
+class Watcher:
+    """Asks the servers again and again; one that fails is dialed anew at the next look.
+
+    Attributes:
+        lines: The tubes, as they were at the last look.
+        server_stats: Each server's statistics then.
+        failures: Why a server has none.
+    """
+
+    def __init__(self, uris: list[str]) -> None:
+        self.uris = uris
+        self.lines: list[Line] = []
+        self.server_stats: dict[str, gstalk.ServerStats] = {}
+        self.failures: dict[str, gstalk.GstalkError] = {}
+        self._conns: dict[str, gstalk.Conn] = {}
+        self._before: dict[tuple[str, str], tuple[float, int, int]] = {}
+
+    def look(self) -> None:
+        self.lines = []
+        before, self._before = self._before, {}
+        for uri in self.uris:
+            self.failures.pop(uri, None)
+            try:
+                self._look_at(uri, before)
+            except gstalk.GstalkError as error:
+                self.failures[uri] = error
+                self.server_stats.pop(uri, None)
+                if (conn := self._conns.pop(uri, None)) is not None:
+                    conn.close()
+
+    def close(self) -> None:
+        for conn in self._conns.values():
+            conn.close()
+
+    def _look_at(self, uri: str, before: dict[tuple[str, str], tuple[float, int, int]]) -> None:
+        if uri not in self._conns:
+            self._conns[uri] = gstalk.dial(uri)
+        conn = self._conns[uri]
+        self.server_stats[uri] = conn.stats()
+        tubes = tube_stats(conn)
+        now = time.monotonic()
+
+        def oldest(stats: gstalk.TubeStats) -> int | None:
+            job = conn.peek_ready(str(stats.name)) if stats.current_jobs_ready else None
+            if job is None:
+                return None
+            try:
+                return job.stats().age
+            except gstalk.NotFoundError:
+                return None
+
+        for stats, age in zip(tubes, at_once(oldest, tubes), strict=True):
+            counts = now, stats.total_jobs or 0, stats.cmd_delete or 0
+            key = uri, str(stats.name)
+            self._before[key] = counts
+            puts = deletes = None
+            if (then := before.get(key)) is not None and counts[1] >= then[1]:  # else it is another tube of this name
+                seconds = max(now - then[0], 0.001)
+                puts, deletes = (counts[1] - then[1]) / seconds, max(counts[2] - then[2], 0) / seconds
+            self.lines.append(Line(uri, stats, puts, deletes, age))
+
+
+def _print_on(watcher: Watcher, servers: Servers) -> None:
+    while True:
+        for line in watcher.lines:
+            rates = {"puts_per_second": line.puts, "deletes_per_second": line.deletes, "oldest": line.oldest}
+            row({**servers.label(line.uri), **fields(line.stats), **rates})
+        gevent.sleep(INTERVAL)
+        watcher.look()
+
+
+def _show_on(watcher: Watcher) -> None:
+    screen = Screen(watcher)
+    # No refreshing thread: it would not know of gevent's hub.
+    with _keys() as pressed, Live(screen, console=Console(), screen=True, auto_refresh=False) as live:
+        while True:
+            next_look = time.monotonic() + INTERVAL
+            while (left := next_look - time.monotonic()) > 0:
+                for key in pressed(left):
+                    if key in "qQ":
+                        return
+                    screen.press(key)
+                live.refresh()
+            watcher.look()
+            live.refresh()
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Read single keys; what is yielded waits for some, at most so many seconds."""
+    if not sys.stdin.isatty():
+
+        def wait(seconds: float) -> str:
+            gevent.sleep(seconds)
+            return ""
+
+        yield wait
+        return
+    fd = sys.stdin.fileno()
+    saved = termios.tcgetattr(fd)
+
+    def pressed(seconds: float) -> str:
+        try:
+            socket.wait_read(fd, timeout=seconds)
+        except TimeoutError:
+            return ""
+        return os.read(fd, 64).decode("ascii", "replace")
+
+    tty.setcbreak(fd)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+
+
+class Screen:
+    """What is on the terminal: a line for each server, the tubes that fit, and the keys."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._sort = COLUMNS[1]
+        self._upwards = False
+
+    def press(self, key: str) -> None:
+        """Sort by the column of this key, or the other way round."""
+        if key in "123456789":
+            column = COLUMNS[int(key) - 1]
+            self._upwards = not self._upwards if column is self._sort else column.field == "name"
+            self._sort = column
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        uris = self._watcher.uris
+        several = len(uris) > 1
+        heads = [self._server(uri, f"{number} " if several else "") for number, uri in enumerate(uris, 1)]
+        lines = sorted(self._watcher.lines, key=self._order, reverse=not self._upwards)
+        room = max(console.height - len(heads) - 4, 0)  # two empty lines, the columns' heads, and the foot
+        hidden = len(lines) - room + 1 if len(lines) > room else 0
+        table = Table(box=None, expand=True, pad_edge=False, padding=(0, 1, 0, 0))
+        if several:
+            table.add_column("at", no_wrap=True)
+        for column in COLUMNS:
+            style = "bold reverse" if column is self._sort else "bold"
+            if column.field == "name":
+                table.add_column(column.head, no_wrap=True, header_style=style, ratio=1, min_width=12)
+            else:
+                table.add_column(column.head, no_wrap=True, header_style=style, justify="right")
+        for line in lines[: len(lines) - hidden]:
+            server = [str(uris.index(line.uri) + 1)] if several else []
+            table.add_row(*server, *(Text(_cell(column, _value(line, column))) for column in COLUMNS))
+        ways = ("from z to a", "from a to z") if self._sort.field == "name" else ("most first", "least first")
+        foot = f"{self._sort.head}, {ways[self._upwards]}   1-9: sort by that column, again: other way round   q: quit"
+        more = [Text(f"and {plural(hidden, 'more tube')}")] if hidden else []
+        yield Group(*heads, Text(), table, *more, Text(), _one_line(foot))
+
+    def _order(self, line: Line) -> Any:
+        value = _value(line, self._sort)
+        return -1 if value is None else value
+
+    def _server(self, uri: str, number: str) -> Text:
+        if (failure := self._watcher.failures.get(uri)) is not None:
+            return _one_line(f"{number}{failure}", "red")
+        stats = self._watcher.server_stats[uri]
+        parts = [
+            f"{number}{uri}",
+            f"beanstalkd {stats.version}",
+            f"up {_age(stats.uptime or 0)}",
+            plural(stats.current_connections or 0, "connection"),
+            "draining" if stats.draining else "",
+        ]
+        return _one_line("  ".join(filter(None, parts)))
+
+
+def _one_line(text: str, style: str = "") -> Text:
+    return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
+
+
+def _value(line: Line, column: Column) -> Any:
+    return getattr(line, column.field) if column.field in Line._fields else getattr(line.stats, column.field)
+
+
+def _cell(column: Column, value: Any) -> str:
+    if value is None:
+        return ""
+    if column.field == "oldest":
+        return _age(value)
+    if isinstance(value, float):
+        return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def _age(seconds: int) -> str:
+    """Seconds in their two largest units."""
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // part:02}{smaller}"
+    return f"{seconds}s"
