@@ -65,7 +65,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     shutil.copytree(ROOT, place / "tree", ignore=shutil.ignore_patterns(*MADE))
     run(sys.executable, "-c", BUILD.format("sdist"), place, cwd=place / "tree")
     (sdist,) = place.glob("*.tar.gz")
-    shutil.unpack_archive(sdist, place)
+    run("tar", "-xzf", sdist, "-C", place)
     run(sys.executable, "-c", BUILD.format("wheel"), place, cwd=place / sdist.name.removesuffix(".tar.gz"))
     (wheel,) = place.glob("*.whl")
     return Release(wheel, sdist)

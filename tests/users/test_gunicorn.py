@@ -27,7 +27,7 @@ from tests.users.load import Load
 pytest.importorskip("flask")
 pytest.importorskip("gunicorn")
 
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.limit(300)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.soak, pytest.mark.limit(300)]
 
 APP = Path(__file__).parents[2] / "examples" / "flask_app"
 WORKERS = 3
