@@ -100,8 +100,9 @@ class Terminal:
         self._master, self.slave = pty.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.settings = termios.tcgetattr(self.slave)
-        environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-        environment.update(TERM="xterm-256color", **options.pop("env", {}))
+        environment = {**os.environ, **options.pop("env", {}), "TERM": "xterm-256color"}
+        for name in ("COLUMNS", "LINES", "NO_COLOR"):
+            environment.pop(name, None)
         streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
         # In a session of its own, whose terminal this is: Ctrl-C then comes as it does from a keyboard.
         self.process: Any = None
