@@ -37,6 +37,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy gstalk
 	$(BIN)/mypy tests
+	$(BIN)/mypy examples
 
 programs:
 	.ci/provide beanstalkd haproxy

@@ -25,12 +25,10 @@ def main(uri: str = "localhost:11300") -> None:
         workers = [gevent.spawn(work) for _ in range(5)]
         for number in range(5):
             gevent.spawn(conn.put, "one-connection", b"job %d" % number)
-        gevent.joinall(workers, raise_error=True)
-        print(sorted(worker.value for worker in workers))
+        print(sorted(worker.get() for worker in workers))
 
         # A call that takes too long may be given up; the connection stays as it was.
-        with gevent.Timeout(0.1, False):
-            conn.reserve()
+        print(gevent.with_timeout(0.1, conn.reserve, timeout_value="nothing yet"))
         print(conn.reserve_with_timeout(0.2), conn.stats_tube("one-connection").current_jobs_ready)
 
 

@@ -17,7 +17,7 @@ graceful_timeout = 60  # what a request takes at most, and then the Consumer's s
 def post_worker_init(worker: Any) -> None:
     """Start the Consumer in the worker, which is forked, patched and has loaded the app by now."""
     if tube := os.environ.get("CONSUME"):
-        import app
+        import app  # type: ignore[import-not-found]  # beside this file
 
         worker.consumer = gstalk.Consumer(app.URI, tube)
         worker.receiving = gevent.spawn(worker.consumer.receive, app.handle)
