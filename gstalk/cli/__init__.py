@@ -42,6 +42,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     Args:
         args: Instead of the program's own.
     """
+    _stand_in_for_closed_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
     try:
         code = cli.main(args, prog_name="gstalk", standalone_mode=False)
@@ -62,13 +63,22 @@ def main(args: list[str] | None = None) -> NoReturn:
     except gstalk.GstalkError as error:
         complain(error)
         code = exit_code(error)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # then nobody is there to be told
+            complain(error.strerror or error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer goes nowhere
         code = 1
-    except OSError as error:
-        complain(error.strerror or error)
-        code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Fill the places of standard descriptors that are closed, or sockets would take them.
+
+    Reading there finds nothing, and writing fails: what was to be printed must not count as printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDONLY), mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _sentence(error: click.ClickException) -> str:

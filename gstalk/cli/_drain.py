@@ -20,7 +20,7 @@ import gevent
 from gevent.pool import Pool
 
 import gstalk
-from gstalk.cli._lines import params_of
+from gstalk.cli._lines import MAX_JOB_SIZE, params_of
 from gstalk.cli._sweep import State, peek
 from gstalk.protocol import commands
 from gstalk.protocol.session import Slot
@@ -28,6 +28,7 @@ from gstalk.protocol.session import Slot
 __all__ = ["Drain", "Taken"]
 
 IN_FLIGHT = 64
+MOST_BYTES = 1 << 26  # that the jobs in flight may have together
 LAST_SECONDS = 2.0  # after an interruption: time in which what is under way may end
 
 
@@ -72,7 +73,8 @@ class Drain:
         self._tube = tube
         self._deliver = deliver
         self._held: dict[int, Taken] = {}
-        self._pool = Pool(IN_FLIGHT)
+        largest = conn.stats().max_job_size or MAX_JOB_SIZE
+        self._pool = Pool(min(max(MOST_BYTES // largest, 1), IN_FLIGHT))
         self._failure: BaseException | None = None
         conn.watch(tube)
         for other in conn.list_tubes_watched():
@@ -127,7 +129,7 @@ class Drain:
                 else:
                     self._hand_over(taken)
 
-        for _ in range(min(IN_FLIGHT, bound)):
+        for _ in range(min(self._pool.size or 0, bound)):
             self._pool.spawn(work)
         self._pool.join()
         return bound

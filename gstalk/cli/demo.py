@@ -13,10 +13,10 @@ from typing import Any
 import click
 import gevent
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import gstalk
+from gstalk.cli._output import progress
 from gstalk.cli._servers import Servers
 from gstalk.testing import Server
 
@@ -135,15 +135,14 @@ class _Demo:
     @contextlib.contextmanager
     def _progress(self) -> Iterator[Any]:
         """Show how far it is, on standard error: a bar on a terminal, a line a quarter elsewhere."""
-        console = Console(stderr=True)
-        if console.is_terminal:
-            columns = (TextColumn("working off"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            with Progress(*columns, console=console, auto_refresh=False) as progress:
-                task = progress.add_task("", total=self._jobs)
+        if sys.stderr.isatty():
+            with progress("working off", self._jobs) as advance:
+                shown = 0
 
                 def show(done: int) -> None:
-                    if done % 200 == 0 or done == self._jobs:
-                        progress.update(task, completed=done, refresh=True)
+                    nonlocal shown
+                    advance(done - shown)
+                    shown = done
 
                 yield show
         else:

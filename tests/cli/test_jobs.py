@@ -140,12 +140,12 @@ def test_put_lines_connection_lost_says_which_may_be_there(play):
     ],
     ids=" ".join,
 )
-def test_wrong_argument_is_wrong_usage(gst, clerk, arguments):
-    code, out, err = gst(*arguments, stdin=b"x")
+def test_wrong_argument_is_wrong_usage(gstalk_server, gstalk_conn, arguments):
+    code, out, err = run(*arguments, stdin=b"x", uri=gstalk_server.uri)
     assert (code, out) == (2, "")
     assert err.startswith("gstalk: ")
     assert err.count("\n") == 1
-    assert clerk.stats().total_jobs == 0
+    assert gstalk_conn.stats().total_jobs == 0
 
 
 def test_bury_ready_and_delayed_keeps_the_priority(gst, clerk, place):
