@@ -6,13 +6,14 @@ READY := .venv/.ready
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help test soak bench demo lint programs clean
+.PHONY: help test soak bench docs demo lint programs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make test    all checks and tests (installs beanstalkd and haproxy if they are missing)"
 	@echo "make soak    the random tests again, for an hour or so, with their figures"
 	@echo "make bench   gstalk beside the raw limit and other clients, in a few minutes (ARGS=--help for more)"
+	@echo "make docs    the documentation's site, in build/site"
 	@echo "make demo    producer and consumer at work"
 	@echo "make lint    the checks alone"
 	@echo "make clean   remove what these made"
@@ -28,6 +29,10 @@ soak: $(READY) programs
 bench: $(READY) programs
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs build/site
+	@echo "open build/site/index.html"
 
 demo: $(READY)
 	$(BIN)/python -m gstalk demo
@@ -47,7 +52,7 @@ $(READY): setup.py
 		|| { echo "gstalk: needs Python 3.10 or newer; name one: make PYTHON=python3.12 test" >&2; exit 1; }
 	@# Debian ships python3 without ensurepip, and then leaves half of an environment behind.
 	$(PYTHON) -m venv .venv || { rm -rf .venv; .ci/provide python3-venv && $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --editable '.[cli,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[cli,docs,test]'
 	@touch $@
 
 clean:

@@ -35,6 +35,7 @@ setup(
     extras_require={
         "bench": ["aiostalk>=1.3", "greenstalk>=2", "matplotlib>=3.8", "pystalk>=0.9"],
         "cli": ["click>=8.1.3", "rich>=13"],
+        "docs": ["furo>=2024.8", "myst-parser>=4", "opentelemetry-api>=1.30", "sphinx>=8"],
         "otel": ["opentelemetry-api>=1.30"],
         "test": [
             "beanstalkc3>=0.4",

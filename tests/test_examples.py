@@ -58,8 +58,8 @@ def test_example_runs(path: Path, uri: str, capsys: pytest.CaptureFixture[str]) 
         said = capsys.readouterr().out
     assert SAYS.get(path.stem, "") in said
     with gstalk.dial(uri) as conn:
-        assert conn.stats().current_jobs_reserved == 0
         wait_until(lambda: conn.stats().current_connections == 1)  # the server has yet to see that the others are gone
+        assert conn.stats().current_jobs_reserved == 0
 
 
 @pytest.mark.parametrize("path", [*EXAMPLES, ROOT / "examples" / "tls.py"], ids=lambda path: path.stem)

@@ -1,0 +1,135 @@
+"""The documentation's site: builds without a warning, links lead somewhere, nothing comes from another host."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import gevent.subprocess as subprocess
+import pytest
+
+import gstalk
+
+ROOT = Path(__file__).parent.parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --hide-scrollbars
+""".split()
+NO_OTHER_HOST = "--host-resolver-rules=MAP * ~NOTFOUND"
+LOADING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
+
+pytestmark = pytest.mark.slow
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and what can be linked to in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = {""}
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag in LOADING and LOADING[tag] in given and given.get("rel") not in ("canonical",):
+            self.loads.append(given[LOADING[tag]])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sphinx", reason="the site needs gstalk[docs]")
+    place = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "docs", str(place)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return place
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+def test_every_link_within_the_site_leads_somewhere(site, pages):
+    broken = []
+    for path, page in pages.items():
+        for link in page.links + page.loads:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            if target.is_dir():
+                target /= "index.html"
+            there = target.exists() and site in target.parents
+            if not there or (target in pages and unquote(url.fragment) not in pages[target].anchors):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    assert broken == []
+    assert len(pages) > 20
+
+
+def test_no_page_loads_anything_from_another_host(site, pages):
+    outside = {load for page in pages.values() for load in page.loads if urlsplit(load).netloc}
+    assert outside == set()
+    for path in site.rglob("*.css"):
+        assert "url(http" not in path.read_text("utf-8").replace("'", "").replace('"', "")
+        assert "@import" not in path.read_text("utf-8")
+
+
+def test_reference_has_every_public_name(site):
+    from sphinx.util.inventory import InventoryFile
+
+    with (site / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", lambda base, path: path)
+    documented = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
+    assert {f"gstalk.{name}" for name in gstalk.__all__} - documented == set()
+    for name in ("Conn.put", "Job.delete", "Producer.put_many", "Consumer.receive", "Config.retry", "Event.kind"):
+        assert f"gstalk.{name}" in documented
+    assert {"gstalk.testing.Server", "gstalk.testing.FaultProxy", "gstalk.otel.event_func"} <= documented
+
+
+def test_changelog_and_the_house_are_in_the_site(pages):
+    assert {"changelog.html", "contributing.html", "events.html", "protocol.html"} <= {path.name for path in pages}
+
+
+@pytest.fixture
+def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
+    """Take a page's screenshot in a browser that reaches no other host; it is kept in build/screenshots."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    kept = ROOT / "build" / "screenshots"
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+
+        def take(page: str, width: int) -> bytes:
+            assert CHROMIUM is not None
+            shot = kept / f"{page.replace('/', '-')}-{width}.png"
+            shot.unlink(missing_ok=True)
+            where = [f"--user-data-dir={profile}", f"--window-size={width},1400", f"--screenshot={shot}"]
+            url = (site / f"{page}.html").as_uri()
+            subprocess.run([CHROMIUM, *FLAGS, NO_OTHER_HOST, *where, url], capture_output=True, timeout=60, check=True)
+            return shot.read_bytes()
+
+        yield take
+
+
+@pytest.mark.soak
+@pytest.mark.limit(600)
+def test_pages_show_themselves_in_a_browser(shoot, pages, site, many, figures):
+    """Looking at them is a person's work; that there is something to look at, wide and narrow, is a test's."""
+    names = sorted(str(path.relative_to(site))[: -len(".html")] for path in pages)
+    chosen = [name for name in names if name not in ("genindex", "search", "py-modindex")]
+    chosen = ["index", *(name for name in chosen if name != "index")][: many(1, len(chosen))]
+    sizes = {(name, width): len(shoot(name, width)) for name in chosen for width in [1280, 420][: many(1, 2)]}
+    figures |= {"screenshots": len(sizes), "smallest": min(sizes.values()), "kept in": "build/screenshots"}
+    assert min(sizes.values()) > 20_000  # a blank page has some 5,000 bytes
