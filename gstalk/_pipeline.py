@@ -103,6 +103,7 @@ class Pipeline:
         "_reader",
         "_replied",
         "_room",
+        "_seen",
         "_timer",
         "_transport",
         "_wake_due",
@@ -142,6 +143,7 @@ class Pipeline:
         self._wake_due = False
         self._replied = 0.0  # since when a reply is due
         self._accepted = 0.0  # since when the kernel takes nothing
+        self._seen = 0  # and how much it had taken then
         self._draining = False  # much was sent: what the kernel still holds is looked at, too
         self._delivered = 0  # how much of the stream had left the kernel at the last look
         self._on_end: Call | None = None
@@ -228,11 +230,13 @@ class Pipeline:
         self._wake_soon()
 
     def give_up(self, which: Callable[[Slot], bool]) -> None:
-        """Tell these slots' callers at once that the connection is being closed; replies are still taken."""
-        sent = self.sent
+        """Tell these slots' callers at once that the connection is being closed; replies are still taken.
+
+        Each may have been acted on: what the kernel has not taken yet still goes out, before what others wait for.
+        """
         for slot in self.slots:
             if which(slot):
-                slot.error = lost(slot, ConnectionClosedError, "you closed it", sent)
+                slot.error = lost(slot, ConnectionClosedError, "you closed it", self._appended)
                 self.complete(slot)
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ class Pipeline:
         loop = self.hub.loop
         self._transport = transport
         self._draining = False
-        transport.sent = 0
+        transport.count_anew()
         self._reader = loop.io(transport.fileno(), READ, ref=False)
         self._reader.start(self._on_readable)
         self._flush_due = False
@@ -353,6 +357,7 @@ class Pipeline:
         if not all_taken and not self._blocked:
             self._blocked = True
             self._accepted = monotonic()
+            self._seen = transport.sent
             if self._writer is None:
                 self._writer = self.hub.loop.io(transport.fileno(), WRITE, ref=False)
             self._writer.start(self._on_writable)
@@ -361,7 +366,7 @@ class Pipeline:
         transport = self._transport
         if transport is None or self.failure is not None:
             return
-        before = transport.sent
+        before = self._seen  # a flush, or TLS when it reads, may have used the room in the socket before this
         try:
             if transport.flush():
                 self._blocked = False
@@ -371,6 +376,7 @@ class Pipeline:
             return
         if transport.sent > before:
             self._accepted = monotonic()
+            self._seen = transport.sent
             self._limit = transport.sent + MAX_BYTES
             if self.slots and before < self.slots[0].end <= transport.sent:
                 self._replied = self._accepted  # only now is its reply due
@@ -440,6 +446,7 @@ class Pipeline:
             self.hub.loop.run_callback(self._wake)
 
     def _has_room(self) -> bool:
+        self._limit = self.sent + MAX_BYTES  # TLS also sends when it reads
         return self.failure is None and len(self.slots) <= MAX_SLOTS // 2 and self._appended < self._limit
 
     def _offer_room(self) -> None:

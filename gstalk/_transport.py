@@ -95,6 +95,10 @@ class Transport:
             del self._backlog[:taken]
         return True
 
+    def count_anew(self) -> None:
+        """Have `sent` start at 0; all that was written before has been taken."""
+        self.sent = 0
+
     def delivered(self) -> tuple[int, int]:
         """How many of the bytes that the kernel took have reached the other side, and how many have not yet."""
         return self._counted(self.sent)
@@ -202,6 +206,9 @@ class TlsTransport(Transport):
             while self._records and self._records[0][1] <= self._taken:
                 self.sent = self._records.popleft()[0]
         return True
+
+    def count_anew(self) -> None:
+        self.sent = self._plain = 0
 
     def delivered(self) -> tuple[int, int]:
         return self._counted(self._taken)

@@ -342,8 +342,7 @@ class Producer:
         attempt.tries += 1
         attempt.refused = not isinstance(error, DisconnectedError)
         if isinstance(error, PutTimeoutError):
-            if slot.end <= lane.link.pipe.sent:
-                attempt.sent = "maybe"
+            attempt.sent = "maybe"  # also where the kernel has not taken it yet: what is in line goes out when it can
             attempt.causes.setdefault(lane.server.uri, error)
             raise self._time_over(attempt)
         attempt.causes[lane.server.uri] = error

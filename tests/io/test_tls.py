@@ -12,6 +12,7 @@ import pytest
 from gevent import socket
 
 import gstalk
+from gstalk.testing import FaultProxy
 from tests.servers import Terminator, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.limit(90)]
@@ -158,6 +159,33 @@ def test_tls_large_bodies_both_ways(secure, tube):
         job = conn.reserve_with_timeout(5)
         assert job.body == body
         job.delete()
+
+
+def test_tls_counts_what_was_sent_as_its_commands_do(secure, tube):
+    conn = secure()
+    conn.put(tube, b"x")
+    assert conn._link.pipe.sent == conn._link.pipe._appended
+
+
+def test_tls_that_sent_the_rest_while_it_read_has_room_again(terminator, trusting, tube):
+    with FaultProxy(("127.0.0.1", terminator.ports["good"])) as proxy:
+        uri = proxy.uri.replace("beanstalk://127.0.0.1", "tls://localhost")
+        with gstalk.dial(uri, tls_context=trusting, conn_timeout=30) as conn:
+            pipe = conn._link.pipe
+            proxy.stall("up")
+            large = gevent.spawn(conn.put, tube, b"x" * 10_000_000)
+            wait_until(lambda: pipe._blocked)
+            pipe._writer.stop()
+            proxy.resume("up")
+            with gevent.Timeout(20):
+                while pipe._transport._backlog:
+                    pipe._on_readable()
+                    gevent.sleep(0.001)
+            pipe._writer.start(pipe._on_writable)
+            with pytest.raises(gstalk.JobTooBigError):
+                large.get(timeout=10)
+            with gevent.Timeout(10):
+                conn.put(tube, b"next")
 
 
 def test_tls_waiting_reserve_gets_its_job(secure, other, tube):

@@ -15,6 +15,8 @@ from gevent import socket
 from gevent.server import StreamServer
 
 import gstalk
+from gstalk._pipeline import Pipeline
+from gstalk._transport import Transport
 from gstalk.testing import FaultProxy
 from tests.servers import ok, wait_until
 
@@ -36,13 +38,16 @@ def serving(handle: Callable[[Any, Any], None], path: Path | None = None) -> Ite
         server.stop(0)
 
 
+def make_narrow(pipe: Pipeline) -> None:
+    """Have a socket be full soon: the kernel would take more at once than we ever have under way."""
+    assert pipe._transport is not None
+    pipe._transport._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
 @pytest.fixture
 def narrow(server) -> Iterator[tuple[FaultProxy, gstalk.Conn]]:
-    """A connection whose socket is soon full: the kernel would take more at once than we ever have under way."""
-    with FaultProxy(server.uri) as proxy, gstalk.dial(proxy.uri) as conn:
-        transport = conn._link.pipe._transport
-        assert transport is not None
-        transport._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with FaultProxy(server.uri) as proxy, gstalk.dial(proxy.uri, conn_timeout=30) as conn:
+        make_narrow(conn._link.pipe)
         yield proxy, conn
 
 
@@ -133,3 +138,52 @@ def test_connection_cut_while_its_socket_is_full_tells_what_was_not_sent(narrow,
     said = [error.sent for error in errors]
     assert said[-1] == "no"
     assert said == sorted(said)  # "maybe" for the first ones, "no" for those behind them
+
+
+def test_close_behind_a_full_socket_calls_nothing_unsent_that_it_still_sends(narrow, other, tube):
+    proxy, conn = narrow
+    job = conn.reserve_job(conn.put(tube, b"held"))
+    proxy.stall("up")
+    puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(10)]
+    wait_until(lambda: conn._link.pipe._blocked)
+    delete = gevent.spawn(job.delete)
+    gevent.sleep(0)
+    close = gevent.spawn(conn.close)
+    gevent.joinall(puts, timeout=5, raise_error=False)
+    assert [put.exception.sent for put in puts] == ["maybe"] * 10
+    proxy.resume()
+    delete.get(timeout=10)
+    close.get(timeout=10)
+    assert other.stats_tube(tube).current_jobs_delayed == 10  # the delete stood behind them
+
+
+def test_producers_put_in_a_full_line_whose_time_is_over_may_have_been_sent(server, other, tube):
+    with FaultProxy(server.uri) as proxy, gstalk.Producer(proxy.uri, conn_timeout=30) as producer:
+        assert producer.wait_connected(5)
+        make_narrow(producer._lanes.pool.links[0].pipe)
+        proxy.stall("up")
+        puts = [gevent.spawn(producer.put, tube, b"x" * 60000, delay=1000, timeout=0.3) for _ in range(15)]
+        gevent.joinall(puts, timeout=5, raise_error=False)
+        assert [put.exception.sent for put in puts] == ["maybe"] * 15
+        proxy.resume()
+        wait_until(lambda: other.stats_tube(tube).current_jobs_delayed == 15)
+
+
+def test_room_used_behind_the_writers_back_is_progress(server, tube, monkeypatch):
+    """A flush may use the room in the socket before the watcher for it is called, and TLS sends when it reads."""
+    sends = Transport._send
+    room = [True]
+    monkeypatch.setattr(Transport, "_send", lambda self, data: sends(self, data[:1000]) if room[0] else 0)
+    with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
+        transport = conn._link.pipe._transport
+        room[0] = False
+        put = gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000)
+        for _ in range(40):
+            gevent.sleep(0.02)
+            room[0] = True
+            taken = transport._send(bytes(transport._backlog))
+            del transport._backlog[:taken]
+            transport.sent += taken
+            room[0] = False
+        room[0] = True
+        assert put.get(timeout=10)
