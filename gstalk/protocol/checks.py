@@ -46,7 +46,7 @@ def whole_number(name: str, value: object, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not least <= value <= most:
-        raise InvalidArgumentError(f"{name} must be from {least} to {most}, got {value}")
+        raise InvalidArgumentError(f"{name} must be from {least} to {most}, got {_shown(value)}")
     return value
 
 
@@ -59,11 +59,17 @@ def seconds(name: str, value: object) -> float:
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidArgumentError(f"{name} must be a finite number of seconds, got {value}")
     if value < 0:
-        raise InvalidArgumentError(f"{name} must not be negative, got {value}")
+        raise InvalidArgumentError(f"{name} must not be negative, got {_shown(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise InvalidArgumentError(f"{name} is too large: {value} seconds") from None
+        raise InvalidArgumentError(f"{name} is too large: {_shown(value)} seconds") from None
+
+
+def _shown(value: float) -> str:
+    """Show a number. Python refuses to write out an int of thousands of digits."""
+    many = isinstance(value, int) and value.bit_length() > 256
+    return f"a number of {int(value).bit_length()} bits" if many else str(value)
 
 
 def whole_seconds(name: str, value: object, least: int = 0) -> int:

@@ -134,7 +134,7 @@ def by_tube(command: Command, tube: str) -> bytes:
 
 def put(body: checks.Body, priority: int, delay: Any, ttr: Any) -> bytes:
     """Build a put whose numbers have been checked, as those of a `PutParams` are."""
-    if body.__class__ is not bytes:
+    if body.__class__ is not bytes or len(body) > checks.MAX_BODY:
         body = checks.check_body(body)
     return b"put %d %d %d %d\r\n%b\r\n" % (priority, delay, ttr, len(body), body)
 
