@@ -49,13 +49,15 @@ def dial(
         session = Session(str(address))
         slots = [Slot(command, session) for command, _ in greeting]
         session.slots.extend(slots)
-        all_taken = transport.write(b"".join(data for _, data in greeting))
+        data = b"".join(data for _, data in greeting)
         while session.slots:
-            wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
             try:
-                all_taken = _advance(transport, session)
+                all_taken = transport.write(data) if data else _advance(transport, session)
             except (ConnectionLostError, ProtocolError) as error:
                 raise ConnectError(f"connect to {address}: {error}") from error
+            data = b""
+            if session.slots:
+                wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
         for slot in slots:
             if slot.error is not None:
                 raise ConnectError(f"connect to {address}: {slot.error}") from slot.error

@@ -318,7 +318,7 @@ def _connect_one(
             code = sock.connect_ex(place)
         except OSError as error:
             return _refused(address, error)
-        if waits := code in (errno.EINPROGRESS, errno.EAGAIN):
+        if waits := code == errno.EINPROGRESS:  # EAGAIN: a unix socket's backlog is full, and nothing is under way
             wait(hub, sock.fileno(), WRITE)
         try:
             if waits:
@@ -330,7 +330,10 @@ def _connect_one(
         except OSError as error:
             return _refused(address, error)
         if address.is_tls:
-            transport = tls = TlsTransport(sock, context or _default_context(), str(address.host))
+            try:
+                transport = tls = TlsTransport(sock, context or _default_context(), str(address.host))
+            except (OSError, ValueError) as error:  # a context for servers, for instance
+                return _refused(address, error, "TLS: ")
             events = WRITE
             while events:
                 try:

@@ -108,6 +108,12 @@ def test_plain_to_a_tls_server_raises_connect_error_in_time(terminator):
 
 
 @pytest.mark.slow
+def test_tls_with_a_context_for_servers_raises_connect_error(terminator):
+    with pytest.raises(gstalk.ConnectError, match="TLS") as caught:
+        gstalk.dial(terminator.uri("good"), tls_context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
 def test_tls_handshake_that_is_never_answered_raises_connect_error_in_time(trusting):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -178,7 +184,7 @@ def test_tls_that_sent_the_rest_while_it_read_has_room_again(terminator, trustin
             pipe._writer.stop()
             proxy.resume("up")
             with gevent.Timeout(20):
-                while pipe._transport._backlog:
+                while pipe._transport is not None and pipe._transport._backlog:
                     pipe._on_readable()
                     gevent.sleep(0.001)
             pipe._writer.start(pipe._on_writable)

@@ -77,6 +77,15 @@ def test_dial_of_a_tls_server_that_leaves_in_the_handshake_raises_connect_error(
     assert caught.value.sent == "no"
 
 
+def test_dial_whose_first_command_cannot_be_sent_raises_connect_error(server, monkeypatch):
+    def refuse(self: Transport, data: bytes) -> bool:
+        raise gstalk.ConnectionLostError("connection reset by peer")
+
+    monkeypatch.setattr(Transport, "write", refuse)
+    with pytest.raises(gstalk.ConnectError, match="connection reset by peer"):
+        gstalk.dial(server.uri)
+
+
 def test_reply_that_came_before_the_end_is_read_when_a_send_fails(tmp_path):
     late: list[gstalk.ConnectionLostError] = []
 
@@ -150,7 +159,7 @@ def test_close_behind_a_full_socket_calls_nothing_unsent_that_it_still_sends(nar
     gevent.sleep(0)
     close = gevent.spawn(conn.close)
     gevent.joinall(puts, timeout=5, raise_error=False)
-    assert [put.exception.sent for put in puts] == ["maybe"] * 10
+    assert [getattr(put.exception, "sent", None) for put in puts] == ["maybe"] * 10
     proxy.resume()
     delete.get(timeout=10)
     close.get(timeout=10)
@@ -164,7 +173,7 @@ def test_producers_put_in_a_full_line_whose_time_is_over_may_have_been_sent(serv
         proxy.stall("up")
         puts = [gevent.spawn(producer.put, tube, b"x" * 60000, delay=1000, timeout=0.3) for _ in range(15)]
         gevent.joinall(puts, timeout=5, raise_error=False)
-        assert [put.exception.sent for put in puts] == ["maybe"] * 15
+        assert [getattr(put.exception, "sent", None) for put in puts] == ["maybe"] * 15
         proxy.resume()
         wait_until(lambda: other.stats_tube(tube).current_jobs_delayed == 15)
 
@@ -176,6 +185,7 @@ def test_room_used_behind_the_writers_back_is_progress(server, tube, monkeypatch
     monkeypatch.setattr(Transport, "_send", lambda self, data: sends(self, data[:1000]) if room[0] else 0)
     with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
         transport = conn._link.pipe._transport
+        assert transport is not None
         room[0] = False
         put = gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000)
         for _ in range(40):

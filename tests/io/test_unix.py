@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import gevent
@@ -62,6 +64,22 @@ def test_unix_socket_missing_or_no_socket_raises_connect_error(tmp_path: Path):
         with pytest.raises(gstalk.ConnectError) as caught:
             gstalk.dial(f"unix://{path}")
         assert str(path) in str(caught.value)
+
+
+def test_unix_socket_whose_backlog_is_full_raises_connect_error(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(0)
+        code = 0
+        while not code:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            code = sock.connect_ex(str(tmp_path / "socket"))
+        assert code == errno.EAGAIN
+        with pytest.raises(gstalk.ConnectError) as caught:
+            gstalk.dial(f"unix://{tmp_path}/socket", conn_timeout=1)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno == errno.EAGAIN
 
 
 def test_unix_socket_missing_chains_the_cause(tmp_path: Path):
