@@ -10,6 +10,7 @@ A put's time is looked at by one timer for all puts, 20 times a second, instead 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any
 
@@ -231,9 +232,10 @@ class Lanes:
 
     def close(self) -> None:
         self.pool.stop_dialing()
-        for link in list(self._lanes):
-            link.close()
-        self._wake_all()
+        with ExitStack() as stack:  # all of them, also if one is interrupted
+            stack.callback(self._wake_all)
+            for link in self._lanes:
+                stack.callback(link.close)
 
     def forked(self) -> None:
         """In the child: these are the parent's."""

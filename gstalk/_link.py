@@ -23,12 +23,14 @@ from gevent.hub import Hub
 
 from gstalk._dial import dial
 from gstalk._hooks import Hooks
+from gstalk._misplaced import misplace
 from gstalk._outcomes import Outcomes
 from gstalk._pipeline import Pipeline, drop
 from gstalk._transport import Transport
 from gstalk.config import Config
 from gstalk.errors import (
     BuriedError,
+    CommandTimeoutError,
     ConnectError,
     ConnectionClosedError,
     ConnectionLostError,
@@ -38,12 +40,13 @@ from gstalk.errors import (
     JobFinishedError,
     JobLostError,
     NotFoundError,
+    ProtocolError,
     WrongHubError,
 )
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import Slot, WaitSlot
+from gstalk.protocol.session import PENDING, Slot, WaitSlot
 from gstalk.protocol.stats import JobStats, ServerStats
 from gstalk.uri import Address
 
@@ -63,6 +66,7 @@ class Link:
         used: The tube that the last command appended will find in use.
         watched: The tubes watched, as the server confirmed them.
         on_failure: Called once, when the connection is over; must not switch.
+        on_closing: Called when it begins to close and what settles jobs is still waited for; must not switch.
     """
 
     __slots__ = (
@@ -76,6 +80,7 @@ class Link:
         "config",
         "held",
         "hub",
+        "on_closing",
         "on_failure",
         "on_settled",
         "outcomes",
@@ -104,6 +109,7 @@ class Link:
         self.used = "default"
         self.watched = list(tubes) or ["default"]
         self.on_failure: Callable[[], None] | None = None
+        self.on_closing: Callable[[], None] | None = None
         self.on_settled: Callable[[], None] | None = None
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
@@ -158,12 +164,7 @@ class Link:
         """Keep what stands behind a `use` that failed from staying in the wrong tube."""
         if use.error is None or isinstance(use.error, DisconnectedError):
             return
-        for slot in self.pipe.slots:
-            if slot.command is commands.USE:
-                break
-            if slot.command.uses:
-                slot.duty = _Misplaced(self, use.error, slot.duty)
-        else:
+        if misplace(self.pipe, use.error):
             self.used = ""  # nothing behind it has changed the tube: the next command says `use` again
 
     def use(self, tube: str) -> None:
@@ -313,6 +314,7 @@ class Link:
 
     def stats_job(self, job: Job | int) -> JobStats:
         self.check("stats-job")
+        self._check_owner(job, "stats-job")
         job_id = job.id if isinstance(job, Job) else job
         ours = job if isinstance(job, Job) and job._state in ("held", "settling") else None
         data = commands.by_id(commands.STATS_JOB, job_id)
@@ -363,11 +365,16 @@ class Link:
 
         def go_on(first: Slot) -> None:
             if first.error is None:
-                pipe.append(line(first.result.pri), last)
-            else:
-                last.error = first.error
-                duty(last)
-                pipe.complete(last)
+                try:
+                    pipe.append(line(first.result.pri), last)
+                    return
+                except (TypeError, InvalidArgumentError):  # in the hub, where nothing may be raised
+                    first.error = ProtocolError(f"{first}: pri is {first.result.pri}; connection closed")
+            last.error = first.error
+            duty(last)
+            pipe.complete(last)
+            if isinstance(last.error, ProtocolError):
+                pipe.fail(ConnectionLostError, f"the server broke the protocol: {last.error}", last.error)
 
         first = pipe.slot(commands.STATS_JOB, job_id, go_on, last)
         pipe.append(commands.by_id(commands.STATS_JOB, job_id), first)
@@ -418,12 +425,19 @@ class Link:
     def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
         try:
             # The end is read before the new connection is dialed, or the old wait could still win the next job.
+            end = old.end()
             try:
                 with _patience(self.config):
-                    old.wait(old.end())
+                    old.wait(end)
+                stuck = end.result is PENDING
             finally:
                 old.fail(ConnectionClosedError, "closed to end a reserve")
-            if pipe.failure is not None:  # closed meanwhile
+            if stuck:
+                seconds = self.config.conn_timeout
+                pipe.fail(
+                    CommandTimeoutError, f"no progress for {seconds} s in calling a reserve back; connection closed"
+                )
+            if pipe.failure is not None:  # it was stuck, or closed meanwhile
                 return
             transport, server = self._dial(used)
             if server.id != self.server.id:
@@ -507,6 +521,8 @@ class Link:
         """Wait for deletes, releases and buries; replies come in order, so one more command tells when they did."""
         pipe = self.pipe
         pipe.give_up(lambda s: s.command not in _SETTLING and not isinstance(s.extra, Slot))
+        if self.on_closing is not None:
+            self.on_closing()
         while pipe.failure is None and self._may_settle():
             fence = pipe.slot(commands.LIST_TUBE_USED)
             pipe.append(commands.plain(commands.LIST_TUBE_USED), fence)
@@ -529,21 +545,3 @@ def _seconds(value: Seconds | None) -> float | None:
 def _patience(config: Config) -> gevent.Timeout:
     """A time limit of `conn_timeout` that ends its block quietly."""
     return gevent.Timeout(_seconds(config.conn_timeout), False)  # type: ignore[arg-type]  # the stubs lack False
-
-
-class _Misplaced:
-    """The duty of a command whose `use` failed: it hit another tube, which is no success."""
-
-    def __init__(self, link: Link, error: BaseException, duty: Callable[[Slot], None] | None) -> None:
-        self._link = link
-        self._error = error
-        self._duty = duty
-
-    def __call__(self, slot: Slot) -> None:
-        if slot.error is None:
-            if slot.command is commands.PUT:
-                pipe = self._link.pipe
-                pipe.append(commands.by_id(commands.DELETE, slot.result), pipe.slot(commands.DELETE, slot.result))
-            slot.error = self._error
-        if self._duty is not None:
-            self._duty(slot)

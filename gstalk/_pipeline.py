@@ -401,7 +401,7 @@ class Pipeline:
                 self._flush()
             else:
                 self._flush_due = False
-            if not self.slots and not self._room and self._reader is not None:
+            if not self.slots and not self._room and self._on_end is None and self._reader is not None:
                 self._reader.ref = False
 
     def _take(self, data: bytes) -> None:
@@ -554,19 +554,22 @@ def drop(holder: list[Pipeline]) -> None:
     """Close the socket of a connection that nobody refers to any more."""
     pipe = holder[0]
     if pipe.failure is None:
-        warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)
         if pipe.hub.loop is None:
             pipe.forsake()
         elif get_hub() is pipe.hub:
             pipe.fail(ConnectionClosedError, "nobody referred to it any more")
         else:  # the collector ran in another thread
             pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
+        warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)  # last: it may be an error
 
 
 def _after_fork() -> None:  # after the transport's own: the sockets are not the parent's any more
     why = "this connection belongs to the parent process: dial again"
     for pipeline in list(_living):
-        pipeline.fail(ConnectionClosedError, why, sent=pipeline._appended)  # the parent goes on and sends all of it
+        if pipeline.hub.loop is None:  # its thread has ended
+            pipeline.forsake()
+        else:
+            pipeline.fail(ConnectionClosedError, why, sent=pipeline._appended)  # the parent goes on and sends all of it
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any
 
 from gstalk._link import Link
-from gstalk.errors import DeadlineSoonError, DisconnectedError
+from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol.session import Call, Slot
 
@@ -122,12 +122,18 @@ class ReserveLine:
         if self._callers:
             self._ask(self._callers[0])
 
-    def fail(self) -> None:
-        """The connection is over: so is everybody's wait."""
+    def end(self) -> None:
+        """The connection is over, or about to be closed: so is everybody's wait."""
         self._stop_timer()
         self._wait = None
         while self._callers:
-            self._answer(self._callers.popleft(), None, self._link.pipe.error("reserve"))
+            caller = self._callers.popleft()
+            if self._link.pipe.failure is not None:
+                error = self._link.pipe.error("reserve")
+            else:
+                sent: Sent = "maybe" if caller.ask > self._answered else "no"
+                error = ConnectionClosedError(f"reserve at {self._link.uri}: you closed it", sent)
+            self._answer(caller, None, error)
 
     # -- what to ask, and when ---------------------------------------------------------------------------------
 

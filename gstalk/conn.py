@@ -86,11 +86,11 @@ class Conn:
         # Weak: a connection closes as soon as nobody refers to it any more, not when the collector finds a cycle.
         line = weakref.ref(self._line)
 
-        def failed() -> None:
+        def ended() -> None:
             if (mine := line()) is not None:
-                mine.fail()
+                mine.end()
 
-        link.on_failure = failed
+        link.on_failure = link.on_closing = ended
 
     def __repr__(self) -> str:
         return f"<Conn {self.uri}, {'connected' if self.is_connected else 'not connected'}>"

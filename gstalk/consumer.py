@@ -373,10 +373,10 @@ class _Run:
             return
         now = monotonic()
         any_held = False
-        for lane in self._lanes.values():
+        for lane in list(self._lanes.values()):  # a send that fails takes its connection out
             pipe = lane.link.pipe
             lane.held = bool(lane.link.held)
-            lane.busy = bool(pipe.slots)
+            lane.busy = bool(pipe.slots) or not pipe.attached
             any_held |= lane.held
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:
                 # The server forgets to expire a job while its connection is silent; and a dead line shows itself.

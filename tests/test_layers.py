@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"protocol", "schedule", "errors", "uri", "config", "retry", "job"},
     {"_hooks", "_transport", "_dial", "_pipeline"},
-    {"_outcomes", "_ruins", "_link", "_reserve", "conn"},
+    {"_outcomes", "_ruins", "_link", "_misplaced", "_reserve", "conn"},
     {"pool"},
     {"_handling", "_lanes", "producer", "consumer"},
     {"gstalk"},  # gstalk/__init__.py, which only hands names on

@@ -277,3 +277,8 @@ def test_conn_of_a_thread_that_has_ended_is_let_go_when_it_is_dropped(server):
         code, said, errors = program.end()
     assert (code, said) == (0, ["WrongHubError", 1, 0])
     assert errors.count("ResourceWarning: unclosed connection to") == 1
+
+
+def test_conn_of_a_thread_that_has_ended_keeps_no_other_from_learning_of_a_fork(server):
+    with Program("exits", "thread_ended_then_forked", server.uri, "unpatched", "") as program:
+        assert program.end() == (0, [20], "")

@@ -11,6 +11,7 @@ import os
 import random
 import threading
 import time
+import warnings
 import weakref
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 from gevent import hub
 
 import gstalk
+from gstalk.protocol import checks
+from tests.faults.hub import silent_hub
 from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -237,6 +240,33 @@ def test_put_wrong_argument_is_refused_and_sends_nothing(play, connect):
     assert played.lines == [*before, b"list-tube-used"]
 
 
+def test_put_bytes_larger_than_beanstalkd_can_hold_are_refused(play, connect, monkeypatch):
+    monkeypatch.setattr(checks, "MAX_BODY", 10)
+    played = play()
+    conn = connect(played.uri)
+    for body in (bytes(11), bytearray(11), memoryview(bytes(11))):
+        with pytest.raises(gstalk.InvalidArgumentError, match="11 bytes"):
+            conn.put("default", body)
+    assert played.count("put") == 0
+
+
+def test_number_of_thousands_of_digits_is_refused(play, connect):
+    conn = connect(play().uri)
+    huge = 10**5000
+    for method in (
+        lambda: conn.put("default", b"", priority=huge),
+        lambda: conn.put("default", b"", ttr=huge),
+        lambda: conn.put("default", b"", delay=-huge),
+        lambda: conn.reserve_with_timeout(huge),
+        lambda: conn.reserve_with_timeout(-huge),
+        lambda: conn.peek(huge),
+        lambda: conn.kick("default", huge),
+        lambda: gstalk.Config(conn_timeout=huge),
+    ):
+        with pytest.raises(gstalk.InvalidArgumentError, match="a number of 1661[01] bits"):
+            method()
+
+
 def test_put_str_body_message_says_how_to_encode(conn, tube):
     with pytest.raises(TypeError) as caught:
         conn.put(tube, "text")
@@ -333,6 +363,15 @@ def test_put_use_that_fails_raises_its_error_and_deletes_the_misplaced_job(play,
     assert [line for line in played.lines if line != b"stats" and not line.startswith(b"watch")] == [
         b"use a", put, b"delete 1", b"use a", put
     ]  # fmt: skip
+
+
+def test_put_buried_behind_a_use_that_failed_does_not_stay_in_the_wrong_tube(play, connect):
+    played = play({"use": [b"OUT_OF_MEMORY\r\n", None], "put": b"BURIED 7\r\n"})
+    conn = connect(played.uri)
+    with pytest.raises(gstalk.OutOfMemoryError):
+        conn.put("a", b"x")
+    conn.list_tube_used()
+    assert played.lines[-2] == b"delete 7"
 
 
 def test_put_use_that_fails_before_puts_to_other_tubes_spoils_none_of_them(play, connect):
@@ -621,6 +660,14 @@ def test_settle_job_that_another_connection_reserved_is_refused(conn, other, tub
         getattr(other, name)(job)
     assert job.stats().state == "reserved"
     assert not job.is_finished
+
+
+def test_stats_job_of_a_job_that_another_connection_reserved_is_refused(play, connect, conn):
+    """Their servers may be different ones, where the same id means another job, or none."""
+    job = connect(play({"reserve-with-timeout": b"RESERVED 987654321 1\r\nx\r\n"}).uri).reserve_with_timeout(0)
+    with pytest.raises(gstalk.InvalidArgumentError):
+        conn.stats_job(job)
+    assert not job.is_lost
 
 
 def test_delete_peeked_job_of_another_connection_is_sent_as_it_is(conn, other, tube):
@@ -1124,6 +1171,24 @@ def test_close_ends_reserves(conn, connect):
             reserver.get()
 
 
+def test_close_ends_reserves_at_once_while_it_waits_for_a_delete(play, connect):
+    def late(line):
+        gevent.sleep(1.5)
+        return b"DELETED\r\n"
+
+    conn = connect(play({"delete": late}).uri)
+    conn._line._may_wait = False
+    reservers = [call(conn.reserve) for _ in range(3)]
+    gevent.sleep(0.1)  # none of their asks is in flight
+    deleter = call(conn.delete, 5)
+    closer = call(conn.close)
+    gevent.joinall(reservers, timeout=1)
+    assert all(isinstance(reserver.exception, gstalk.ConnectionClosedError) for reserver in reservers)
+    assert not closer.ready()
+    assert conn._line._timer is None
+    gevent.joinall([closer, deleter], raise_error=True)
+
+
 def test_close_gives_jobs_back_and_loses_them(conn, other, tube):
     job = held(conn, tube, priority=12)
     conn.close()
@@ -1170,6 +1235,16 @@ def test_dropped_conn_closes_its_socket_with_a_warning(own_server):
         del dropped  # at once: no collector is needed
     wait_until(lambda: watching.stats().current_connections == 1)
     watching.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_dropped_conn_closes_its_socket_also_where_warnings_are_errors(play):
+    dropped = gstalk.dial(play().uri)
+    pipe = dropped._link.pipe
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del dropped
+    assert pipe.failure is not None
 
 
 def test_dropped_conn_is_held_by_its_jobs(server, tube, connect):
@@ -1343,6 +1418,19 @@ def test_job_release_whose_priority_cannot_be_asked_is_unfinished_again(play, co
     assert (job.is_finished, job.is_lost) == (False, False)
     job.release()
     assert played.lines[-1] == b"release 7 9 0"
+
+
+@pytest.mark.parametrize("pri", ["", "pri: -5\n", "pri: 4294967296\n"])
+def test_job_release_whose_priority_cannot_be_is_a_protocol_error(play, connect, pri):
+    told = ok(f"---\nid: 1\ntube: default\nstate: reserved\n{pri}")
+    played = play({"reserve-with-timeout": b"RESERVED 1 1\r\nx\r\n", "stats-job": told})
+    conn = connect(played.uri)
+    job = conn.reserve_with_timeout(0)
+    with silent_hub():
+        with pytest.raises(gstalk.ProtocolError, match="pri is"):
+            job.release()
+        assert job.is_lost
+        assert not conn.is_connected
 
 
 def test_job_release_answered_buried_raises_buried_and_is_finished(play, connect):

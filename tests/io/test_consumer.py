@@ -14,7 +14,9 @@ import pytest
 from gevent.event import Event
 
 import gstalk
-from gstalk.testing import Beanstalkd
+from gstalk._transport import Transport
+from gstalk.testing import Beanstalkd, FaultProxy
+from tests.faults.hub import silent_hub
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -692,6 +694,33 @@ def test_job_that_a_real_server_has_ruined_is_buried(tmp_path, work, connect):
 
 
 @pytest.mark.slow
+def test_connection_whose_keepalive_cannot_be_sent_is_lost_and_nothing_else(own_server, work, connect, monkeypatch):
+    sends = Transport.write
+    connect(own_server.uri).put("t", b"x")
+
+    def write(self, data):
+        if data == b"list-tube-used\r\n" and refused == []:
+            refused.append(self)
+            raise gstalk.ConnectionLostError("connection reset by peer")
+        return sends(self, data)
+
+    refused: list[Transport] = []
+    monkeypatch.setattr(Transport, "write", write)
+    with silent_hub():
+        jobs = []
+
+        def handler(job):
+            jobs.append(job)
+            gevent.sleep(2)
+            job.delete()
+
+        worker = work(handler, own_server.uri, "t", multiply=2)
+        wait_until(lambda: len(jobs) == 2)
+        assert len(refused) == 1
+        assert jobs[0].is_lost
+        worker.stop()
+
+
 def test_deadline_soon_is_no_error_and_asks_little(own_server, work, connect):
     conn = connect(own_server.uri)
     done = []
@@ -1041,6 +1070,38 @@ def test_stop_on_a_server_that_stalls_interrupted_returns_at_once(own_server, wo
         assert worker.raised is errors[0]
     finally:
         own_server.resume()
+
+
+def test_stop_interrupted_while_a_stalled_server_is_left_closes_its_connections(own_server, work):
+    worker = work(lambda job: None, own_server.uri, "t", conn_timeout=30)
+    assert worker.consumer.wait_connected(5)
+    gevent.sleep(0.1)
+    pipe = worker.consumer._run.pool.links[0].pipe
+    own_server.pause()
+    try:
+        worker.consumer.stop()
+        for error in (ValueError("mine"), ValueError("at once")):
+            gevent.sleep(0.1)
+            worker.receiver.kill(error, block=False)
+        worker.receiver.join(timeout=5)
+        assert str(worker.raised) == "mine"
+        assert pipe.failure is not None
+    finally:
+        own_server.resume()
+
+
+def test_stop_while_a_wait_is_called_back_the_server_has_let_go_of_what_that_won(own_server, work, connect):
+    with FaultProxy(own_server.uri) as proxy:
+        conn = connect(own_server.uri)
+        worker = work(lambda job: None, proxy.uri, "t")
+        wait_until(lambda: conn.stats().current_waiting == 1)
+        proxy.delay(0.3, "up")
+        [lane] = worker.consumer._run._lanes.values()
+        worker.consumer._run._recall(lane)
+        conn.put("t", b"x")
+        assert conn.stats().current_jobs_reserved == 1
+        worker.stop()
+        assert conn.stats().current_jobs_reserved == 0
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 from gevent import hub, socket
 
 import gstalk
+from gstalk.protocol import commands
 from gstalk.testing import Beanstalkd
 from tests.servers import CUT, wait_until
 
@@ -666,6 +667,19 @@ def test_stop_while_puts_wait_for_a_connection_ends_them(nobody, produce, timeou
     gevent.joinall(putters, timeout=5)
     gevent.killall([putter for putter in putters if not putter.ready()])
     assert [type(putter.exception) for putter in putters] == [gstalk.ConnectionClosedError] * 3
+
+
+def test_stop_interrupted_while_one_connection_closes_closes_all(play, produce):
+    producer = produce(play({"delete": b"", "list-tube-used": b""}).uri, multiply=3)
+    all_connected(producer, 3)
+    pipes = [link.pipe for link in producer._lanes.pool.links]
+    for pipe in pipes:  # as for a put in the wrong tube
+        pipe.append(commands.by_id(commands.DELETE, 1), pipe.slot(commands.DELETE, 1))
+    stopper = gevent.spawn(producer.stop)
+    gevent.sleep(0.05)
+    for _ in pipes:
+        stopper.kill()
+    assert all(pipe.failure is not None for pipe in pipes)
 
 
 # -- hubs and processes ------------------------------------------------------------------------------------------

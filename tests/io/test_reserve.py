@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 from typing import Any
 
 import gevent
 import pytest
+from gevent import subprocess
 from gevent.event import Event
+from gevent.server import StreamServer
 
 import gstalk
 from tests.servers import ok, wait_until
@@ -294,6 +297,60 @@ def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect):
     for each in (putter, reserver):
         with pytest.raises(gstalk.ConnectionLostError):
             each.get(timeout=5)
+
+
+@pytest.mark.slow
+def test_reserve_called_back_from_a_server_that_is_stopped_ends_all_in_time(own_server, connect):
+    conn = connect(own_server.uri, conn_timeout=0.5)
+    other = connect(own_server.uri)
+    reserver = waiting(conn, other)
+    own_server.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(gstalk.CommandTimeoutError) as caught:
+            conn.put("default", b"x")
+        assert time.monotonic() - began < 0.95  # one conn_timeout, not a second one for a dial
+        assert caught.value.sent == "no"
+        reserver.join()
+        assert isinstance(reserver.exception, gstalk.CommandTimeoutError)
+    finally:
+        own_server.resume()
+
+
+def test_reserve_called_back_its_end_keeps_the_process_waiting():
+    """The server's answer comes, and a while later the end: nothing else is under way then."""
+    first: list[Any] = []
+
+    def handle(sock, address):
+        mine = not first
+        first.append(sock)
+        while data := sock.recv(1000):
+            for line in data.split(b"\r\n"):
+                if line.startswith(b"stats"):
+                    sock.sendall(ok("---\nid: 4a\n"))
+                elif line.startswith(b"put"):
+                    sock.sendall(b"INSERTED 9\r\n")
+        if mine:
+            sock.sendall(b"TIMED_OUT\r\n")
+            gevent.sleep(0.3)
+
+    script = """
+import sys, gevent, gstalk
+conn = gstalk.dial(sys.argv[1], conn_timeout=None)
+reserver = gevent.spawn(conn.reserve)
+gevent.sleep(0.1)
+reserver.kill()
+print(conn.put("default", b""))
+conn.close()
+"""
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        command = [sys.executable, "-c", script, f"127.0.0.1:{server.server_port}"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    finally:
+        server.stop(0)
+    assert (said.stdout, said.stderr) == ("9\n", "")
 
 
 def test_reserve_called_back_the_job_that_won_the_race_is_not_lost(conn, other, connect, tube):

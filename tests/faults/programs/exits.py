@@ -183,7 +183,7 @@ def dropped() -> None:
     watch_it_go([watching()])
 
 
-def thread_ended() -> None:
+def of_an_ended_thread() -> list[gstalk.Conn]:
     box: list[gstalk.Conn] = []
 
     def run() -> None:
@@ -193,6 +193,32 @@ def thread_ended() -> None:
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
+    return box
+
+
+def thread_ended_then_forked() -> None:
+    """Say how many of the main thread's connections know in a child that they are the parent's."""
+    box = of_an_ended_thread()
+    conns = [dial() for _ in range(20)]
+    pid = os.fork()
+    if not pid:
+        closed = 0
+        for conn in conns:
+            try:
+                conn.stats()
+            except gstalk.ConnectionClosedError:
+                closed += 1
+            except gstalk.GstalkError:
+                pass
+        os._exit(closed)
+    say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    for conn in conns:
+        conn.close()
+    del box
+
+
+def thread_ended() -> None:
+    box = of_an_ended_thread()
     try:
         box[0].stats()
     except gstalk.WrongHubError as error:
@@ -225,6 +251,7 @@ SCENARIOS |= {f"wait beside {name}": partial(wait_beside, SCENARIOS[name]) for n
     "interrupted uncaught": uncaught,
     "dropped": dropped,
     "thread_ended": thread_ended,
+    "thread_ended_then_forked": thread_ended_then_forked,
 }
 
 if __name__ == "__main__":
