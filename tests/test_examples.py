@@ -70,6 +70,13 @@ def test_example_is_short_and_says_what_it_shows(path: Path) -> None:
     assert f"Run: python examples/{path.name}" in text
 
 
+def test_examples_are_all_on_their_page() -> None:
+    listed = re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs" / "examples.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(
+        path.name for path in (ROOT / "examples").iterdir() if path.suffix == ".py" or (path / "app.py").exists()
+    )
+
+
 @pytest.mark.filterwarnings("ignore:unclosed connection:ResourceWarning")
 def test_readme_snippets_run(uri: str) -> None:
     assert len(SNIPPETS) >= 5
