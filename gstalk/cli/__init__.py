@@ -18,6 +18,8 @@ try:
 except ImportError as missing:
     raise SystemExit(f"gstalk: the command line needs {missing.name}: pip install 'gstalk[cli]'") from None
 
+import gevent
+
 import gstalk
 from gstalk.cli._output import complain, exit_code
 from gstalk.cli._servers import Servers
@@ -43,7 +45,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         args: Instead of the program's own.
     """
     _stand_in_for_closed_streams()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
+    _have_signals_interrupt_us()
     try:
         code = cli.main(args, prog_name="gstalk", standalone_mode=False)
         sys.stdout.flush()
@@ -79,6 +81,23 @@ def _stand_in_for_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.open(os.devnull, os.O_RDONLY), mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _have_signals_interrupt_us() -> None:
+    """SIGINT and SIGTERM raise KeyboardInterrupt in the greenlet that calls this, not in whichever happens to run.
+
+    One that has written a line and is about to delete its job must come to that.
+    """
+    me = gevent.getcurrent()
+
+    def interrupt(number: int, frame: object) -> None:
+        if gevent.getcurrent() is me:
+            raise KeyboardInterrupt
+        gevent.get_hub().loop.run_callback(me.throw, KeyboardInterrupt())
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell
+            signal.signal(number, interrupt)
 
 
 def _sentence(error: click.ClickException) -> str:

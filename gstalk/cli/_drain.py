@@ -12,8 +12,7 @@ tells, in the same write.
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gevent
@@ -87,12 +86,6 @@ class Drain:
         Raises:
             Exception: The first that `deliver` raised. All jobs that it had not dealt with are put back.
         """
-        with _interrupted_here():
-            self._run(bounds)
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self, bounds: dict[State, int]) -> None:
         try:
             late = self._take("delayed", bounds["delayed"])
             # Those that have become ready since they were counted are found here.
@@ -106,6 +99,8 @@ class Drain:
             self._pool.kill()
             for taken in list(self._held.values()):
                 taken.put_back()
+        if self._failure is not None:
+            raise self._failure
 
     def _take_ready(self, bound: int) -> int:
         """Reserve many at a time, as a worker would; returns how many are still to be taken."""
@@ -122,15 +117,11 @@ class Drain:
                     bound += 1
                     return
                 self._held[job.id] = taken = Taken(job, "ready", None)
-                try:
-                    taken.stats = job.stats()
-                except gstalk.JobLostError:
-                    del self._held[job.id]
-                else:
-                    self._hand_over(taken)
+                taken.stats = job.stats()
+                self._hand_over(taken)
 
         for _ in range(min(self._pool.size or 0, bound)):
-            self._pool.spawn(work)
+            self._pool.spawn(self._noting_failure, work)
         self._pool.join()
         return bound
 
@@ -145,7 +136,7 @@ class Drain:
             job_id = job.id
             job = self._reserve_and_peek(job_id, state)
             if job_id in self._held:
-                self._pool.spawn(self._hand_over, self._held[job_id])
+                self._pool.spawn(self._noting_failure, self._hand_over, self._held[job_id])
         return bound
 
     def _reserve_and_peek(self, job_id: int, state: State) -> gstalk.Job | None:
@@ -169,30 +160,13 @@ class Drain:
         return peek(self._conn, self._tube, state)  # replies come in order: with this one the others are there
 
     def _hand_over(self, taken: Taken) -> None:
+        self._deliver(taken)
+        del self._held[taken.job.id]
+
+    def _noting_failure(self, act: Callable[..., None], *args: Taken) -> None:
         try:
-            self._deliver(taken)
+            act(*args)
         except gevent.GreenletExit:
             raise
         except BaseException as error:
             self._failure = self._failure or error
-        else:
-            del self._held[taken.job.id]
-
-
-@contextlib.contextmanager
-def _interrupted_here() -> Iterator[None]:
-    """Have signals interrupt the greenlet that calls this, not whichever happens to run.
-
-    One that has written a line and is about to delete its job must come to that.
-    """
-    me, loop = gevent.getcurrent(), gevent.get_hub().loop
-
-    def interrupt(number: int, frame: object) -> None:
-        loop.run_callback(me.throw, KeyboardInterrupt())
-
-    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from gstalk.cli._output import complain, exit_code
 __all__ = ["feed"]
 
 IN_FLIGHT = 64
+LAST_SECONDS = 2.0  # after an interruption: time in which what is under way may end
 
 Result = int | BadLine | gstalk.GstalkError
 
@@ -36,7 +37,7 @@ def feed(
     """
     code = before = 0
     for batch in batches:
-        results = _put(conn, batch, read)
+        results, interruption = _put(conn, batch, read)
         stored([result for result in results if isinstance(result, int)])
         errors = [(number, result) for number, result in enumerate(results) if not isinstance(result, int)]
         if any(_is_final(error) for _, error in errors):
@@ -53,13 +54,19 @@ def feed(
         for number, error in errors:
             code = max(code, _code(error))
             complain(f"line {before + number + 1}: {error}")
+        if interruption is not None:
+            raise interruption
         before += len(batch)
     return code
 
 
-def _put(conn: gstalk.Conn, batch: Sequence[bytes | None], read: Callable[[bytes | None], Row]) -> list[Result]:
+def _put(
+    conn: gstalk.Conn, batch: Sequence[bytes | None], read: Callable[[bytes | None], Row]
+) -> tuple[list[Result], BaseException | None]:
+    """Put a batch; the results are of all its lines, or of those that were put when it was interrupted."""
     results: dict[int, Result] = {}
-    todo = enumerate(batch)
+    todo = iter(enumerate(batch))
+    interruption: BaseException | None = None
 
     def work() -> None:
         for number, line in todo:
@@ -67,14 +74,19 @@ def _put(conn: gstalk.Conn, batch: Sequence[bytes | None], read: Callable[[bytes
                 results[number] = conn.put(*read(line))
             except (BadLine, gstalk.GstalkError) as error:
                 results[number] = error
+            if interruption is not None:
+                return
 
     # They take lines and put them in turn, so the jobs reach the server in the lines' order.
     workers = [gevent.spawn(work) for _ in range(min(IN_FLIGHT, len(batch)))]
     try:
         gevent.joinall(workers, raise_error=True)
+    except BaseException as error:
+        interruption = error
+        gevent.joinall(workers, LAST_SECONDS)
     finally:
         gevent.killall(workers)
-    return [results[number] for number in range(len(batch))]
+    return [results[number] for number in sorted(results)], interruption
 
 
 def _is_final(error: Result) -> bool:

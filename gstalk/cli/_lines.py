@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import gevent
+
 import gstalk
 
 __all__ = ["MAX_JOB_SIZE", "BadLine", "Row", "dumps", "encode", "lines", "params_of", "parse", "shown"]
@@ -106,7 +108,7 @@ def lines(fd: int, longest: int) -> Iterator[list[bytes | None]]:
     """
     rest = bytearray()
     too_long = False
-    while data := os.read(fd, CHUNK):
+    while data := _read(fd):
         rest += data
         end = rest.rfind(b"\n", max(len(rest) - len(data), 0)) + 1
         if end:
@@ -123,3 +125,8 @@ def lines(fd: int, longest: int) -> Iterator[list[bytes | None]]:
         yield [None]
     elif rest:
         yield [bytes(rest)]
+
+
+def _read(fd: int) -> bytes:
+    gevent.sleep(0)  # a signal that came a moment ago strikes here, not when the read that blocks the hub is over
+    return os.read(fd, CHUNK)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
+import gevent
 
 import gstalk
 from gstalk.cli._lines import dumps
@@ -105,6 +106,7 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise click.ClickException(f"refused to {question}: nobody to ask here; say --yes")
+    gevent.sleep(0)  # a signal that came a moment ago strikes here, not when the question is answered
     try:
         agreed = click.confirm(f"{question[0].upper()}{question[1:]}?", err=True)
     except click.Abort:

@@ -7,6 +7,7 @@ import sys
 from typing import BinaryIO, cast
 
 import click
+import gevent
 
 import gstalk
 from gstalk.cli._feed import feed
@@ -56,6 +57,7 @@ def put(
         most = conn.stats().max_job_size or MAX_JOB_SIZE
         if by_line:
             return _put_lines(conn, tube, source.fileno(), most, params)
+        gevent.sleep(0)  # as in `lines`
         # One byte too many is enough for the server to refuse it.
         data = os.fsencode(body) if body is not None else source.read(most + 1)
         click.echo(conn.put(tube, data, params))

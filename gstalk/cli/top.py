@@ -26,6 +26,7 @@ from gstalk.cli._servers import Servers, at_once, tube_stats
 __all__ = ["Line", "Screen", "top"]
 
 INTERVAL = 1.0  # seconds between two looks
+TICK = 0.1  # seconds until a look that has come is shown
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON every second, one object for each tube.")
 
@@ -101,33 +102,32 @@ class Watcher:
         self.server_stats: dict[str, gstalk.ServerStats] = {}
         self.failures: dict[str, gstalk.GstalkError] = {}
         self._conns: dict[str, gstalk.Conn] = {}
-        self._before: dict[tuple[str, str], tuple[float, int, int]] = {}
+        self._before: dict[str, dict[str, tuple[float, int, int]]] = {}  # from URI and tube to time, puts, deletes
 
     def look(self) -> None:
-        self.lines = []
-        before, self._before = self._before, {}
-        for uri in self.uris:
-            self.failures.pop(uri, None)
-            try:
-                self._look_at(uri, before)
-            except gstalk.GstalkError as error:
-                self.failures[uri] = error
-                self.server_stats.pop(uri, None)
-                if (conn := self._conns.pop(uri, None)) is not None:
-                    conn.close()
+        """Ask all servers at the same time."""
+        answers = list(at_once(self._look_at, self.uris))
+        self.lines = [line for _, lines in answers for line in lines]
+        told = [(uri, answer) for uri, (answer, _) in zip(self.uris, answers, strict=True)]
+        self.server_stats = {uri: answer for uri, answer in told if isinstance(answer, gstalk.ServerStats)}
+        self.failures = {uri: answer for uri, answer in told if isinstance(answer, gstalk.GstalkError)}
 
     def close(self) -> None:
         for conn in self._conns.values():
             conn.close()
 
-    def _look_at(self, uri: str, before: dict[tuple[str, str], tuple[float, int, int]]) -> None:
-        if uri not in self._conns:
-            self._conns[uri] = gstalk.dial(uri)
-        conn = self._conns[uri]
-        self.server_stats[uri] = conn.stats()
-        tubes = tube_stats(conn)
-        now = time.monotonic()
+    def _look_at(self, uri: str) -> tuple[gstalk.ServerStats | gstalk.GstalkError, list[Line]]:
+        try:
+            if uri not in self._conns:
+                self._conns[uri] = gstalk.dial(uri)
+            conn = self._conns[uri]
+            return conn.stats(), self._tubes(conn)
+        except gstalk.GstalkError as error:
+            if (broken := self._conns.pop(uri, None)) is not None:
+                broken.close()
+            return error, []
 
+    def _tubes(self, conn: gstalk.Conn) -> list[Line]:
         def oldest(stats: gstalk.TubeStats) -> int | None:
             job = conn.peek_ready(str(stats.name)) if stats.current_jobs_ready else None
             if job is None:
@@ -137,15 +137,19 @@ class Watcher:
             except gstalk.NotFoundError:
                 return None
 
+        tubes = tube_stats(conn)
+        now = time.monotonic()
+        before = self._before.get(conn.uri, {})
+        self._before[conn.uri] = {str(each.name): (now, each.total_jobs or 0, each.cmd_delete or 0) for each in tubes}
+        lines = []
         for stats, age in zip(tubes, at_once(oldest, tubes), strict=True):
-            counts = now, stats.total_jobs or 0, stats.cmd_delete or 0
-            key = uri, str(stats.name)
-            self._before[key] = counts
             puts = deletes = None
-            if (then := before.get(key)) is not None and counts[1] >= then[1]:  # else it is another tube of this name
-                seconds = max(now - then[0], 0.001)
-                puts, deletes = (counts[1] - then[1]) / seconds, max(counts[2] - then[2], 0) / seconds
-            self.lines.append(Line(uri, stats, puts, deletes, age))
+            _, total, deleted = self._before[conn.uri][str(stats.name)]
+            then, total_then, deleted_then = before.get(str(stats.name), (now, 0, 0))
+            if now > then and total >= total_then:  # else the tube is new
+                puts, deletes = (total - total_then) / (now - then), max(deleted - deleted_then, 0) / (now - then)
+            lines.append(Line(conn.uri, stats, puts, deletes, age))
+        return lines
 
 
 def _print_on(watcher: Watcher, servers: Servers) -> None:
@@ -161,16 +165,23 @@ def _show_on(watcher: Watcher) -> None:
     screen = Screen(watcher)
     # No refreshing thread: it would not know of gevent's hub.
     with _keys() as pressed, Live(screen, console=Console(), screen=True, auto_refresh=False) as live:
-        while True:
-            next_look = time.monotonic() + INTERVAL
-            while (left := next_look - time.monotonic()) > 0:
-                for key in pressed(left):
+        looking: gevent.Greenlet[[], None] | None = None  # beside the keys: a server may take its time
+        next_look = time.monotonic() + INTERVAL
+        try:
+            while True:
+                if looking is None and time.monotonic() >= next_look:
+                    looking = gevent.spawn(watcher.look)
+                for key in pressed(TICK):
                     if key in "qQ":
                         return
                     screen.press(key)
+                if looking is not None and looking.ready():
+                    looking.get()
+                    looking, next_look = None, time.monotonic() + INTERVAL
                 live.refresh()
-            watcher.look()
-            live.refresh()
+        finally:
+            if looking is not None:
+                looking.kill()
 
 
 @contextlib.contextmanager

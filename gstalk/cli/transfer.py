@@ -16,7 +16,7 @@ from gstalk.cli._feed import feed
 from gstalk.cli._lines import MAX_JOB_SIZE, encode, lines, params_of, parse
 from gstalk.cli._output import complain, confirm, plural, progress, report
 from gstalk.cli._servers import TUBE, Servers, at_once
-from gstalk.cli._sweep import STATES, count_jobs
+from gstalk.cli._sweep import STATES, State, count_jobs
 
 __all__ = ["dump", "load", "move"]
 
@@ -47,7 +47,9 @@ def move(servers: Servers, source: str, target: str, to_uri: str | None, as_json
             other.put(target, taken.job.body, taken.params)
             taken.job.delete()
 
-        return _drain(conn, source, deliver, "moved", lambda count: report(count, "moved", as_json))
+        return _drain(
+            conn, source, count_jobs(conn, source), deliver, "moved", lambda count: report(count, "moved", as_json)
+        )
 
 
 @click.command()
@@ -67,7 +69,8 @@ def dump(servers: Servers, tube: str, keep: bool, ids: str | None, yes: bool) ->
     with gstalk.dial(servers.uri) as conn:
         if ids is not None:
             return _read(conn, tube, _range(ids))
-        if total := sum(count_jobs(conn, tube).values()):
+        bounds = count_jobs(conn, tube)
+        if total := sum(bounds.values()):
             confirm(f"take {plural(total, 'job')} out of {tube} on {conn.uri}", yes)
         with Delivery(sys.stdout.fileno()) as delivery:
 
@@ -76,7 +79,7 @@ def dump(servers: Servers, tube: str, keep: bool, ids: str | None, yes: bool) ->
                 delivery.write(line, taken.job.touch, taken.ttr / 3)
                 taken.job.delete()
 
-            return _drain(conn, tube, deliver, "dumped", _tell_dumped, shown=not sys.stdout.isatty())
+            return _drain(conn, tube, bounds, deliver, "dumped", _tell_dumped, shown=not sys.stdout.isatty())
 
 
 @click.command()
@@ -108,13 +111,13 @@ def load(servers: Servers, file: BinaryIO, as_json: bool) -> int:
 def _drain(
     conn: gstalk.Conn,
     tube: str,
+    bounds: dict[State, int],
     deliver: Callable[[Taken], None],
     what: str,
     tell: Callable[[int], None],
     shown: bool = True,
 ) -> int:
     count = doubled = 0
-    bounds = count_jobs(conn, tube)
     try:
         with progress(what, sum(bounds.values()), shown) as advance:
 
@@ -123,6 +126,8 @@ def _drain(
                 try:
                     deliver(taken)
                 except (gstalk.JobLostError, gstalk.NotFoundError):
+                    if not conn.is_connected:
+                        conn.stats()  # says why
                     doubled += 1
                 count += 1
                 advance(1)

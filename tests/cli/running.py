@@ -31,7 +31,7 @@ def _standing_in(files: Sequence[IO[bytes]]) -> Iterator[None]:
     """Have files stand in for the standard descriptors and streams, and for the signals' handlers."""
     saved = [os.dup(number) for number in range(3)]
     streams = sys.stdin, sys.stdout, sys.stderr
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, file in enumerate(files):
         os.dup2(file.fileno(), number)
     sys.stdin, sys.stdout, sys.stderr = (
@@ -44,7 +44,8 @@ def _standing_in(files: Sequence[IO[bytes]]) -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdin, sys.stdout, sys.stderr = streams
-        signal.signal(signal.SIGTERM, handler)
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
         for number, copy in enumerate(saved):
             os.dup2(copy, number)
             os.close(copy)

@@ -176,6 +176,33 @@ def test_dump_interrupted_while_its_reader_sleeps_loses_nothing(own_server):
         assert states(conn, "mail") == {"ready": 100}
 
 
+@pytest.mark.parametrize("arguments", [["dump", "mail", "--yes"], ["move", "mail", "fax"], ["purge", "mail", "--yes"]])
+def test_server_killed_in_the_middle_is_told_in_one_sentence(own_server, arguments):
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put_many("mail", numbered(50_000))
+        process = start(*arguments, uri=own_server.uri, stdout=subprocess.DEVNULL)
+        wait_until(lambda: (conn.stats().cmd_delete or 0) > 100)
+        own_server.kill()
+        outcome = finish(process)
+    assert outcome.code == 3
+    told = [line for line in outcome.err.splitlines() if not line.endswith("jobs dumped")]
+    assert len(told) == 1
+    assert told[0].startswith("gstalk: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_load_interrupted_counts_exactly(own_server, tmp_path, number):
+    (tmp_path / "jobs").write_text('{"tube": "mail", "body": "x"}\n' * 100_000)
+    with gstalk.dial(own_server.uri) as conn:
+        process = start("load", str(tmp_path / "jobs"), uri=own_server.uri)
+        wait_until(lambda: states(conn, "mail"))
+        process.send_signal(number)
+        outcome = finish(process)
+        count = states(conn, "mail")["ready"]
+        assert (outcome.code, outcome.out) == (1, f"{count:,} jobs loaded\n")
+        assert outcome.err.strip() == "gstalk: interrupted"
+
+
 def test_put_lines_puts_each_line_as_it_comes(own_server):
     process = start("put", "mail", "--lines", uri=own_server.uri)
     for number in (1, 2):

@@ -217,6 +217,22 @@ def test_top_server_restarts_it_goes_on(busy):
         assert seen.finish() == 0
 
 
+def test_top_server_stands_still_the_keys_do_not(busy):
+    with terminal(busy.uri, "top") as seen:
+        seen.wait_for("mail")
+        busy.pause()
+        try:
+            for _ in range(3):
+                seen.type("5")
+                seen.wait_for("buried, most first", seconds=3)
+                seen.type("1")
+                seen.wait_for("tube, from a to z", seconds=3)
+            seen.type("q")
+            assert seen.finish() == 0
+        finally:
+            busy.resume()
+
+
 def test_top_several_servers_one_down(busy):
     with terminal("localhost:1", "--uri", busy.uri, "top") as seen:
         text = seen.wait_for("mail", "connect to beanstalk://localhost:1: connection refused")
