@@ -110,7 +110,7 @@ class Conn:
 
     @property
     def is_connected(self) -> bool:
-        """Whether commands can be sent: neither closed nor broken."""
+        """Whether commands can be sent; it is neither closed nor broken then."""
         return self._link.is_connected
 
     # -- putting -----------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Job:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the server has taken it back: the connection is gone, or its time to run was over."""
+        """Whether the server has taken it back, because the connection is gone or its time to run was over."""
         return self._state == "lost"
 
     def delete(self) -> None:

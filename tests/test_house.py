@@ -1,0 +1,65 @@
+"""The map of the house in CONTRIBUTING.md is the house, and every room says what lives there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+from tests.test_layers import FLOORS, room, sources
+
+ROOT = Path(__file__).parent.parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+EVERYWHERE = ["gstalk", "tests", "benchmarks", "examples", "docs"]
+MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
+
+
+def test_map_has_every_room_on_its_floor():
+    lines = re.findall(r"^    floor (\d)   (.+(?:\n {14}.+)*)$", CONTRIBUTING, re.MULTILINE)  # a floor may be two lines
+    parts = {int(number): re.split(r"\n? {2,}", rest) for number, rest in lines}  # names, then a floor's sentence
+    drawn = {number: {part.rstrip("/") for part in found if " " not in part} for number, found in parts.items()}
+    assert [drawn[number] for number in sorted(drawn)] == [floor for floor in FLOORS if floor != MADE_OF_NAMES]
+
+
+def test_floors_have_no_room_that_is_gone():
+    assert set().union(*FLOORS) - MADE_OF_NAMES == {room(module) for module in sources()} - MADE_OF_NAMES - {"testing"}
+
+
+def test_ways_through_the_house_lead_through_what_is_there():
+    rooms = {module.removeprefix("gstalk.") for module in sources()}
+    places = set(re.findall(r"`([\w.]+)`", CONTRIBUTING))
+    ways = [
+        place for place in places if "." in place and place.partition(".")[0] in {r.partition(".")[0] for r in rooms}
+    ]
+    assert len(ways) > 15
+    for way in ways:
+        here = max((each for each in rooms if f"{way}.".startswith(f"{each}.")), key=len)
+        found: object = importlib.import_module(f"gstalk.{here}")
+        for name in way.removeprefix(here).split(".")[1:]:
+            assert hasattr(found, name), way
+            found = getattr(found, name)
+
+
+def test_every_module_says_what_lives_there():
+    wrong = []
+    for path in [path for top in EVERYWHERE for path in sorted((ROOT / top).rglob("*.py"))]:
+        text = path.read_text("utf-8")
+        said = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
+        enough = 5 if path.parts[len(ROOT.parts)] == "gstalk" else 3  # words: a name is no explanation
+        if text and (len(said.split()) < enough or said[-1] not in ".:?!"):  # an empty file makes a folder a package
+            wrong.append(f"{path.relative_to(ROOT)}: {said!r}")
+    assert wrong == []
+
+
+def test_no_two_rooms_say_the_same():
+    said = [(ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0] for source in sources().values()]
+    assert [each for each in said if said.count(each) > 1] == []
+
+
+def test_make_targets_that_are_written_about_are_there():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"]
+    said = [word for page in pages for word in re.findall(r"(?:`|^ {4})make ([a-z]+)", page.read_text("utf-8"), re.M)]
+    assert set(said) - targets == set()
+    assert {"test", "docs", "bench", "soak", "lint", "demo"} <= set(said)
