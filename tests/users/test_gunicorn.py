@@ -140,13 +140,13 @@ def jobs(uri: str, *tubes: str) -> dict[bytes, list[int]]:
     """The ids of each body in these tubes."""
     found = defaultdict(list)
     with gstalk.dial(uri) as conn:
+        wait_until(lambda: conn.stats().current_connections == 1)  # the server has yet to see that the workers are gone
+        assert conn.stats().current_jobs_reserved == 0
         for tube in tubes:
             conn.watch(tube)
         while job := conn.reserve_with_timeout(0):
             found[job.body].append(job.id)
             job.delete()
-        assert conn.stats().current_jobs_reserved == 0
-        assert conn.stats().current_connections == 1
     return found
 
 
