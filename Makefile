@@ -24,6 +24,7 @@ test: lint programs
 	$(BIN)/pytest -m timing
 
 soak: $(READY) programs
+	GSTALK_LISTEN=1 $(BIN)/pytest -n 3 --dist loadfile -m "not timing" tests/io tests/faults
 	GSTALK_SOAK=1 $(BIN)/pytest -m soak
 
 bench: $(READY) programs

@@ -26,6 +26,17 @@ LIMIT = 60  # seconds for a test; `@pytest.mark.limit(seconds)` gives more
 SETTLING = 5  # seconds in which closed sockets and ended greenlets may go
 SOAK = bool(os.environ.get("GSTALK_SOAK"))
 _tubes = (f"tube-{number}" for number in itertools.count())
+
+if os.environ.get("GSTALK_LISTEN"):
+    # Whoever has no listener gets one: what tells of events is then under all tests, as what doesn't is without this.
+    _checked = gstalk.Config.__post_init__
+
+    def _listened(config: gstalk.Config) -> None:
+        _checked(config)
+        if config.event_func is None:
+            object.__setattr__(config, "event_func", lambda event: None)
+
+    gstalk.Config.__post_init__ = _listened  # type: ignore[method-assign]
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and so would be the programs that tests start.
