@@ -36,7 +36,7 @@ if os.environ.get("GSTALK_LISTEN"):
         if config.event_func is None:
             object.__setattr__(config, "event_func", lambda event: None)
 
-    gstalk.Config.__post_init__ = _listened  # type: ignore[method-assign]
+    gstalk.Config.__post_init__ = _listened  # type: ignore[assignment,method-assign]
 DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and so would be the programs that tests start.
