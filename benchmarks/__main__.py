@@ -13,7 +13,7 @@ from benchmarks.cases import DEFAULT_GROUPS, GROUPS, Case
 from benchmarks.figures import judge
 from benchmarks.raw import Raw
 from benchmarks.report import machine, table
-from benchmarks.rounds import Bed, Result, run_group
+from benchmarks.rounds import DISTURBED, Bed, Result, run_group
 
 IDLE = ("latency", "shared", "quiet")
 FOOTPRINT = ("import", "memory", "million")
@@ -31,6 +31,8 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="measure everything, for half an hour or so")
     parser.add_argument("--client", default="", help="only clients whose name has this in it (raw C stays)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are taken (default: %(default)s)")
+    again = "how often to measure again what other programs disturb (default: %(default)s)"
+    parser.add_argument("--patience", type=int, default=5, help=again)
     parser.add_argument("--json", metavar="FILE", help="write the results there, too; - for standard output alone")
     parser.add_argument("--plot", metavar="FILE", help="draw the results there, as SVG")
     chosen = parser.parse_args(arguments)
@@ -57,7 +59,7 @@ def measure(chosen: argparse.Namespace) -> tuple[list[Result], dict[str, Any]]:
         for name in chosen.what:
             if name in GROUPS:
                 cases = [case for case in GROUPS[name] if wanted(case, chosen.client)]
-                results += run_group(name, cases, bed, chosen.rounds, say)
+                results += run_group(name, cases, bed, chosen.rounds, chosen.patience, say)
                 continue
             say(name)
             module = "benchmarks.idle" if name in IDLE else "benchmarks.footprint"
@@ -85,6 +87,8 @@ def main(arguments: list[str]) -> None:
         return
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), end="\n\n")
     print(table(results), end="\n\n")
+    if disturbed := sum(each.others > DISTURBED for each in results):
+        print(f"{disturbed} of {len(results)} medians were measured beside other busy programs: they say little\n")
     for name, value in others.items():
         print(f"{name}: {json.dumps(value)}")
     print(*figures, sep="\n")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import resource
 import time
 from typing import Any
 
-__all__ = ["EVERY", "Meter", "percentiles", "server_cpu"]
+__all__ = ["EVERY", "Meter", "Others", "percentiles", "server_cpu"]
 
 EVERY = 16  # one operation in so many has its latency taken: often enough, and not felt
 
@@ -23,6 +25,34 @@ def percentiles(values: list[float]) -> dict[str, float]:
         return {}
     at = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
     return {name: values[min(math.floor(len(values) * part), len(values) - 1)] * 1000 for name, part in at.items()}
+
+
+class Others:
+    """What else the machine is busy with meanwhile: a measurement that others disturb tells about them.
+
+    Args:
+        pids: The servers' processes; the children are known.
+    """
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids
+        self._began = self._now()
+
+    def share(self) -> float:
+        """CPU time of others since this was made, in cores; 0 where the system doesn't tell."""
+        seconds, everybody, own = (end - begin for begin, end in zip(self._began, self._now(), strict=True))
+        return max(everybody - own, 0.0) / seconds if everybody else 0.0
+
+    def _now(self) -> tuple[float, float, float]:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        own = sum(each.ru_utime + each.ru_stime for each in used) + sum(map(server_cpu, self._pids))
+        try:
+            with open("/proc/stat", encoding="ascii") as lines:
+                user, nice, system, _, _, irq, soft, stolen, *_ = map(int, lines.readline().split()[1:])
+        except OSError:
+            return time.perf_counter(), 0.0, own
+        everybody = (user + nice + system + irq + soft + stolen) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), everybody, own
 
 
 class Meter:

@@ -203,7 +203,7 @@ class Link:
         """
         pipe = self.pipe
         if not seconds:
-            slot = pipe.slot(commands.RESERVE, None, self._reserved, got)
+            slot = Slot(commands.RESERVE, pipe.session, None, self._reserved, got)
         else:
             slot = WaitSlot(commands.RESERVE, pipe.session, None, self._reserved, got)
             slot.patience = seconds
@@ -262,7 +262,7 @@ class Link:
             self.check("delete")
             pipe = self.pipe
             job._state = "settling"
-            slot = pipe.slot(commands.DELETE, job.id, self._settled, job)
+            slot = Slot(commands.DELETE, pipe.session, job.id, self._settled, job)
             pipe.append(b"delete %d\r\n" % job.id, slot)
             (self.outcomes or pipe).wait(slot)
             return
@@ -383,12 +383,12 @@ class Link:
     def _settled(self, slot: Slot) -> None:
         job: Job | None = slot.extra
         error = slot.error
-        ours = self.held.get(slot.key)
         if error is None or isinstance(error, BuriedError):
-            for each in (job, ours):
-                if each is not None and each._state != "lost":
-                    each._state = "finished"
-            self.held.pop(slot.key, None)
+            ours = self.held.pop(slot.key, None)
+            if job is not None and job._state != "lost":
+                job._state = "finished"
+            if ours is not None and ours._state != "lost":
+                ours._state = "finished"
         elif isinstance(error, (NotFoundError, DisconnectedError)):
             self._lose(slot, job)
         elif job is not None and job._state == "settling":

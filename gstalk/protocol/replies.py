@@ -53,6 +53,8 @@ def body_size(word: bytes, rest: bytes) -> int:
     """Read the size of the body that follows a line: ``OK <bytes>``, or ``RESERVED <id> <bytes>``."""
     if word != b"OK":
         _, _, rest = rest.partition(b" ")
+    if rest.isdigit() and rest[0] != 48 and len(rest) < 10:  # as in `job_id`
+        return int(rest)
     return number(rest, MAX_REPLY)
 
 

@@ -1,0 +1,201 @@
+"""What a put and a job cost, counted instead of timed: the same on every machine, and broken by a careless change.
+
+The server is the embedded one, in this process and on this hub, so that who runs when doesn't depend on how fast the
+machine is.
+"""
+
+from __future__ import annotations
+
+import collections
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import gstalk
+from gstalk._transport import Transport
+from gstalk.testing import Server
+
+HOUSE = str(Path(gstalk.__file__).parent)
+WING = str(Path(HOUSE, "testing"))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+def spread(count: int, greenlets: int, do: Callable[[], object], prepare: Callable[[], object] = int) -> None:
+    """Have greenlets do something so many times between them."""
+    numbers = iter(range(count))
+
+    def work() -> None:
+        prepare()
+        for _ in numbers:
+            do()
+
+    gevent.joinall([gevent.spawn(work) for _ in range(greenlets)], raise_error=True)
+
+
+def calls(count: int, greenlets: int, do: Callable[[], object]) -> float:
+    """How many of gstalk's functions are called for each time that something is done, but for the server's."""
+    seen: collections.Counter[str] = collections.Counter()
+
+    def note(frame: Any, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(HOUSE) and not code.co_filename.startswith(WING):
+            seen[f"{Path(code.co_filename).name}: {code.co_name}"] += 1
+
+    def watch() -> None:
+        sys.setprofile(note)
+
+    spread(2 * greenlets, greenlets, do)
+    try:
+        gevent.get_hub().loop.run_callback(watch)  # each greenlet has a profile function of its own, the hub too
+        spread(count, greenlets, do, watch)
+    finally:
+        gevent.get_hub().loop.run_callback(sys.setprofile, None)
+        gevent.sleep(0)
+        sys.setprofile(None)
+    print(sum(seen.values()) / count)
+    print(*(f"{number / count:8.3f} {name}" for name, number in seen.most_common()), sep="\n")
+    return sum(seen.values()) / count
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[str]]:
+    """Count the sends and reads of all connections, the system's own calls."""
+    seen: collections.Counter[str] = collections.Counter()
+    read, send = Transport.read, Transport._send
+
+    def counting_read(self: Transport) -> bytes | None:
+        seen["read"] += 1
+        return read(self)
+
+    def counting_send(self: Transport, data: bytes | memoryview) -> int:
+        seen["send"] += 1
+        return send(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transport, "read", counting_read)
+        patch.setattr(Transport, "_send", counting_send)
+        yield seen
+
+
+def test_put_many_greenlets_calls_few_functions(server):
+    with gstalk.dial(server.uri) as conn:
+        assert calls(2000, 64, lambda: conn.put("default", b"hello world")) < 8
+
+
+def test_producer_put_many_greenlets_calls_few_functions(server):
+    with gstalk.Producer(server.uri) as producer:
+        producer.wait_connected()
+        assert calls(2000, 64, lambda: producer.put("default", b"hello world")) < 15.5
+
+
+def test_put_one_greenlet_calls_few_functions(server):
+    with gstalk.dial(server.uri) as conn:
+        assert calls(500, 1, lambda: conn.put("default", b"hello world")) < 16
+
+
+def test_reserve_and_delete_one_greenlet_calls_few_functions(server):
+    with gstalk.dial(server.uri) as conn:
+        conn.put_many("default", [b"hello world"] * 600)
+        assert calls(500, 1, lambda: conn.reserve().delete()) < 50
+
+
+def test_reserve_and_delete_many_greenlets_cost_no_more_for_being_many(server):
+    """What is done for each reply must not look at everybody in line."""
+    with gstalk.dial(server.uri) as conn:
+        conn.put_many("default", [b"hello world"] * 9000)
+        few, many = (calls(3000, greenlets, lambda: conn.reserve().delete()) for greenlets in (16, 512))
+        assert many < few * 1.2
+
+
+def test_puts_of_many_greenlets_share_sends_and_reads(server, monkeypatch):
+    with gstalk.dial(server.uri) as conn, counted(monkeypatch) as seen:
+        spread(1000, 64, lambda: conn.put("default", b"hello world"))
+    print(seen)
+    assert seen["send"] < 25
+    assert seen["read"] < 25
+
+
+def test_put_many_shares_sends_and_reads(server, monkeypatch):
+    with gstalk.dial(server.uri) as conn, counted(monkeypatch) as seen:
+        conn.put_many("default", [b"hello world"] * 1000)
+    print(seen)
+    assert seen["send"] < 4
+    assert seen["read"] < 8
+
+
+def test_consumer_jobs_share_sends_and_reads(server, monkeypatch):
+    """Deletes, and the reserves that their end makes room for, go out together."""
+    with gstalk.dial(server.uri) as conn:
+        conn.put_many("work", [b"hello world"] * 1000)
+    consumer = gstalk.Consumer(server.uri, "work", num_greenlets=64)
+    done = 0
+
+    def handler(job: gstalk.Job) -> None:
+        nonlocal done
+        number = done = done + 1
+        job.delete()
+        if number == 1000:
+            consumer.stop()
+
+    with counted(monkeypatch) as seen:
+        consumer.receive(handler)
+    print(seen)
+    assert seen["send"] < 100
+    assert seen["read"] < 60
+
+
+@pytest.mark.parametrize("what", ["put", "reserve and delete"])
+def test_hot_path_leaves_nothing_to_the_collector(server, what):
+    """No cycles, which would have the collector stop everybody now and then, and nothing that stays."""
+    with gstalk.dial(server.uri) as conn:
+
+        def do() -> None:
+            conn.put("default", b"hello world")
+            if what != "put":
+                conn.reserve().delete()
+
+        spread(500, 16, do)
+        gc.collect()
+        gc.disable()
+        try:
+            spread(2000, 16, do)
+            unreachable = gc.collect()
+        finally:
+            gc.enable()
+    assert unreachable < 150  # what gevent's own greenlets leave when they end
+
+
+def test_answered_commands_leave_no_memory_behind(server):
+    with gstalk.dial(server.uri) as conn:
+
+        def do() -> None:
+            conn.put("default", b"hello world")
+            conn.reserve().delete()
+
+        blocks = []
+        for _ in range(3):
+            spread(1000, 16, do)
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+    assert blocks[2] - blocks[1] < 100
+
+
+def test_put_lone_greenlet_sends_at_once(server, monkeypatch):
+    """A lone put isn't held back to wait for company, nor sent in two pieces with its `use`."""
+    with gstalk.dial(server.uri) as conn, counted(monkeypatch) as seen:
+        for number in range(100):
+            conn.put(f"tube{number % 2}", b"hello world")
+    print(seen)
+    assert seen["send"] == 100
+    assert seen["read"] < 210  # `use` and `put` are answered one after the other
