@@ -256,6 +256,12 @@ class Link:
         if job._state == "held" and self.pipe.failure is None:
             self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0), True)
 
+    def _given_back(self, slot: Slot) -> None:
+        """If the server does not take a job back, the connection's end makes it: else it would keep it for its ttr."""
+        self._settled(slot)
+        if slot.extra._state == "held":
+            self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
+
     def delete(self, job: Job | int) -> None:
         if job.__class__ is Job and job._owner is self and job._state == "held":
             # The usual case, in as few steps as can be.
@@ -358,12 +364,16 @@ class Link:
     def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Slot:
         """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
         pipe = self.pipe
-        duty = self.outcomes.later(self._settled) if alone and self.outcomes is not None else self._settled
+        duty: Callable[[Slot], None] = self._given_back if alone else self._settled
+        if alone and self.outcomes is not None:
+            duty = self.outcomes.later(duty)
         last = pipe.slot(command, job_id, duty, job)
         if job is not None:
             job._state = "settling"
 
         def go_on(first: Slot) -> None:
+            if job is not None and job._state == "lost" and first.error is None:  # reserved again: another's, by now
+                first.error = JobLostError(f"{last}: the server has taken the job back; nothing was sent")
             if first.error is None:
                 try:
                     pipe.append(line(first.result.pri), last)

@@ -12,8 +12,8 @@ from typing import Any
 
 from gevent.hub import Hub
 
+from gstalk._calls import wait_for
 from gstalk._hooks import Hooks
-from gstalk._pipeline import wait_for
 from gstalk.errors import BuriedError
 from gstalk.job import Job
 from gstalk.protocol import commands

@@ -15,6 +15,8 @@ The rules, which everything above stands on:
    dropped, its duty is done. Nobody else notices.
 4. What runs in the hub never waits, never calls a user's hook, and lets no exception out.
 5. After a switch anything may have happened: the connection closed, failed, forked. Look again.
+6. A signal is no switch: Ctrl-C may hit any line. Where it would leave a command or a reply half done, the connection
+   ends (`torn`); nobody is left waiting.
 
 States: **corked** (no transport yet: commands gather), **open**, **failed** (`failure` says why; every slot was told).
 A pipeline never comes back from failed. `clear` is the one flag that the hot path looks at: commands may be appended.
@@ -42,6 +44,7 @@ from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
+from gstalk._calls import wait_for, whole
 from gstalk._transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,
@@ -52,7 +55,7 @@ from gstalk.errors import (
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
 
-__all__ = ["Pipeline", "drop", "wait_for"]
+__all__ = ["Pipeline", "drop"]
 
 MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
@@ -61,26 +64,6 @@ HOLD = 0.001  # seconds for which commands may be kept to share a send
 LOOK = 0.1  # seconds between two looks at how far such a one has come
 
 _living: weakref.WeakSet[Pipeline] = weakref.WeakSet()
-
-
-def wait_for(hub: Hub, call: Call) -> Any:
-    """Wait until a call is answered, and return its result or raise its error.
-
-    If the wait is interrupted, whatever interrupted it passes on, and nobody waits for the call any more.
-    """
-    if call.result is PENDING and call.error is None:
-        call.waiter = getcurrent()
-        try:
-            while call.result is PENDING and call.error is None:
-                hub.switch()
-        finally:
-            call.waiter = None
-    if call.error is not None:
-        try:
-            raise call.error
-        finally:
-            del call  # the traceback would hold the frame, and the frame the error
-    return call.result
 
 
 class Pipeline:
@@ -148,20 +131,24 @@ class Pipeline:
         if self.failure is not None:  # a duty's follow-up, or the race after a switch
             self._fail_slot(slot)
             return
-        if before is not None:
-            before.end = end
-            slots.append(before)
-        slots.append(slot)
-        self._out.append(data)
-        if end > self._limit or len(slots) >= MAX_SLOTS:
-            self.clear = False
-        if not self._flush_due:
-            if len(slots) <= 2 and slots[0] is (before or slot):  # it was idle
-                self._begin()
-                self._flush()
-            else:
-                self._flush_due = True
-                self.hub.loop.run_callback(self._flush)
+        try:
+            if before is not None:
+                before.end = end
+                slots.append(before)
+            slots.append(slot)
+            self._out.append(data)
+            if end > self._limit or len(slots) >= MAX_SLOTS:
+                self.clear = False
+            if not self._flush_due:
+                if len(slots) <= 2 and slots[0] is (before or slot):  # it was idle
+                    self._begin()
+                    self._flush()
+                else:
+                    self._flush_due = True
+                    self.hub.loop.run_callback(self._flush)
+        except BaseException as error:
+            self.torn(error)
+            raise
 
     def wait(self, slot: Call) -> Any:
         """`wait_for`, spelled out for the sake of the hot path."""
@@ -288,6 +275,10 @@ class Pipeline:
             self._transport.close()
         self._tell_all(sent)
 
+    def torn(self, error: BaseException) -> None:
+        """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
+        self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", error, sent=self._appended)
+
     def forsake(self) -> None:
         """Let the server go, no more: the thread has ended, and with it its loop and all who waited.
 
@@ -318,6 +309,7 @@ class Pipeline:
         if self._reader is not None:
             self._reader.ref = True
 
+    @whole
     def _flush(self) -> None:
         self._flush_due = False
         if self._holding:
@@ -349,6 +341,7 @@ class Pipeline:
                 self._writer = self.hub.loop.io(transport.fileno(), WRITE, ref=False)
             self._writer.start(self._on_writable)
 
+    @whole
     def _on_writable(self) -> None:
         transport = self._transport
         if transport is None or self.failure is not None:
@@ -371,6 +364,7 @@ class Pipeline:
                 self._offer_room()
                 self._wake()
 
+    @whole
     def _on_readable(self) -> None:
         assert self._transport is not None
         try:
@@ -425,18 +419,25 @@ class Pipeline:
 
     def _wake(self) -> None:
         """Switch to the greenlets of all calls in `done`. Only ever runs in the hub."""
-        self._wake_due = False
         session = self.session
-        while session.done:
-            done, session.done = session.done, []
-            for call in done:
-                waiter = call.waiter
-                if waiter is not None:  # else nobody waits any more, and a bare switch would hit what he does now
-                    call.waiter = None
-                    try:
-                        waiter.switch()
-                    except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
-                        self.hub.handle_error(waiter, *sys.exc_info())
+        done: list[Call] = []
+        try:
+            self._wake_due = False
+            while session.done:
+                done, session.done = session.done, []
+                for call in done:
+                    waiter = call.waiter
+                    if waiter is not None:  # else nobody waits any more, and a bare switch would hit what he does now
+                        try:
+                            waiter.switch()
+                        except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
+                            session.done.append(call)  # it may still wait
+                            self.hub.handle_error(waiter, *sys.exc_info())
+        except BaseException:  # a signal's
+            session.done[:0] = done
+            self._wake_due = False
+            self._wake_soon()
+            raise
 
     def _wake_soon(self) -> None:
         if not self._wake_due and self.session.done:

@@ -22,10 +22,10 @@ from gevent.event import Event
 from gevent.pool import Group
 from gevent.pool import Pool as GreenletPool
 
+from gstalk._calls import wait_for
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link
-from gstalk._pipeline import wait_for
 from gstalk._ruins import bury_ruined
 from gstalk.config import LEFT_OUT, Config
 from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
@@ -313,12 +313,15 @@ class _Run:
                 self._idle.append(call)
                 try:
                     item = wait_for(self._hub, call)
-                except BaseException:
+                except BaseException as error:
                     if call in self._idle:
                         self._idle.remove(call)
-                    elif isinstance(call.result, tuple):  # killed with a job in its hands, before it could look
+                    elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
                         self._jobs.append(call.result)
-                    raise
+                    if isinstance(error, (gevent.GreenletExit, KeyboardInterrupt)):
+                        raise
+                    self._hooks.error(error, "a handler left this behind; it hit a greenlet that waited for a job")
+                    continue
                 if item is None:
                     return
             lane, job = item

@@ -62,6 +62,9 @@ def _open() -> tuple[int, int]:
 @pytest.fixture(scope="session")
 def _warm() -> None:
     """Have gevent open what it keeps for ever, before anything is counted."""
+    waker = gevent.get_hub().loop.async_()
+    waker.start(lambda: None)
+    waker.close()
     gevent.get_hub().threadpool.apply(int)
     subprocess.call(["true"])
     gc.collect()

@@ -151,8 +151,8 @@ class Session:
                 return self._broken(slot, data[position:end])
             except ProtocolError as error:  # a word that ends the connection, or a body that isn't statistics
                 return self._refused(slot, error)
+            done.append(slot)  # before it leaves the FIFO: a signal that comes between must not lose it
             slots.popleft()
-            done.append(slot)
             if slot.duty is not None:
                 slot.duty(slot)
         if position < len(data):

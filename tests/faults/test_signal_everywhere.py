@@ -1,0 +1,132 @@
+"""Ctrl-C is no switch: it may hit any line, also those that run in the hub. Nobody gets another's reply for that, and
+nobody waits longer than `conn_timeout`.
+
+A trace function raises where Python would raise from its signal handler: before a line, in whichever greenlet.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import gstalk
+from gstalk.testing import Beanstalkd
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+ROOMS = ("_pipeline.py", "_transport.py", "session.py", "replies.py", "_link.py", "conn.py")
+
+
+class Signal:
+    """Raises KeyboardInterrupt before the line of that number, among those that gstalk runs in traced greenlets."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lines = 0
+        self.where = ""
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        path = frame.f_code.co_filename
+        if "/gstalk/" not in path or not path.endswith(ROOMS):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.number:
+                self.where = f"{path.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
+                raise KeyboardInterrupt
+        return self.trace
+
+    def watch(self, function: Callable[..., object], *args: Any) -> object:
+        """Call a function in a greenlet that is traced."""
+        sys.settrace(self.trace)
+        try:
+            return function(*args)
+        except (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.JobLostError) as error:
+            return error
+        finally:
+            sys.settrace(None)
+
+
+def in_hub(function: Callable[..., object], *args: Any) -> None:
+    """Call a function in the hub, and wait for that."""
+    done = Event()
+    loop = gevent.get_hub().loop
+    loop.run_callback(function, *args)
+    loop.run_callback(done.set)
+    done.wait()
+
+
+def joined(greenlets: list[Any]) -> bool:
+    """Wait for all of them, though the signal may come out here: gevent throws what hits the hub into this greenlet.
+
+    It then runs the hub's next callbacks at the next event, so there is a timer that makes one.
+    """
+    ticker = gevent.get_hub().loop.timer(0.005, 0.005)
+    ticker.start(lambda: None)
+    try:
+        for _ in range(2):
+            try:
+                gevent.joinall(greenlets, timeout=5)
+            except KeyboardInterrupt:
+                continue
+            break
+    finally:
+        ticker.close()
+    return all(greenlet.ready() for greenlet in greenlets)
+
+
+@pytest.fixture
+def interrupted(server: Beanstalkd, rng: random.Random, many: Callable[[int, int], int]) -> Interrupted:
+    return Interrupted(server.uri, lambda: many(rng.randrange(1, 40), 1))
+
+
+class Interrupted:
+    """Runs what greenlets do on a Conn again and again, with the signal at every line (every few, at random)."""
+
+    def __init__(self, uri: str, step: Callable[[], int]) -> None:
+        self.uri, self.step = uri, step
+        self.lines = 0
+        self.outcomes: Counter[str] = Counter()
+
+    def runs(self, start: Callable[[gstalk.Conn], list[Callable[[], object]]]) -> Iterator[tuple[list[Any], str]]:
+        """For each run: what each of the callables came to, which line was hit, and whether the Conn goes on."""
+        while True:
+            self.lines += self.step()
+            signal = Signal(self.lines)
+            with gstalk.dial(self.uri, conn_timeout=0.5) as conn:
+                calls = start(conn)
+                in_hub(sys.settrace, signal.trace)
+                working: list[Any] = [gevent.spawn(signal.watch, call) for call in calls]
+                try:
+                    assert joined(working), f"somebody waits for ever after {signal.where}"
+                finally:
+                    in_hub(sys.settrace, None)
+                results = [greenlet.value for greenlet in working]
+                self.outcomes.update(type(result).__name__ for result in results)
+                if conn.is_connected:
+                    with gevent.Timeout(5, AssertionError(f"the connection is stuck after {signal.where}")):
+                        assert conn.stats().current_connections
+            yield results, signal.where
+            if not signal.where:
+                return
+
+
+def test_ctrl_c_at_any_line_of_puts_gives_nobody_anothers_id(interrupted, other, tube, figures):
+    """Nor does anybody wait for ever, and the Conn goes on or is broken, but is never out of step."""
+
+    def start(conn: gstalk.Conn) -> list[Callable[[], object]]:
+        return [partial(conn.put, f"{tube}-{n % 2}", b"%d" % n) for n in range(8)]
+
+    for results, where in interrupted.runs(start):
+        for n, result in enumerate(results):
+            if isinstance(result, int):
+                assert other.peek(result).body == b"%d" % n, where
+    figures |= {"lines": interrupted.lines, **interrupted.outcomes}
