@@ -18,10 +18,12 @@ from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk.config import Config
 from gstalk.errors import (
+    BuriedError,
     Bury,
     DisconnectedError,
     GstalkError,
     InvalidArgumentError,
+    JobFinishedError,
     JobLostError,
     JobNotFinishedError,
     RetriesExhaustedError,
@@ -33,6 +35,8 @@ from gstalk.protocol.session import Slot
 from gstalk.protocol.stats import JobStats
 
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
+
+BLOWS = 3  # that may hit the decision about one job, before it is just released
 
 Handler = Callable[[Job], object]
 
@@ -86,10 +90,15 @@ class Handling:
         """
         touching = _Touching(link, job) if self._config.auto_touch else None
         telling = _Telling(self._hooks, job) if self._hooks.listens else None
+        what = "it could not be looked at"
         try:
-            handler = self._choose(job, look, telling)
+            try:
+                handler = self._choose(job, look, telling)
+            except (JobLostError, DisconnectedError):
+                return  # it goes back by itself, and nobody has failed
             if handler is None:
                 return
+            what = "its handler failed"
             if telling is not None:
                 telling.begin()
             if self._config.time_limit is None:
@@ -106,10 +115,10 @@ class Handling:
         except BaseException as error:
             if telling is not None:
                 telling.error = error
-            if isinstance(error, KeyboardInterrupt) or (self.is_killing and isinstance(error, GreenletExit)):
+            if isinstance(error, KeyboardInterrupt):
                 link.give_back(job)
             else:
-                self._decide(link, job, error, telling)
+                self._decide(link, job, error, what, telling)
             if isinstance(error, (KeyboardInterrupt, GreenletExit)):
                 raise
         finally:
@@ -130,7 +139,7 @@ class Handling:
                 error = RetriesExhaustedError(
                     f"job {job.id} was lost with its worker too often: {attempts} attempts", job.id, attempts
                 )
-                self._hooks.error(error, f"job {job.id} of {job.uri}: {self._exhaust(job, stats)}")
+                self._hooks.error(error, f"job {job.id} of {job.uri}: attempt {attempts}; {self._exhaust(job, stats)}")
                 return None
         if self._by_tube is None:
             return self._handler
@@ -148,38 +157,61 @@ class Handling:
             _count(stats.kicks),
         )
 
-    def _decide(self, link: Link, job: Job, error: BaseException, telling: _Telling | None) -> None:
+    def _decide(self, link: Link, job: Job, error: BaseException, what: str, telling: _Telling | None) -> None:
         """Give a job its fate. A timeout that the handler forgot, or another kill, may hit this greenlet meanwhile."""
-        try:
-            self._give_fate(job, error, telling)
-        except BaseException as blow:
-            link.give_back(job)
-            self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed; then {blow!r} hit: released")
-            if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
-                raise
+        if self.is_killing and isinstance(error, (GreenletExit, JobFinishedError)):
+            link.give_back(job)  # as `stop` does with all of them; that is no failure of the handler's
+            return
+        killed: GreenletExit | None = None
+        blows = 0
+        while True:
+            try:
+                self._give_fate(job, error, what, telling)
+                break
+            except BaseException as blow:
+                blows += 1
+                if isinstance(blow, GreenletExit):
+                    killed = blow
+                elif not isinstance(blow, KeyboardInterrupt):
+                    self._hooks.error(blow, f"job {job.id} of {job.uri}: hit while its fate was decided")
+                if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
+                    link.give_back(job)
+                    if not _asked_for(error):
+                        self._hooks.error(error, f"job {job.id} of {job.uri}: {what}; released")
+                    if isinstance(blow, KeyboardInterrupt):
+                        raise
+                    break
+        if killed is not None:
+            raise killed
 
-    def _give_fate(self, job: Job, error: BaseException, telling: _Telling | None) -> None:
+    def _give_fate(self, job: Job, error: BaseException, what: str, telling: _Telling | None) -> None:
         """Release, bury or delete a job that isn't finished, and tell of the error."""
+        told = None if _asked_for(error) else error
         try:
-            if isinstance(error, Bury) and job._state == "held":
+            if job._state == "lost":
+                what += "; the server has taken the job back"
+            elif job._state != "held":
+                what += "; the job was finished"
+            elif isinstance(error, Bury):
                 job.bury(error.priority)
-                return
-            message = f"job {job.id} of {job.uri}: its handler failed"
-            if job._state == "held":
+            else:
                 stats = job.stats()
                 if telling is not None:
                     telling.stats = stats
-                message = f"{message}, attempt {stats.reserves}; {self._retry(job, stats, error)}"
-            elif job._state == "lost":
-                message += "; the server has taken the job back"
-            if not isinstance(error, (Retry, Bury)):
-                self._hooks.error(error, message)
+                what += f", attempt {stats.reserves}"
+                what += f"; {self._retry(job, stats, error)}"
         except (JobLostError, DisconnectedError):
-            if not isinstance(error, (Retry, Bury)):
-                self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed; the job goes back by itself")
+            what += "; the job goes back by itself"
         except (GstalkError, TypeError) as wrong:  # the handler's delay or priority, or the server in trouble
-            job._owner.give_back(job)  # type: ignore[attr-defined]
-            self._hooks.error(wrong, f"job {job.id} of {job.uri}: could not be retried or buried; released")
+            link: Any = job._owner
+            link.give_back(job)
+            fate = "buried by the server" if isinstance(wrong, BuriedError) else "released"
+            if told is None:
+                told, what = wrong, f"could not be retried or buried; {fate}"
+            else:
+                what += f"; {fate}, since it could not be retried: {wrong}"
+        if told is not None:
+            self._hooks.error(told, f"job {job.id} of {job.uri}: {what}")
 
     def _retry(self, job: Job, stats: JobStats, error: BaseException) -> str:
         """Release a failed job, or give it up; returns what was done, in words."""
@@ -206,7 +238,7 @@ class Handling:
         """In the hub: an automatic delete failed."""
         assert slot.error is not None
         gevent.spawn(
-            self._hooks.error, slot.error, f"job {slot.key} was not deleted after its handler; it may run again"
+            self._hooks.error, slot.error, f"job {slot.key} of {slot.session.uri}: not deleted; it may run again"
         )
 
 
@@ -279,6 +311,10 @@ class _Touching:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+
+def _asked_for(error: BaseException) -> bool:
+    return isinstance(error, (Retry, Bury))
 
 
 def _count(value: int | None) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import random
 import signal
 import sys
@@ -20,17 +18,13 @@ import pytest
 import gstalk
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.hub import silent_hub
+from tests.faults.programs.running import Program
 from tests.servers import wait_until
+from tests.survival.work import WORKER, left_open
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 GRACE = 2.0  # seconds beyond `stop_timeout` in which `receive` returns
-
-
-def left_open() -> tuple[int, int]:
-    """Descriptors and greenlets, with none of the patience that the suite's own look at them has."""
-    greenlets = sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects())
-    return len(os.listdir("/proc/self/fd")), greenlets
 
 
 # -- at random instants, under load --------------------------------------------------------------------------------
@@ -176,7 +170,6 @@ def test_stops_at_random_instants_under_load_leave_nothing(connect, rng, many, f
                     stop_timeout=rng.choice([0, 0.3]),
                     info_func=lambda message: None,
                 )
-            gc.collect()
             before = left_open()
             stop = Stop(consumer, load, 0.3)
             way, took = stop.run()
@@ -329,3 +322,39 @@ def test_stop_while_a_wait_is_called_back_returns_when_the_server_has_let_go(
         receiver.get(timeout=5)
         assert (watcher.stats_tube(tube).current_jobs_reserved, other.stats().current_jobs_reserved) == (0, 0)
         assert left_open()[1] <= before[1] - 2
+
+
+# -- real signals, real processes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.limit(240)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_at_random_instants_under_load_end_a_worker_and_leave_nothing(
+    own_server, connect, rng, many, figures, number
+):
+    """SIGTERM is the program's own handler, which calls `stop`; SIGINT is Python's, and may hit any line."""
+    conn = connect(own_server.uri)
+    rounds, put, longest = many(10, 200), 0, 0.0
+    complaints: list[list[str]] = []
+    for _ in range(rounds):
+        put += len(conn.put_many("t", [b""] * rng.choice([10, 3000])))
+        with Program(WORKER, "quick", own_server.uri, "t", "stop_timeout=1", "max_attempts=null") as program:
+            assert program.read() == "begins"
+            gevent.sleep(rng.random() * rng.choice([0.01, 0.2]))
+            began = monotonic()
+            program.process.send_signal(number)
+            while (how := program.read())[0] not in ("KeyboardInterrupt", "returned"):
+                complaints.append(how)
+            longest = max(longest, monotonic() - began)
+            code, said, _ = program.end()  # gevent complains where the hub was hit
+        assert how == ["KeyboardInterrupt" if number == signal.SIGINT else "returned", 0, 0]
+        assert (code, said) == (0, [])
+        stats = conn.stats()
+        assert (stats.current_jobs_delayed, stats.current_jobs_buried) == (0, 0)
+        assert (stats.cmd_delete or 0) + (stats.current_jobs_ready or 0) == put
+    assert longest < 1 + GRACE
+    # Ctrl-C that hits a connection in the middle ends it: its handlers hear that they have lost their jobs.
+    assert number == signal.SIGINT or not complaints
+    assert {kind for kind, _ in complaints} <= {"ConnectionLostError", "JobLostError"}
+    figures |= {"signals": rounds, "jobs": put, "longest": f"{longest:.2f} s", "handlers that heard": len(complaints)}

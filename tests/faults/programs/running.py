@@ -17,14 +17,15 @@ class Program:
     """A program that runs, and what it has printed: JSON, one value a line.
 
     Args:
-        name: The module's name in this directory.
+        name: The module's name in this directory, or, with dots, wherever it is.
         *args: Its arguments.
         flags: Python's own.
         seconds: How long it may take.
     """
 
     def __init__(self, name: str, *args: object, flags: tuple[str, ...] = (), seconds: float = 60) -> None:
-        command = [sys.executable, *flags, "-m", f"tests.faults.programs.{name}", *map(str, args)]
+        module = name if "." in name else f"tests.faults.programs.{name}"
+        command = [sys.executable, *flags, "-m", module, *map(str, args)]
         self._limit = seconds
         pipe = subprocess.PIPE
         self.process: Any = subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, text=True)
