@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gevent
@@ -20,6 +20,10 @@ TUBE = "survival"
 TTR = 3600  # longer than any test: a job that runs twice was lost with its connection
 PATIENCE = 15
 SIZES = [0, 20, 200, 2000]
+
+
+class Cancelled(BaseException):
+    """Somebody doesn't want to wait any longer."""
 
 
 class Load:
@@ -67,7 +71,7 @@ class Load:
         producers = [gstalk.Producer(self.uris, self.config(retry_ambiguous=again)) for again in (True, False)]
         for producer, once in zip(producers, (False, True), strict=True):
             self.greenlets += [gevent.spawn(self._put, producer, once) for _ in range(self._putters)]
-        receiver = gevent.spawn(self.consumer.receive, self._handle)
+        receiver = gevent.spawn(self._receive)
         try:
             wait_until(lambda: self.record.deleted)
             yield
@@ -80,12 +84,21 @@ class Load:
             for producer in producers:
                 producer.stop(0)
 
+    def _receive(self) -> None:
+        while not self._stopped:  # somebody may stop it, and not for good
+            self.consumer.receive(self._handle)
+
     def _put(self, producer: gstalk.Producer, once: bool) -> None:
         while not self._stopped:
-            if self.record.backlog > 1000:
-                gevent.sleep(0.005)
-                continue
-            self.put(producer, once)
+            with suppress(Cancelled):
+                if self.record.backlog > 1000:
+                    gevent.sleep(0.005)
+                else:
+                    self.put(producer, once)
+
+    def cancel(self) -> None:
+        """Interrupt one of those that put, whatever he waits for just now."""
+        self.rng.choice(self.greenlets).kill(Cancelled, block=False)
 
     def put(self, producer: gstalk.Producer, once: bool) -> None:
         """Put one job, or some."""
@@ -101,8 +114,8 @@ class Load:
             outcome = error
         finally:
             self.record.ended(head, outcome)
-        if chance < 0.1 and not isinstance(outcome, int):
-            gevent.sleep(0.005)  # it refuses at once for as long as nothing is connected
+        if not isinstance(outcome, int):
+            gevent.sleep(0.005)  # it may be refused at once for as long as nothing is connected
 
     def _put_many(self, producer: gstalk.Producer, once: bool, count: int) -> None:
         heads: list[bytes] = []
