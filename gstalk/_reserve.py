@@ -60,6 +60,7 @@ class ReserveLine:
         "_may_wait",
         "_pause",
         "_quiet_until",
+        "_soon",
         "_timed",
         "_timer",
         "_wait",
@@ -74,6 +75,7 @@ class ReserveLine:
         self._answered = 0  # and answered
         self._pause = FIRST_PAUSE
         self._quiet_until = 0.0
+        self._soon = False  # the last answer was DEADLINE_SOON: one ask at a time
         self._timer: Any = None
         self._may_wait = True
         self._wait: Slot | None = None  # the reserve that waits on the server
@@ -154,6 +156,9 @@ class ReserveLine:
         if now < self._quiet_until:
             self._set_timer(self._quiet_until - now)
             return
+        if self._soon and self._asked != self._answered:
+            caller.ask = self._asked  # its answer is this caller's, too
+            return
         self._asked += 1
         caller.ask = self._asked
         if self._may_wait and not link.held and not link.pipe.slots:
@@ -173,8 +178,9 @@ class ReserveLine:
     def _on_reply(self, slot: Slot) -> None:
         self._answered += 1
         was_waiting, self._wait = self._wait is not None, None
+        self._soon = isinstance(slot.error, DeadlineSoonError)
         if slot.error is not None:
-            if isinstance(slot.error, DeadlineSoonError):
+            if self._soon:
                 self._quiet_until = monotonic() + QUIET
             if self._callers:
                 self._answer(self._callers.popleft(), None, slot.error)

@@ -14,13 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"protocol", "schedule", "errors", "uri", "config", "retry", "job"},
-<<<<<<< HEAD
-    {"_hooks", "_transport", "_dial", "_pipeline"},
-    {"_outcomes", "_ruins", "_link", "_misplaced", "_reserve", "conn"},
-=======
     {"_calls", "_hooks", "_transport", "_dial", "_pipeline"},
     {"_misplaced", "_outcomes", "_ruins", "_link", "_reserve", "conn"},
->>>>>>> de72041 (End a connection that Ctrl-C has hit in the middle, instead of going on out of step)
     {"pool"},
     {"_handling", "_lanes", "producer", "consumer"},
     {"gstalk"},  # gstalk/__init__.py, which only hands names on
