@@ -122,10 +122,10 @@ def test_time_limit_is_over_with_its_handler(server, conn, tube):
     """It hits neither the next handler of the greenlet nor its wait for a job."""
 
     def handler(job: gstalk.Job) -> None:
-        gevent.sleep(0.15)
+        gevent.sleep(0.1)
         job.delete()
 
-    with Worker(server.uri, tube, handler, num_greenlets=1, time_limit=0.25) as worker:
+    with Worker(server.uri, tube, handler, num_greenlets=1, time_limit=0.6) as worker:
         for _ in range(3):
             conn.put_many(tube, [b""] * 2)
             wait_until(
