@@ -40,7 +40,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from gevent import get_hub, getcurrent
+from gevent import GreenletExit, get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
@@ -277,7 +277,8 @@ class Pipeline:
 
     def torn(self, error: BaseException) -> None:
         """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
-        self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", error, sent=self._appended)
+        if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
+            self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", error, sent=self._appended)
 
     def forsake(self) -> None:
         """Let the server go, no more: the thread has ended, and with it its loop and all who waited.
