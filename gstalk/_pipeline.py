@@ -432,8 +432,9 @@ class Pipeline:
                         try:
                             waiter.switch()
                         except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
-                            session.done.append(call)  # it may still wait
                             self.hub.handle_error(waiter, *sys.exc_info())
+        except GreenletExit:  # the hub's own end
+            raise
         except BaseException:  # a signal's
             session.done[:0] = done
             self._wake_due = False
