@@ -278,6 +278,7 @@ class Pipeline:
     def torn(self, error: BaseException) -> None:
         """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
         if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
+            self._wake_due = False  # the read that was to wake all has ended here
             self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", error, sent=self._appended)
 
     def forsake(self) -> None:
