@@ -24,6 +24,7 @@ def maker() -> ModuleType:
     return module
 
 
+@pytest.mark.limit(180)
 @pytest.mark.slow
 def test_transcripts_are_current(maker, tmp_path):
     """Made anew, it is the same: else run `python docs/make_cli.py`."""

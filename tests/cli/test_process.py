@@ -138,15 +138,15 @@ def test_closed_streams_are_not_taken_for_read_or_written(own_server):
         assert shell("$G delete 2>&-", own_server.uri).code == 0
 
 
-def test_job_of_ten_megabytes_goes_round():
+def test_jobs_of_megabytes_go_round():
     """What is in flight is bounded in bytes, too."""
-    body = os.urandom(10_000_000)
-    with Beanstalkd("-z", "10000000") as server, gstalk.dial(server.uri) as conn:
-        for _ in range(10):
+    body = os.urandom(5_000_000)
+    with Beanstalkd("-z", "5000000") as server, gstalk.dial(server.uri) as conn:
+        for _ in range(4):
             conn.put("mail", body)
-        assert shell("$G dump mail --yes | $G load", server.uri).err == "10 jobs dumped\n"
-        wait_until(lambda: states(conn, "mail") == {"ready": 10})
-        assert shell("$G move mail fax", server.uri) == (0, "10 jobs moved\n", "")
+        assert shell("$G dump mail --yes | $G load", server.uri).err == "4 jobs dumped\n"
+        wait_until(lambda: states(conn, "mail") == {"ready": 4})
+        assert shell("$G move mail fax", server.uri) == (0, "4 jobs moved\n", "")
         job = conn.peek_ready("fax")
         assert job is not None
         assert job.body == body
@@ -155,11 +155,11 @@ def test_job_of_ten_megabytes_goes_round():
 def test_dump_slow_reader_keeps_its_jobs(own_server):
     """While a reader takes longer than the jobs' ttr, nobody else gets them."""
     with gstalk.dial(own_server.uri) as conn, gstalk.dial(own_server.uri) as worker:
-        conn.put_many("mail", [b"x" * 60000] * 5, ttr=1)
+        conn.put_many("mail", [b"x" * 60000] * 5, ttr=2)
         worker.watch("mail")
         process = start("dump", "mail", "--yes", uri=own_server.uri)
-        wait_until(lambda: states(conn, "mail") == {"reserved": 5})
-        assert worker.reserve_with_timeout(2.5) is None
+        wait_until(lambda: states(conn, "mail") == {"reserved": 5}, 30)
+        assert worker.reserve_with_timeout(3) is None
         outcome = finish(process)
         assert (outcome.code, outcome.err, len(outcome.out.splitlines())) == (0, "5 jobs dumped\n", 5)
         assert states(conn, "mail") == {}
@@ -169,7 +169,7 @@ def test_dump_interrupted_while_its_reader_sleeps_loses_nothing(own_server):
     with gstalk.dial(own_server.uri) as conn:
         conn.put_many("mail", [b"x" * 60000] * 100)
         process = start("dump", "mail", "--yes", uri=own_server.uri)
-        wait_until(lambda: states(conn, "mail").get("reserved", 0) > 5)
+        wait_until(lambda: states(conn, "mail").get("reserved", 0) > 5, 30)
         process.send_signal(signal.SIGINT)
         wait_until(lambda: process.poll() is not None, 15)
         assert finish(process).err.split("\n", 1)[1].strip() == "gstalk: interrupted"
@@ -181,7 +181,7 @@ def test_server_killed_in_the_middle_is_told_in_one_sentence(own_server, argumen
     with gstalk.dial(own_server.uri) as conn:
         conn.put_many("mail", numbered(50_000))
         process = start(*arguments, uri=own_server.uri, stdout=subprocess.DEVNULL)
-        wait_until(lambda: (conn.stats().cmd_delete or 0) > 100)
+        wait_until(lambda: (conn.stats().cmd_delete or 0) > 100, 30)
         own_server.kill()
         outcome = finish(process)
     assert outcome.code == 3
@@ -195,7 +195,7 @@ def test_load_interrupted_counts_exactly(own_server, tmp_path, number):
     (tmp_path / "jobs").write_text('{"tube": "mail", "body": "x"}\n' * 100_000)
     with gstalk.dial(own_server.uri) as conn:
         process = start("load", str(tmp_path / "jobs"), uri=own_server.uri)
-        wait_until(lambda: states(conn, "mail"))
+        wait_until(lambda: states(conn, "mail"), 30)
         process.send_signal(number)
         outcome = finish(process)
         count = states(conn, "mail")["ready"]
@@ -222,7 +222,7 @@ def let_go(conn: gstalk.Conn, tube: str) -> bool:
 def end_in_the_middle(
     process: Any, number: int, rng: random.Random, begun: Callable[[], Any], within: float
 ) -> Outcome:
-    wait_until(begun)
+    wait_until(begun, 30)
     gevent.sleep(rng.uniform(0, within))
     process.send_signal(number)
     return finish(process)
@@ -237,7 +237,7 @@ def test_dump_ended_at_any_moment_loses_nothing(own_server, tmp_path, rng, many,
     jobs = numbered(2000)
     path = tmp_path / "jobs"
     total: Counter[str] = Counter()
-    for _ in range(many(2, 100)):
+    for _ in range(many(1, 100)):
         with gstalk.dial(own_server.uri) as conn:
             conn.put_many("mail", jobs)
             with path.open("wb") as file:
@@ -260,7 +260,7 @@ def test_move_ended_at_any_moment_loses_nothing(own_server, rng, many, figures, 
     jobs = numbered(2000)
     total: Counter[str] = Counter()
     with Beanstalkd() as second:
-        for _ in range(many(2, 100)):
+        for _ in range(many(1, 100)):
             with gstalk.dial(own_server.uri) as conn, gstalk.dial(second.uri) as other:
                 conn.put_many("mail", jobs)
                 process = start("move", "mail", "fax", "--to-uri", second.uri, uri=own_server.uri)
@@ -283,7 +283,7 @@ def test_load_killed_has_put_the_first_lines(own_server, tmp_path, rng, many, fi
     path = tmp_path / "jobs"
     path.write_text("".join(json.dumps({"tube": "mail", "body": body.decode()}) + "\n" for body in jobs))
     total: Counter[str] = Counter()
-    for _ in range(many(2, 50)):
+    for _ in range(many(1, 50)):
         with gstalk.dial(own_server.uri) as conn:
             process = start("load", str(path), uri=own_server.uri)
             end_in_the_middle(process, signal.SIGKILL, rng, partial(states, conn, "mail"), 0.1)

@@ -84,7 +84,7 @@ def test_progress_ctrl_c_says_how_far_it_came(own_server):
     with gstalk.dial(own_server.uri) as conn:
         conn.put_many("mail", [b"x"] * 30_000)
         with terminal(own_server.uri, "move", "mail", "fax") as seen:
-            wait_until(lambda: states(conn, "fax").get("ready", 0) > 100)
+            wait_until(lambda: states(conn, "fax").get("ready", 0) > 100, 30)
             seen.type("\x03")
             assert seen.finish() == 1
             said, complaint = [line for line in seen.picture.text.splitlines() if line][-2:]
@@ -108,7 +108,7 @@ def test_put_lines_typed_by_a_person(own_server):
 def test_ctrl_c_at_an_input_ends(own_server, arguments):
     with terminal(own_server.uri, *arguments) as seen:
         with gstalk.dial(own_server.uri) as conn:
-            wait_until(lambda: (conn.stats().cmd_stats or 0) and (conn.stats().current_connections or 0) > 1)
+            wait_until(lambda: (conn.stats().cmd_stats or 0) and (conn.stats().current_connections or 0) > 1, 30)
         wait_until(lambda: reads_terminal(seen))
         seen.type("\x03")
         assert seen.finish() == 1
