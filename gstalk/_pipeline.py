@@ -469,6 +469,9 @@ class Pipeline:
     def _on_timer(self) -> None:
         self._timer.close()
         self._timer = None
+        if self._reader is not None and not self._reader.active:
+            # gevent stops a watcher whose callback raises; where Ctrl-C struck before its first line, all is well.
+            self._reader.start(self._on_readable)
         if self._draining and self._transport is not None:
             delivered, left_over = self._transport.delivered()
             if delivered > self._delivered:

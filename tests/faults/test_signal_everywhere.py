@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -133,3 +134,14 @@ def test_ctrl_c_at_any_line_of_puts_gives_nobody_anothers_id(interrupted, other,
             if isinstance(result, int):
                 assert other.peek(result).body == b"%d" % n, where
     figures |= {"lines": interrupted.lines, **interrupted.outcomes}
+
+
+def test_reader_that_gevent_has_stopped_starts_again(server):
+    """gevent stops a watcher whose callback raised, also where it was struck before the first line of ours."""
+    with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
+        conn._link.pipe._reader.stop()
+        assert conn.put("default", b"x", delay=1000)  # read when it is nearly too late
+        began = monotonic()
+        for _ in range(10):
+            assert conn.put("default", b"x", delay=1000)
+        assert monotonic() - began < 0.25
