@@ -30,7 +30,7 @@ from gstalk.errors import (
     Retry,
 )
 from gstalk.job import Job
-from gstalk.protocol import commands
+from gstalk.protocol import checks, commands
 from gstalk.protocol.session import Slot
 from gstalk.protocol.stats import JobStats
 
@@ -224,8 +224,9 @@ class Handling:
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay
             priority = priority if error.priority is None else error.priority
-        job.release(priority, delay)
-        return f"released, with a delay of {delay} s"
+        seconds = checks.check_delay(delay)
+        job.release(priority, seconds)
+        return f"released, with a delay of {seconds} s"
 
     def _exhaust(self, job: Job, stats: JobStats) -> str:
         if self._config.retry.exhausted == "delete":

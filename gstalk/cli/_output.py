@@ -40,10 +40,14 @@ def complain(message: object) -> None:
 
 
 def tell(text: str) -> None:
-    """Say something, in as many lines, on standard error; from a signal handler too, which may not use its buffer."""
+    """Say something, in as many lines, on standard error; from a signal handler too, which may not use its buffer.
+
+    What can't be said, since nobody reads it any more, is dropped: it is no reason to end.
+    """
     data = printable(f"gstalk: {text}\n", keep="\n").encode("utf-8", "backslashreplace")
-    while data:
-        data = data[os.write(2, data) :]
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(2, data) :]
 
 
 def exit_code(error: gstalk.GstalkError) -> int:

@@ -12,8 +12,9 @@ import gevent
 from gevent import subprocess
 from gevent.event import Event
 
+from gstalk.cli._load import WRONG
 from gstalk.cli._output import tell
-from gstalk.cli._worker import AGAIN, WRONG
+from gstalk.cli._worker import AGAIN
 
 __all__ = ["Processes"]
 

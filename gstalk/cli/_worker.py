@@ -17,14 +17,13 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.cli._greenlets import others, stack_of_handler
-from gstalk.cli._load import WRONG, Handler, Unusable, load
-from gstalk.cli._output import complain, tell
+from gstalk.cli._load import Handler, Unusable, load
+from gstalk.cli._output import complain, exit_code, tell
 from gstalk.cli._sources import Sources
 from gstalk.cli._tubes import until_empty
 
-__all__ = ["AGAIN", "NO_CONNECTION", "WRONG", "Work", "Worker"]
+__all__ = ["AGAIN", "Work", "Worker"]
 
-NO_CONNECTION = 3
 AGAIN = 75  # exit code of a child that wants to be started anew: after --max-jobs, or with changed files
 AT_ONCE = 2.0  # seconds that a worker told to end at once gets for it
 logger = logging.getLogger("gstalk.work")
@@ -194,9 +193,9 @@ class Worker:
     def _until_empty(self) -> None:
         try:
             until_empty(self._work.uris, self._work.tubes, self._finished)
-        except gstalk.DisconnectedError as error:
+        except gstalk.GstalkError as error:
             tell(str(error))
-            self._code = NO_CONNECTION
+            self._code = exit_code(error)
         self._stop()
 
     def _watch(self, sources: Sources) -> None:

@@ -131,7 +131,7 @@ def _banner(order: Work, patch: bool, processes: int | None = None) -> str:
         + ("; monkey-patched" if patch else ""),
         "jobs": ("deleted when their handler returns" if config.auto_delete else "finished by their handler")
         + ("; touched" if config.auto_touch else "")
-        + (f"; at most {config.time_limit} s" if config.time_limit else "")
+        + (f"; at most {config.time_limit:g} s" if config.time_limit else "")
         + (f"; buried after {attempts} attempts" if attempts else "; tried again for ever"),
         "ends": " or ".join([*ends, f"SIGTERM or Ctrl-C, then {config.stop_timeout:g} s at most; again: at once"]),
         "look": f"kill -USR1 {os.getpid()} prints what greenlets do",

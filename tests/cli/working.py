@@ -106,6 +106,11 @@ class Working:
         while data := self.process.stderr.readline():
             self.errors += data.decode()
 
+    def deafen(self) -> None:
+        """Read no more of what it says: that ends in broken pipes."""
+        self._reader.kill()
+        self.process.stderr.close()
+
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 

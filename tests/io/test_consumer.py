@@ -247,6 +247,15 @@ def test_handler_that_raises_its_job_is_released_and_error_func_told(work, conn,
     assert attempts == [job_id] * 3
 
 
+def test_delay_is_told_as_the_server_counts_it(work, conn, tube):
+    """In whole seconds, whatever chance made of it."""
+    worker = work(lambda job: None, retry=gstalk.RetryPolicy(first_delay=0.6))
+    job_id = conn.put(tube, b"")
+    wait_until(lambda: worker.errors)
+    (_, message) = worker.errors[0]
+    assert message == f"job {job_id} of {conn.uri}: its handler failed, attempt 1; released, with a delay of 1 s"
+
+
 def test_handler_that_forgets_its_job_has_failed(work, conn, tube):
     worker = work(lambda job: None)
     job_id = conn.put(tube, b"", priority=17)
