@@ -188,31 +188,31 @@ def test_job_past_its_ttr_that_another_worker_has_is_lost_and_the_others_reserva
 
 
 @pytest.mark.soak
+@pytest.mark.limit(240)
 def test_job_reserved_again_by_the_same_connection_the_stale_delete_is_not_sent(own_server, connect, many, figures):
     """To the server both are the same reservation (S16)."""
     conn, other = connect(own_server.uri), connect(own_server.uri)
-    jobs = many(200, 10_000)
-    ids = conn.put_many("t", [b""] * jobs, ttr=1)
     conn.watch("t")
-    stale = [conn.reserve() for _ in ids]
-    again: dict[int, gstalk.Job] = {}
-    while len(again) < jobs:
-        try:
-            job = conn.reserve()
-        except gstalk.DeadlineSoonError:
-            continue
-        again[job.id] = job
-        job.touch()
-    for job in stale:
-        for call in (job.delete, job.release, job.bury, job.touch):
-            with pytest.raises(gstalk.JobLostError):
-                call()
-    stats = other.stats()
-    assert (stats.cmd_delete, stats.cmd_release, stats.cmd_bury) == (0, 0, 0)
-    for job in again.values():
-        job.touch()
-        job.delete()
-    figures |= {"reserved again": len(again), "stale deletes sent": 0}
+    rounds, jobs = many(1, 20), many(200, 500)
+    for number in range(rounds):
+        ids = conn.put_many("t", [b""] * jobs, ttr=2)
+        stale = [conn.reserve() for _ in ids]
+        again: dict[int, gstalk.Job] = {}
+        while len(again) < jobs:
+            try:
+                job = conn.reserve()
+            except gstalk.DeadlineSoonError:
+                continue
+            again[job.id] = job
+        for job in stale:
+            for call in (job.delete, job.release, job.bury, job.touch):
+                with pytest.raises(gstalk.JobLostError):
+                    call()
+        stats = other.stats()
+        assert (stats.cmd_delete, stats.cmd_release, stats.cmd_bury) == (number * jobs, 0, 0)
+        for job in again.values():
+            job.delete()
+    figures |= {"reserved again": rounds * jobs, "stale deletes sent": 0}
 
 
 def test_job_reserved_again_between_the_two_steps_of_a_release_it_is_not_sent(play):
