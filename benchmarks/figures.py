@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.rounds import Result
 
-__all__ = ["Figure", "best_peer", "best_raw", "judge"]
+__all__ = ["Figure", "best_peer", "best_raw", "judge", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -57,45 +58,47 @@ def best_peer(result: Result, results: list[Result]) -> Result | None:
     return _best("peer", result, results)
 
 
+def ratio(one: Result, other: Result) -> float:
+    """How one's rate stands to the other's: the median over the rounds, so that a slow one hits both alike."""
+    return statistics.median(here / there for here, there in zip(one.rates, other.rates, strict=True))
+
+
 def judge(results: list[Result], others: dict[str, Any]) -> list[Figure]:
     """Hold against the promises whatever of it was measured."""
     found: list[Figure] = []
 
-    def rate(group: str, workload: str, client: str, **dimensions: Any) -> float | None:
+    def of(group: str, workload: str, client: str, **dimensions: Any) -> Result | None:
         for result in results:
             case = result.case
             wished = all(getattr(case, name) == value for name, value in dimensions.items())
             if wished and (result.group, case.workload, case.client) == (group, workload, client):
-                return result.rate
+                return result
         return None
 
-    def raw(group: str) -> float | None:
-        return max((each.rate for each in results if each.group == group and each.case.family == "raw"), default=None)
-
-    def ratio(name: str, one: float | None, other: float | None, target: float) -> None:
+    def hold(name: str, one: Result | None, other: Result | None, target: float) -> None:
         if one is not None and other is not None:
-            found.append(Figure(name, one / other, target))
+            found.append(Figure(name, ratio(one, other), target))
 
-    ratio("Conn.put, of the raw limit", rate("put", "put", "gstalk Conn"), raw("put"), 1.0)
-    ratio("Producer.put, of the raw limit", rate("put", "put", "gstalk Producer"), raw("put"), 0.9)
-    ratio("Conn.put_many, of the raw limit", rate("put", "put_many", "gstalk Conn"), raw("put"), 1.0)
-    consumer = rate("work", "work", "gstalk Consumer")
-    ratio("Consumer, of the raw limit", consumer, raw("work"), 1.0)
-    ratio("Consumer, times greenstalk", consumer, rate("work", "work", "greenstalk"), 6.0)
+    for name, workload, client, target in (
+        ("Conn.put", "put", "gstalk Conn", 1.0),
+        ("Producer.put", "put", "gstalk Producer", 0.9),
+        ("Conn.put_many", "put_many", "gstalk Conn", 1.0),
+    ):
+        if (one := of("put", workload, client)) is not None:
+            hold(f"{name}, of the raw limit", one, best_raw(one, results), target)
+    if (consumer := of("work", "work", "gstalk Consumer")) is not None:
+        hold("Consumer, of the raw limit", consumer, best_raw(consumer, results), 1.0)
+        hold("Consumer, times greenstalk", consumer, of("work", "work", "greenstalk"), 6.0)
     for workload, name, patched, blocking in (("put", "put", 1.0, 0.7), ("work", "reserve+delete", 0.9, 0.75)):
-        one = rate("lockstep", workload, "gstalk Conn")
-        ratio(
-            f"one greenlet, {name}, of greenstalk patched",
-            one,
-            rate("lockstep", workload, "greenstalk, patched"),
-            patched,
-        )
-        ratio(f"one greenlet, {name}, of greenstalk blocking", one, rate("lockstep", workload, "greenstalk"), blocking)
+        one = of("lockstep", workload, "gstalk Conn")
+        other = of("lockstep", workload, "greenstalk, patched")
+        hold(f"one greenlet, {name}, of greenstalk patched", one, other, patched)
+        hold(f"one greenlet, {name}, of greenstalk blocking", one, of("lockstep", workload, "greenstalk"), blocking)
     for workload, client in (("put", "gstalk Conn"), ("work", "gstalk Consumer")):
-        many, few = (rate("growth", workload, client, greenlets=number) for number in (1000, 64))
-        ratio(f"{client}, {workload}: 1,000 greenlets, of 64", many, few, 0.9)
-        long, short = (rate("length", workload, client, long=times) for times in (12.5, 0.125))
-        ratio(f"{client}, {workload}: long run, of a short one", long, short, 0.9)
+        many, few = (of("growth", workload, client, greenlets=number) for number in (1000, 64))
+        hold(f"{client}, {workload}: 1,000 greenlets, of 64", many, few, 0.9)
+        long, short = (of("length", workload, client, long=times) for times in (12.5, 0.125))
+        hold(f"{client}, {workload}: long run, of a short one", long, short, 0.9)
     found += _others(others)
     return found
 

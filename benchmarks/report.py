@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from benchmarks.cases import Case
-from benchmarks.figures import best_peer, best_raw
+from benchmarks.figures import best_peer, best_raw, ratio
 from benchmarks.rounds import Result
 from gstalk.testing import Beanstalkd
 
@@ -76,7 +76,7 @@ def _row(result: Result, results: list[Result]) -> tuple[str, ...]:
     raw, peer = best_raw(result, results), best_peer(result, results)
 
     def times(other: Result | None) -> str:
-        return "" if other is None else f"{result.rate / other.rate:.2f}"
+        return "" if other is None else f"{ratio(result, other):.2f}"
 
     def milliseconds(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"

@@ -137,7 +137,7 @@ def run_group(
     """
     taken: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
     for number in range(rounds):
-        for case in taken:
+        for case in list(taken)[:: -1 if number % 2 else 1]:  # what gets slower in a round hits all alike
             say(f"{name}, round {number + 1} of {rounds}: {case.workload}, {case.client}")
             tries = [bed.measure(case)]
             while tries[-1]["others"] > DISTURBED and len(tries) <= patience:

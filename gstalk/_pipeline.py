@@ -395,8 +395,8 @@ class Pipeline:
         """Keep what the wakened have appended until more replies are there; rule 2 says why."""
         self._holding = True
         if self._holder is None:
-            self._holder = self.hub.loop.timer(HOLD, ref=False)
-        self._holder.start(self._flush, update=True)
+            self._holder = self.hub.loop.timer(HOLD, HOLD, ref=False)
+        self._holder.again(self._flush, update=True)  # `start` would go on with what was left when it was stopped
 
     def _take(self, data: bytes) -> None:
         """Answer slots with what a read brought."""

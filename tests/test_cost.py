@@ -16,8 +16,10 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
 
 import gstalk
+from gstalk import _pipeline
 from gstalk._transport import Transport
 from gstalk.testing import Server
 
@@ -199,3 +201,43 @@ def test_put_lone_greenlet_sends_at_once(server, monkeypatch):
     print(seen)
     assert seen["send"] == 100
     assert seen["read"] < 210  # `use` and `put` are answered one after the other
+
+
+def test_puts_that_are_answered_one_by_one_share_sends(play, monkeypatch):
+    """Commands gather while the server has enough to do: beanstalkd answers each in a packet of its own."""
+    monkeypatch.setattr(_pipeline, "HOLD", 30.0)  # a millisecond is too short for this process, which plays both parts
+    ids = iter(range(1, 2000))
+
+    def answer(line: bytes) -> bytes:
+        gevent.sleep(1e-5)  # a timer: the client reads in between
+        return b"INSERTED %d\r\n" % next(ids)
+
+    played = play({"put": answer})
+    with gstalk.dial(played.uri) as conn, counted(monkeypatch) as seen:
+        spread(1000, 64, lambda: conn.put("default", b"hello world"))
+    print(seen)
+    assert seen["read"] > 200
+    assert seen["send"] < 50
+
+
+def test_put_that_waits_for_company_is_sent_when_none_comes():
+    """The server answers one of eight puts and then nothing: the next put goes out all the same."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        dialing = gevent.spawn(gstalk.dial, f"127.0.0.1:{listener.getsockname()[1]}")
+        sock, _ = listener.accept()
+        with sock:
+            assert sock.recv(1000) == b"stats\r\n"
+            sock.sendall(b"OK 7\r\n---\na:1\r\n")
+            with dialing.get() as conn:
+                putting = [
+                    gevent.spawn(lambda: (conn.put("default", b"1"), conn.put("default", b"2"))) for _ in range(8)
+                ]
+                got = b""
+                while got.count(b"put") < 8:
+                    got += sock.recv(1000)
+                sock.sendall(b"INSERTED 1\r\n")
+                sock.settimeout(5)
+                assert sock.recv(1000) == b"put 1024 0 60 1\r\n2\r\n"
+                gevent.killall(putting)
