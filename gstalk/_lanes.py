@@ -21,7 +21,7 @@ from gevent.queue import Empty, Queue
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk.config import Config
-from gstalk.errors import CommandTimeoutError, PutTimeoutError
+from gstalk.errors import CommandTimeoutError, DrainingError, OutOfMemoryError, PutTimeoutError
 from gstalk.pool import Pool, Server, Wanted
 from gstalk.protocol import commands
 from gstalk.protocol.session import Slot
@@ -66,7 +66,7 @@ class Lanes:
         self._queue: Queue[Lane | None] = Queue()
         self._getters = 0
         self._lanes: dict[Link, Lane] = {}
-        self._last_refusal: BaseException | None = None
+        self._last_refusal: DrainingError | OutOfMemoryError | None = None
         self._ticker: Any = None
         self.pool = Pool(addresses, config, (), hooks, self._up, self._down)
 
@@ -208,7 +208,7 @@ class Lanes:
             self.health[server.uri].stalled = True
         self._lanes.pop(link, None)
 
-    def leave_alone(self, health: Health, error: BaseException) -> None:
+    def leave_alone(self, health: Health, error: DrainingError | OutOfMemoryError) -> None:
         """Give a server that takes no jobs a rest."""
         if not health.refusal:
             timer = self.hub.loop.timer(ALONE, ref=False)
@@ -224,7 +224,7 @@ class Lanes:
         self._enqueue_all(health)
 
     @property
-    def refusal(self) -> BaseException | None:
+    def refusal(self) -> DrainingError | OutOfMemoryError | None:
         """The last DRAINING or OUT_OF_MEMORY, if every server is left alone after one."""
         return self._last_refusal if all(health.refusal for health in self.health.values()) else None
 

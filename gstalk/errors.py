@@ -97,11 +97,18 @@ class JobTooBigError(ServerError):
 
 
 class DrainingError(ServerError):
-    """DRAINING: the server takes no new jobs until it is restarted."""
+    """DRAINING: the server takes no new jobs until it is restarted.
+
+    `sent` is "maybe" where an earlier try of the same `Producer.put` may have stored the job.
+    """
+
+    sent: Sent = "no"
 
 
 class OutOfMemoryError(ServerError):
-    """OUT_OF_MEMORY: the server has no room for the job, in memory or in its binlog."""
+    """OUT_OF_MEMORY: the server has no room for the job, in memory or in its binlog. `sent`: as for `DrainingError`."""
+
+    sent: Sent = "no"
 
 
 class InternalError(ServerError):

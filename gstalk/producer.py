@@ -404,6 +404,10 @@ class Producer:
     def _wait(self, attempt: _Attempt, once: bool) -> None:
         lanes = attempt.lanes
         if (refusal := lanes.refusal) is not None:
+            if attempt.sent == "maybe":
+                earlier = type(refusal)(f"{refusal}; an earlier try may have stored the job")
+                earlier.sent = "maybe"
+                raise earlier from refusal
             raise refusal
         if self._stopped and not lanes.pool.is_connected:
             raise self._ended(attempt.sent)

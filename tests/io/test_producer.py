@@ -263,6 +263,17 @@ def test_put_the_only_server_out_of_memory_raises_out_of_memory(play, produce, t
     assert played.count("put") == 1
 
 
+def test_put_refused_after_a_try_that_may_have_stored_it_says_so(play, produce):
+    played = play({"put": [CUT, b"DRAINING\r\n"]})
+    producer = produce(played.uri)
+    with pytest.raises(gstalk.DrainingError, match="an earlier try may have stored the job") as caught:
+        producer.put("default", b"x")
+    assert caught.value.sent == "maybe"
+    with pytest.raises(gstalk.DrainingError) as caught:
+        producer.put("default", b"y")
+    assert caught.value.sent == "no"
+
+
 def test_put_waiters_learn_at_once_that_every_server_refuses(play, produce):
     played = play({"put": b"DRAINING\r\n"})
     producer = produce(played.uri)

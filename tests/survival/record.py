@@ -90,8 +90,7 @@ class Record:
         if isinstance(outcome, int):
             self.acknowledged[head] = outcome
         else:
-            refused = isinstance(outcome, (gstalk.DrainingError, gstalk.OutOfMemoryError))
-            (self.unsent if refused or getattr(outcome, "sent", "maybe") == "no" else self.maybe).add(head)
+            (self.unsent if getattr(outcome, "sent", "maybe") == "no" else self.maybe).add(head)
 
     def broke(self) -> None:
         """Connections are being broken: the tries under way may stay without an answer."""
