@@ -44,6 +44,7 @@ class Chaos:
 
     def __init__(self, place: Path, rng: random.Random, stack: ExitStack) -> None:
         self.rng = rng
+        self.is_over = False
         self.events: Counter[str] = Counter()
         self.servers = []
         for number in range(3):
@@ -129,7 +130,7 @@ class Chaos:
     def befall(self, server: Beanstalkd, witness: Witness, rng: random.Random) -> None:
         """One thing after the other happens to a server."""
         fates = [self.kill, self.stall, self.darken, self.cut, self.cut, self.drain, self.shut_out]
-        while True:
+        while not self.is_over:
             gevent.sleep(rng.random() * 1.5)
             fate = rng.choice(fates)
             self.events[f"{fate.__name__}s"] += 1
@@ -137,7 +138,7 @@ class Chaos:
 
     def interrupt(self, rng: random.Random) -> None:
         """Puts are cancelled all the time; now and then the Consumer stops, and begins anew."""
-        while True:
+        while not self.is_over:
             gevent.sleep(rng.random() * 0.04)
             self.load.cancel()
             self.events["cancellations"] += 1
@@ -159,7 +160,8 @@ class Chaos:
                     gevent.sleep(0.1)
                     assert not any(each.ready() for each in storm)
             finally:
-                gevent.killall(storm)
+                self.is_over = True
+                gevent.joinall(storm, timeout=20)  # not killed: a server may just be starting
             for server, witness in zip(self.servers, self.witnesses, strict=True):
                 server.restart()
                 witness.accept()
