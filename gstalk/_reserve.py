@@ -21,6 +21,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any
 
+from gstalk._calls import whole
 from gstalk._link import Link
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
@@ -107,6 +108,7 @@ class ReserveLine:
         """Whether a reserve waits on the server."""
         return self._wait is not None
 
+    @whole
     def leave(self, caller: Caller) -> None:
         """A caller was interrupted: nothing may come to him any more, and a job that has come goes back."""
         if caller in self._callers:
@@ -216,6 +218,7 @@ class ReserveLine:
             self._callers.remove(caller)
             self._answer(caller, None)
 
+    @whole
     def _expire(self, caller: Caller) -> None:
         """A caller's time is over: a last ask for him, unless the server will say so itself in a moment."""
         if caller not in self._callers:
@@ -245,6 +248,7 @@ class ReserveLine:
             self._timer = self._link.hub.loop.timer(seconds)
             self._timer.start(self._on_timer, update=True)
 
+    @whole
     def _on_timer(self) -> None:
         self._stop_timer()
         self._dismiss()

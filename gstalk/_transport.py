@@ -17,6 +17,7 @@ import struct
 import termios
 import weakref
 from collections import deque
+from functools import cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -395,6 +396,7 @@ def _tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+@cache  # reading the system's CAs holds the hub for some 16 ms: once, not for each dial
 def _default_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -315,11 +315,15 @@ class Conn:
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
         while not link.pipe.clear and not self._line.is_waiting:
             link.clear(what)
-        caller = self._line.join(seconds)
+        caller = None
         try:
+            caller = self._line.join(seconds)
             job: Job | None = link.pipe.wait(caller)
-        except BaseException:
-            self._line.leave(caller)
+        except BaseException as error:
+            if caller is None:  # a signal's exception has hit the line: who stands in it, nobody knows
+                link.pipe.torn(error)
+            else:
+                self._line.leave(caller)
             raise
         return job
 

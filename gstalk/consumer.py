@@ -22,7 +22,7 @@ from gevent.event import Event
 from gevent.pool import Group
 from gevent.pool import Pool as GreenletPool
 
-from gstalk._calls import wait_for
+from gstalk._calls import wait_for, whole
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link
@@ -370,6 +370,14 @@ class _Run:
             self._pump_due = True
             self._hub.loop.run_callback(self._pump)
 
+    def torn(self, error: BaseException) -> None:
+        """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
+        self._pump_due = False
+        for link in list(self._lanes):
+            link.pipe.torn(error)
+        self._pump_soon()
+
+    @whole
     def _pump(self) -> None:
         self._pump_due = False
         if self._stop_at is not None or self.pool.is_stopped:
