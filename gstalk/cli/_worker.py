@@ -18,7 +18,7 @@ from gevent.event import Event
 import gstalk
 from gstalk.cli._greenlets import others, stack_of_handler
 from gstalk.cli._load import Handler, Unusable, load
-from gstalk.cli._output import complain, exit_code, tell
+from gstalk.cli._output import complain, exit_code, plural, tell
 from gstalk.cli._sources import Sources
 from gstalk.cli._tubes import until_empty
 
@@ -97,7 +97,7 @@ class Worker:
         finally:
             gevent.killall(beside)
             self._consumer = None
-        tell(f"pid {os.getpid()} stopped: {self._done} jobs done, {self._failed} failed, {self._cut} cut off")
+        tell(f"pid {os.getpid()} stopped: {plural(self._done, 'job')} done, {self._failed} failed, {self._cut} cut off")
         return 1 if self._cut or self._pressed else 0 if self._asked else self._code
 
     # -- the handler -------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Worker:
             if self._consumer is None:
                 raise SystemExit(0)  # no job is in hand: the module is being imported, or all is over
             if self._asked == 1:
-                tell(f"pid {os.getpid()} stops; {len(self._current)} jobs are in hand")
+                tell(f"pid {os.getpid()} stops; {plural(len(self._current), 'job')} in hand")
             self._stop()
             return
         self._pressed += 1
@@ -212,7 +212,7 @@ class Worker:
         """SIGUSR1: tell what each greenlet is doing, also if one of them keeps all others from running."""
         now = monotonic()
         lines = [
-            f"pid {os.getpid()}: {self._done} jobs done, {self._failed} failed; "
+            f"pid {os.getpid()}: {plural(self._done, 'job')} done, {self._failed} failed; "
             f"{len(self._current)} of {self._work.config.num_greenlets} greenlets have a job"
         ]
         for greenlet, (job, began) in list(self._current.items()):

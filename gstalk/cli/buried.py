@@ -29,7 +29,7 @@ def info(servers: Servers, tubes: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         for uri, stats in rows:
             row({**servers.label(uri), **fields(stats)})
-    else:
+    elif rows or not code:  # the head alone would say that nothing is buried
         heads = [*servers.label(""), "tube", "buried"]
         table(heads, [(*servers.label(uri).values(), s.name, s.current_jobs_buried or 0) for uri, s in rows])
     return code

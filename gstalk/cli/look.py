@@ -38,7 +38,7 @@ def tubes(servers: Servers, as_json: bool) -> int:
     if as_json:
         for uri, each in rows:
             row({**servers.label(uri), **fields(each)})
-    else:
+    elif rows or not code:  # the head alone would say that there are no tubes
         cells = [
             (*servers.label(uri).values(), *(_cell(getattr(each, name)) for name in COLUMNS.values()))
             for uri, each in rows

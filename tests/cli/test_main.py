@@ -47,10 +47,11 @@ def test_no_arguments_shows_the_help():
     assert "Usage: gstalk [OPTIONS] COMMAND" in out + err
 
 
+@pytest.mark.parametrize("command", ["tubes", "info", "stats"])
 @pytest.mark.parametrize("uri", [UNUSED, "nowhere.invalid", "unix:///no/such/socket", f"tls://{UNUSED}"])
-def test_no_connection_is_one_sentence(uri):
-    code, _, err = run("tubes", uri=uri)
-    assert code == 3
+def test_no_connection_is_one_sentence_and_no_table(uri, command):
+    code, out, err = run(command, uri=uri)
+    assert (code, out) == (3, "")
     assert err.startswith("gstalk: connect to ")
     assert err.count("\n") == 1
 

@@ -276,6 +276,13 @@ def test_max_jobs_are_done_and_no_more(start, conn, tube):
     assert "17 jobs done, 0 failed, 0 cut off" in worker.errors
 
 
+def test_one_job_is_told_in_the_singular(start, conn, tube):
+    conn.put(tube, b"x")
+    worker = start("tasks:quick", "--max-jobs", "1")
+    assert worker.end() == 0
+    assert "stopped: 1 job done, 0 failed, 0 cut off" in worker.errors
+
+
 def test_process_that_did_its_jobs_is_followed_by_another(start, conn, tube):
     conn.put_many(tube, [b"%d" % number for number in range(25)])
     worker = start("tasks:quick", "--max-jobs", "10", "--processes", "1", "--burst")
