@@ -12,6 +12,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.local import local
 
 import gstalk
 from gstalk._transport import Transport
@@ -192,6 +193,19 @@ def test_handler_runs_in_greenlets_beside_each_other(work, conn, tube):
     conn.put_many(tube, [b""] * 10)
     wait_until(lambda: len(here) == 10)
     gate.set()
+
+
+def test_handlers_greenlet_serves_many_jobs_and_keeps_its_local_data(work, conn, tube):
+    mine = local()
+    counts: list[int] = []
+
+    def handler(job):
+        mine.jobs = getattr(mine, "jobs", 0) + 1
+        counts.append(mine.jobs)
+
+    work(handler, num_greenlets=1, auto_delete=True)
+    conn.put_many(tube, [b""] * 3)
+    wait_until(lambda: counts == [1, 2, 3])
 
 
 def test_handlers_by_tube_with_one_and_with_several_watched(work, conn, tube):
@@ -613,6 +627,29 @@ def test_job_released_often_is_not_taken_for_lost(work, conn, tube):
     assert worker.errors == []
 
 
+def test_job_that_its_handlers_released_has_made_attempts_when_one_fails(work, conn, tube):
+    job_id = conn.put(tube, b"")
+
+    def handler(job):
+        if job.stats().reserves < 3:
+            job.release()
+        else:
+            raise ValueError
+
+    worker = work(handler, retry=gstalk.RetryPolicy(max_attempts=3))
+    wait_until(lambda: state(conn, job_id) == "buried")
+    wait_until(lambda: worker.kinds() == [ValueError])
+
+
+def test_first_jobs_after_a_connect_are_looked_at_and_no_others(own_server, work, connect):
+    conn = connect(own_server.uri)
+    done: list[int] = []
+    work(lambda job: done.append(job.id), own_server.uri, "t", num_greenlets=3, auto_delete=True)
+    conn.put_many("t", [b""] * 50)
+    wait_until(lambda: len(done) == 50)
+    assert conn.stats().cmd_stats_job == 3
+
+
 # -- outages -----------------------------------------------------------------------------------------------------
 
 
@@ -967,6 +1004,29 @@ def test_stop_after_its_timeout_kills_handlers_and_releases_their_jobs(own_serve
         assert (stats.state, stats.pri, stats.delay) == ("ready", number, 0)
     assert worker.errors == []
     nothing_left(conn)
+
+
+@pytest.mark.parametrize(("config", "argument", "killed"), [(0.1, (), True), (0.1, (None,), False), (None, (), False)])
+def test_stop_time_left_out_is_configs_and_none_kills_nobody(work, conn, tube, config, argument, killed):
+    here = Event()
+    ended: list[bool] = []
+
+    def handler(job):
+        here.set()
+        try:
+            gevent.sleep(0.5)
+        except gevent.GreenletExit:
+            ended.append(True)
+            raise
+        job.delete()
+        ended.append(False)
+
+    worker = work(handler, stop_timeout=config)
+    job_id = conn.put(tube, b"")
+    assert here.wait(5)
+    worker.stop(*argument)
+    assert ended == [killed]
+    assert state(conn, job_id) == ("ready" if killed else None)
 
 
 def test_stop_handler_that_swallows_the_kill_is_left_and_its_job_released(own_server, work, connect):
