@@ -8,6 +8,7 @@ and `_servers` are what they share.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import NoReturn
@@ -101,9 +102,10 @@ def _have_signals_interrupt_us() -> None:
 
 
 def _sentence(error: click.ClickException) -> str:
-    """click's sentences as one of our style: no capital, no full stop."""
-    sentences = error.format_message().rstrip(".?").split(". ")
-    return "; ".join(each[:1].lower() + each[1:] for each in sentences)
+    """click's sentences as one of our style: no capital but in BODY, no full stop, and a number is no range."""
+    message = re.sub(r"(is not a valid \w+) range\b", r"\1", error.format_message())
+    sentences = message.rstrip(".?").split(". ")
+    return "; ".join(each if each[1:2].isupper() else each[:1].lower() + each[1:] for each in sentences)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -16,13 +16,15 @@ USAGE = "gstalk: {}; see 'gstalk {}--help'\n"
     ("arguments", "err"),
     [
         (["nix"], USAGE.format("no such command 'nix'", "")),
-        (["peek", "x"], USAGE.format("invalid value for '[ID]': 'x' is not a valid integer range", "peek ")),
+        (["peek", "x"], USAGE.format("invalid value for '[ID]': 'x' is not a valid integer", "peek ")),
         (["bury"], USAGE.format("missing argument 'ID...'", "bury ")),
         (["put", "mail", "a", "b"], USAGE.format("got unexpected extra argument (b)", "put ")),
         (
             ["--uri", "redis://x", "tubes"],
             USAGE.format("invalid server URI 'redis://x': scheme must be beanstalk, beanstalks, tls or unix", ""),
         ),
+        (["put", "mail", "x", "--lines"], USAGE.format("BODY goes with neither --file nor --lines", "put ")),
+        (["pause", "mail", "x"], USAGE.format("invalid value for 'SECONDS': 'x' is not a valid float", "pause ")),
         (["--uri", "a", "--uri", "b", "put", "mail", "x"], USAGE.format("this command takes one --uri", "put ")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
