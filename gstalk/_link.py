@@ -67,6 +67,7 @@ class Link:
         watched: The tubes watched, as the server confirmed them.
         on_failure: Called once, when the connection is over; must not switch.
         on_closing: Called when it begins to close and what settles jobs is still waited for; must not switch.
+        on_settled: Called when a delete, release or bury has been answered; must not switch.
     """
 
     __slots__ = (
@@ -443,10 +444,8 @@ class Link:
             finally:
                 old.fail(ConnectionClosedError, "closed to end a reserve")
             if stuck:
-                seconds = self.config.conn_timeout
-                pipe.fail(
-                    CommandTimeoutError, f"no progress for {seconds} s in calling a reserve back; connection closed"
-                )
+                why = f"no progress for {self.config.conn_timeout} s in calling a reserve back; connection closed"
+                pipe.fail(CommandTimeoutError, why)
             if pipe.failure is not None:  # it was stuck, or closed meanwhile
                 return
             transport, server = self._dial(used)
@@ -499,10 +498,13 @@ class Link:
         finally:
             self.cut()
 
+    def leave_wait(self) -> None:
+        """Begin to `leave` while a reserve waits on the server; never switches."""
+        self._closed = True  # a command would find no way past the wait
+        self.pipe.end()
+
     def leave(self) -> None:
         """Close so that the server has let go when this returns: settle, half-close, and read to the end."""
-        if self._closed:
-            return
         self._closed = True
         try:
             with _patience(self.config):

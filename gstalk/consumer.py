@@ -265,8 +265,7 @@ class _Run:
             self._changed.clear()
         for link in list(self.pool.links):
             link.cut()
-        gevent.joinall(self._leaving)
-        gevent.joinall(self.pool.keepers, timeout=FAREWELL)  # one of them may be in a user's hook
+        gevent.joinall([*self._leaving, *self.pool.keepers], timeout=FAREWELL)  # one of them may be in a user's hook
 
     def _wake(self, call: Call) -> None:
         waiter = call.waiter
@@ -296,7 +295,7 @@ class _Run:
             if lane.wait is not None:
                 lane.wait.duty = None
                 lane.wait = None
-                lane.link.pipe.end()
+                lane.link.leave_wait()
 
     # -- handlers ----------------------------------------------------------------------------------------------
 

@@ -1159,6 +1159,57 @@ def test_stop_interrupted_while_a_stalled_server_is_left_closes_its_connections(
         own_server.resume()
 
 
+def test_stop_handler_that_asks_on_a_connection_taking_leave_is_told_so(own_server, work, connect):
+    """Its wait can't be called back any more; to try for ever would block the hub."""
+    told: list[gstalk.DisconnectedError] = []
+
+    def handler(job: gstalk.Job) -> None:
+        link: Any = job._owner
+        job.delete()
+        wait_until(lambda: link._end_wait is not None)
+        own_server.pause()
+        worker.consumer.stop()
+        wait_until(lambda: link.pipe._on_end is not None)
+        signal.setitimer(signal.ITIMER_REAL, 5)
+        try:
+            job.stats()
+        except gstalk.ConnectionClosedError as error:
+            told.append(error)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            own_server.resume()
+
+    def blocked(*_: object) -> None:
+        raise AssertionError("the hub is blocked")
+
+    before = signal.signal(signal.SIGALRM, blocked)
+    try:
+        connect(own_server.uri).put("t", b"x")
+        worker = work(handler, own_server.uri, "t")
+        worker.receiver.join(timeout=20)
+        assert worker.receiver.ready()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [error.sent for error in told] == ["no"]
+    assert worker.errors == []
+
+
+@pytest.mark.slow
+def test_stop_while_error_func_never_returns_ends_receive_all_the_same(play, work):
+    entered = Event()
+
+    def error_func(error: BaseException, message: str) -> None:
+        entered.set()
+        gevent.sleep(1000)
+
+    played = play({"reserve-with-timeout": [b"INTERNAL_ERROR\r\n", b"TIMED_OUT\r\n"]})
+    worker = work(lambda job: None, played.uri, error_func=error_func)
+    assert entered.wait(5)
+    worker.consumer.stop(0)
+    worker.receiver.join(timeout=10)
+    assert worker.receiver.ready()
+
+
 def test_stop_while_a_wait_is_called_back_the_server_has_let_go_of_what_that_won(own_server, work, connect):
     with FaultProxy(own_server.uri) as proxy:
         conn = connect(own_server.uri)
