@@ -395,11 +395,10 @@ class Link:
         job: Job | None = slot.extra
         error = slot.error
         if error is None or isinstance(error, BuriedError):
-            ours = self.held.pop(slot.key, None)
-            if job is not None and job._state != "lost":
-                job._state = "finished"
-            if ours is not None and ours._state != "lost":
-                ours._state = "finished"
+            for each in (job, self.held.get(slot.key)):
+                if each is not None and each._state != "lost":
+                    each._state = "finished"
+            self.held.pop(slot.key, None)  # last: what a signal leaves behind there is lost with the connection
         elif isinstance(error, (NotFoundError, DisconnectedError)):
             self._lose(slot, job)
         elif job is not None and job._state == "settling":

@@ -148,6 +148,8 @@ class Pipeline:
                     self.hub.loop.run_callback(self._flush)
         except BaseException as error:
             self.torn(error)
+            if self.failure is not None and slot.error is None:  # it was not in the FIFO yet
+                self._fail_slot(slot)
             raise
 
     def wait(self, slot: Call) -> Any:

@@ -152,9 +152,14 @@ class Session:
             except ProtocolError as error:  # a word that ends the connection, or a body that isn't statistics
                 return self._refused(slot, error)
             done.append(slot)  # before it leaves the FIFO: a signal that comes between must not lose it
-            slots.popleft()
-            if slot.duty is not None:
-                slot.duty(slot)
+            try:
+                slots.popleft()
+                if slot.duty is not None:
+                    slot.duty(slot)
+            except BaseException:  # a signal's: `fail` calls the duty again, or the second step would never be told
+                if not slots or slots[0] is not slot:
+                    slots.appendleft(slot)
+                raise
         if position < len(data):
             if len(data) - position > MAX_LINE:
                 return self._broken(slots[0] if slots else None, data[position : position + MAX_LINE])

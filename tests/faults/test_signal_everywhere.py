@@ -136,6 +136,29 @@ def test_ctrl_c_at_any_line_of_puts_gives_nobody_anothers_id(interrupted, other,
     figures |= {"lines": interrupted.lines, **interrupted.outcomes}
 
 
+@pytest.mark.soak
+def test_ctrl_c_at_any_line_of_releases_leaves_nobody_waiting(interrupted, other, tube, figures):
+    """Each takes two steps, and the second one has no place in line while the first is answered."""
+    jobs: list[gstalk.Job] = []
+
+    def start(conn: gstalk.Conn) -> list[Callable[[], object]]:
+        jobs[:] = []
+        for _ in range(3):
+            conn.put(tube, b"x")
+        conn.watch(tube)
+        conn.ignore("default")
+        jobs.extend(conn.reserve() for _ in range(3))
+        return [job.release for job in jobs]
+
+    for results, where in interrupted.runs(start):
+        for result, job in zip(results, jobs, strict=True):
+            if not isinstance(result, KeyboardInterrupt):
+                assert job.is_finished or job.is_lost, where
+        while job := other.reserve_with_timeout(0):
+            job.delete()
+    figures |= {"lines": interrupted.lines, **interrupted.outcomes}
+
+
 def test_reader_that_gevent_has_stopped_starts_again(server):
     """gevent stops a watcher whose callback raised, also where it was struck before the first line of ours."""
     with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
