@@ -174,7 +174,8 @@ class Pipeline:
         while not self.clear and self.failure is None and not self._held_back:
             call = Call()
             self._room.append(call)
-            self._reference()
+            if self._reader is not None:
+                self._reader.ref = True
             try:
                 wait_for(self.hub, call)
             except BaseException:
@@ -308,10 +309,6 @@ class Pipeline:
         self._reader.ref = True
         if self.conn_timeout is not None and self._timer is None:
             self._set_timer(self.conn_timeout)
-
-    def _reference(self) -> None:
-        if self._reader is not None:
-            self._reader.ref = True
 
     @whole
     def _flush(self) -> None:
@@ -464,10 +461,12 @@ class Pipeline:
     def _set_timer(self, seconds: float) -> None:
         if self._draining:
             seconds = min(seconds, LOOK)
-        self._timer = self.hub.loop.timer(seconds, ref=False)
+        # Repeated: Ctrl-C may strike before the first line of `_on_timer`, which else closes it.
+        self._timer = self.hub.loop.timer(seconds, seconds, ref=False)
         # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
         self._timer.start(self._on_timer, update=True)
 
+    @whole
     def _on_timer(self) -> None:
         self._timer.close()
         self._timer = None

@@ -159,6 +159,29 @@ def test_ctrl_c_at_any_line_of_releases_leaves_nobody_waiting(interrupted, other
     figures |= {"lines": interrupted.lines, **interrupted.outcomes}
 
 
+def test_ctrl_c_in_the_look_at_progress_leaves_nobody_waiting(play):
+    """It ends the connection; else nothing would look again."""
+    looks = ("_on_timer", "_time_left")
+
+    class LookSignal(Signal):
+        def trace(self, frame: Any, event: str, argument: object) -> Any:
+            return super().trace(frame, event, argument) if frame.f_code.co_name in looks else None
+
+    for number in range(1, 100):
+        signal = LookSignal(number)
+        with gstalk.dial(play({"put": b""}).uri, conn_timeout=0.05) as conn:
+            putting = gevent.spawn(signal.watch, conn.put, "t", b"x")
+            in_hub(sys.settrace, signal.trace)
+            try:
+                assert joined([putting]), signal.where
+            finally:
+                in_hub(sys.settrace, None)
+            assert isinstance(putting.value, gstalk.DisconnectedError), signal.where
+        if not signal.where:
+            break
+    assert number > 10
+
+
 def test_reader_that_gevent_has_stopped_starts_again(server):
     """gevent stops a watcher whose callback raised, also where it was struck before the first line of ours."""
     with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
