@@ -107,9 +107,9 @@ def test_put_lines_typed_by_a_person(own_server):
 @pytest.mark.parametrize("arguments", [["put", "mail"], ["put", "mail", "--lines"], ["load"]])
 def test_ctrl_c_at_an_input_ends(own_server, arguments):
     with gstalk.dial(own_server.uri) as conn:
-        before = conn.stats().total_connections
+        before = conn.stats().total_connections or 0
         with terminal(own_server.uri, *arguments) as seen:
-            wait_until(lambda: conn.stats().total_connections > before, 30)
+            wait_until(lambda: (conn.stats().total_connections or 0) > before, 30)
             wait_until(lambda: reads_terminal(seen))
             seen.type("\x03")
             assert seen.finish() == 1
