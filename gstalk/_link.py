@@ -332,9 +332,8 @@ class Link:
 
     def _check_owner(self, job: Job | int, what: str) -> None:
         if isinstance(job, Job) and job._owner is not self and job._state != "peeked":
-            raise InvalidArgumentError(
-                f"{what} {job.id} at {self.uri}: another connection has reserved this job; use the job's own method"
-            )
+            why = "another connection has reserved this job; use the job's own method"
+            raise InvalidArgumentError(f"{what} {job.id} at {self.uri}: {why}")
 
     def _whose(self, job: Job | int, what: str) -> tuple[int, Job | None]:
         """Check a job that is to be settled or touched: its id, and the Job if it is one that we reserved."""
@@ -345,7 +344,8 @@ class Link:
         if job._state in ("settling", "finished"):
             raise JobFinishedError(f"{what} {job.id} at {self.uri}: the job is finished, or being finished now")
         if job._state == "lost":
-            raise JobLostError(f"{what} {job.id} at {self.uri}: the server has taken the job back; nothing was sent")
+            why = f"lost with its connection ({by[1]})" if (by := self.pipe.failure) else "the server has taken it back"
+            raise JobLostError(f"{what} {job.id} at {self.uri}: {why}; nothing was sent")
         self.check(what)
         return job.id, job if job._state == "held" else None
 

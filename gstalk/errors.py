@@ -202,7 +202,7 @@ class RetriesExhaustedError(GstalkError):
 
 
 class JobLostError(GstalkError):
-    """The server has taken the job back; nothing was sent, or it answered NOT_FOUND."""
+    """The server has taken the job back, or its connection is gone; nothing was sent, or it answered NOT_FOUND."""
 
 
 class Retry(_Picklable, Exception):

@@ -1507,8 +1507,10 @@ def test_job_connection_gone_is_lost_and_sends_nothing(conn, other, tube):
     conn.close()
     assert (job.is_lost, done.is_lost, done.is_finished) == (True, False, True)
     for name in ("delete", "release", "bury", "touch"):
-        with pytest.raises(gstalk.JobLostError):
+        with pytest.raises(gstalk.JobLostError) as caught:
             getattr(job, name)()
+        gone = "lost with its connection (you closed it); nothing was sent"
+        assert str(caught.value) == f"{name} {job.id} at {conn.uri}: {gone}"
         with pytest.raises(gstalk.JobFinishedError):
             getattr(done, name)()
 
