@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import gstalk
 
 project = "gstalk"
@@ -34,18 +31,3 @@ html_css_files = ["gstalk.css"]
 html_copy_source = False
 html_show_sphinx = False
 pygments_style = "friendly"
-
-
-def only_what_is_there(app, docname, source):
-    """Leave pages out of the table of contents that nobody has written yet."""
-    if docname == "index":
-        missing = [name for name in PLANNED if not Path(app.srcdir, f"{name}.md").exists()]
-        for name in missing:
-            source[0] = re.sub(rf"^{name}\n", "", source[0], flags=re.MULTILINE)
-
-
-PLANNED = ["cli", "operations", "delivery", "performance", "worker"]
-
-
-def setup(app):
-    app.connect("source-read", only_what_is_there)
