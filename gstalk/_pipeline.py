@@ -145,7 +145,7 @@ class Pipeline:
                     self._flush()
                 else:
                     self._flush_due = True
-                    self.hub.loop.run_callback(self._flush)
+                    self.hub.loop.run_callback(self._on_turn)
         except BaseException as error:
             self.torn(error)
             if self.failure is not None and slot.error is None:  # it was not in the FIFO yet
@@ -226,7 +226,7 @@ class Pipeline:
         self._flush_due = False
         if self.slots:
             self._begin()
-            self._flush()
+            self._on_turn()
         elif self._room:
             self._offer_room()
 
@@ -247,7 +247,7 @@ class Pipeline:
         """
         call = Call()
         if self._holding:
-            self._flush()
+            self._on_turn()
         if self._transport is not None and self.failure is None and self._transport.half_close():
             self._on_end = call
             self._held_back = True
@@ -311,6 +311,10 @@ class Pipeline:
             self._set_timer(self.conn_timeout)
 
     @whole
+    def _on_turn(self) -> None:
+        """`_flush`, for those who don't look after a torn send themselves."""
+        self._flush()
+
     def _flush(self) -> None:
         self._flush_due = False
         if self._holding:
@@ -395,7 +399,7 @@ class Pipeline:
         self._holding = True
         if self._holder is None:
             self._holder = self.hub.loop.timer(HOLD, HOLD, ref=False)
-        self._holder.again(self._flush, update=True)  # `start` would go on with what was left when it was stopped
+        self._holder.again(self._on_turn, update=True)  # `start` would go on with what was left when it was stopped
 
     def _take(self, data: bytes) -> None:
         """Answer slots with what a read brought."""

@@ -197,3 +197,22 @@ def test_room_used_behind_the_writers_back_is_progress(server, tube, monkeypatch
             room[0] = False
         room[0] = True
         assert put.get(timeout=10)
+
+
+def test_read_takes_more_at_once_while_much_is_there():
+    """A stream of large bodies takes a quarter of the reads; a small reply pays nothing for it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for sock in (ours, theirs):
+            for which in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, which, 1 << 20)
+        ours.setblocking(False)
+        transport = Transport(ours)
+        theirs.setblocking(False)
+        sent = sum(theirs.send(bytes(1000)) for _ in range(140))
+        sizes = []
+        while (data := transport.read()) is not None:
+            sizes.append(len(data))
+        theirs.send(bytes(100))
+        sizes.append(len(transport.read() or b""))
+        assert sizes == [65536, sent - 65536, 100]
