@@ -120,8 +120,8 @@ class Session:
         slots = self.slots
         done = self.done
         find = data.find
-        position = 0
-        while (end := find(b"\r\n", position)) >= 0:
+        position, length = 0, len(data)
+        while position < length and (end := find(b"\r\n", position)) >= 0:
             word, blank, rest = data[position:end].partition(b" ")
             if not slots:
                 return self._broken(None, data[position:end])
@@ -134,7 +134,7 @@ class Session:
                     size = body_size(word, rest)
                     start = end + 2
                     after = start + size
-                    if len(data) < after + 2:
+                    if length < after + 2:
                         self._keep(data[position:], after + 2 - position)
                         return None
                     if data[after : after + 2] != b"\r\n":
@@ -160,8 +160,8 @@ class Session:
                 if not slots or slots[0] is not slot:
                     slots.appendleft(slot)
                 raise
-        if position < len(data):
-            if len(data) - position > MAX_LINE:
+        if position < length:
+            if length - position > MAX_LINE:
                 return self._broken(slots[0] if slots else None, data[position : position + MAX_LINE])
             if not slots:
                 return self._broken(None, data[position:])
