@@ -30,7 +30,13 @@ from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.uri import Address
 
 if TYPE_CHECKING:
+    from socket import socket as Socket
+
     SockAddr = tuple[Any, ...] | str
+else:
+    # The standard library's own, patched or not: it never waits here, and gevent's costs a call more for each read and
+    # send, and can't be closed when its loop is gone.
+    Socket = get_original("socket", "socket")
 
 __all__ = ["READ", "WRITE", "TlsTransport", "Transport", "connect", "wait"]
 
@@ -64,7 +70,7 @@ class Transport:
 
     __slots__ = ("__weakref__", "_backlog", "_chunk", "_sock", "sent")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Socket) -> None:
         self._sock = sock
         self._backlog = bytearray()
         self._chunk = CHUNK
@@ -162,7 +168,7 @@ class TlsTransport(Transport):
 
     __slots__ = ("_incoming", "_outgoing", "_plain", "_records", "_taken", "_tls", "_written")
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, hostname: str) -> None:
+    def __init__(self, sock: Socket, context: ssl.SSLContext, hostname: str) -> None:
         super().__init__(sock)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -312,7 +318,7 @@ def _connect_one(
 ) -> Transport | ConnectError:
     """Try one address. What goes wrong is returned: what is raised is the caller's own."""
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = Socket(family, socket.SOCK_STREAM)
     except OSError as error:  # no descriptor left
         return _refused(address, error)
     transport = Transport(sock)
@@ -392,7 +398,7 @@ def _look_up(key: tuple[Hub, str, int]) -> object:
         _lookups.pop(key, None)
 
 
-def _tune(sock: socket.socket) -> None:
+def _tune(sock: Socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:  # Linux has them all, other systems some
