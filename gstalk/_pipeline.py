@@ -270,28 +270,26 @@ class Pipeline:
         """
         if self.failure is not None:
             return
-        self.failure = (kind, why, cause)
-        self.clear = False
         sent = self.sent if sent is None else sent
-        self._release()
-        if self._transport is not None:
-            self._transport.close()
-        self._tell_all(sent)
+        self.failure = (kind, why, cause)
+        try:
+            self._finish(sent)
+        except BaseException:  # a signal's: again, from where it struck, or somebody would wait for ever
+            self._finish(sent)
+            raise
 
     def torn(self, error: BaseException) -> None:
         """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
         if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
             self._wake_due = False  # the read that was to wake all has ended here
             self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", error, sent=self._appended)
+            self._wake_soon()  # also those of an end that it has hit
 
     def forsake(self) -> None:
-        """Let the server go, no more: the thread has ended, and with it its loop and all who waited.
-
-        gevent can't close a socket whose loop is destroyed, so the descriptor stays, at the null device.
-        """
+        """Close the socket, no more: the thread has ended, and with it its loop, its watchers and all who waited."""
         self.failure = (ConnectionClosedError, "its thread has ended", None)
         if self._transport is not None:
-            self._transport.abandon()
+            self._transport.close()
 
     def error(self, what: str) -> DisconnectedError:
         """Build the error of a command that came too late."""
@@ -405,10 +403,7 @@ class Pipeline:
         """Answer slots with what a read brought."""
         if not data:
             if self._on_end is not None:
-                call, self._on_end = self._on_end, None
-                call.result = None
-                self.session.done.append(call)
-                self.fail(ConnectionClosedError, "connection closed to end a reserve")
+                self.fail(ConnectionClosedError, "connection closed to end a reserve")  # it answers the call, too
             else:
                 self.fail(ConnectionLostError, "the server closed the connection")
             return
@@ -447,8 +442,9 @@ class Pipeline:
 
     def _wake_soon(self) -> None:
         if not self._wake_due and self.session.done:
+            for _ in range(2):  # a signal may strike the first one before its first line
+                self.hub.loop.run_callback(self._wake)
             self._wake_due = True
-            self.hub.loop.run_callback(self._wake)
 
     def _has_room(self) -> bool:
         self._limit = self.sent + MAX_BYTES  # TLS also sends when it reads
@@ -458,9 +454,9 @@ class Pipeline:
         if self._has_room() and not self._held_back:
             self.clear = True
             for _ in range(min(len(self._room), MAX_SLOTS // 2)):
-                call = self._room.popleft()
-                call.result = None
-                self.complete(call)
+                self._room[0].result = None
+                self.complete(self._room[0])
+                self._room.popleft()  # last: a signal that comes between must not lose it
 
     def _set_timer(self, seconds: float) -> None:
         if self._draining:
@@ -522,14 +518,16 @@ class Pipeline:
             pass
         self.fail(kind, why, cause)
 
-    def _release(self) -> None:
+    def _finish(self, sent: int) -> None:
+        """Let go of everything, and tell all who wait; each step may come twice."""
+        self.clear = False
         for watcher in (self._reader, self._writer, self._timer, self._holder):
             if watcher is not None:
                 watcher.close()
         self._reader = self._writer = self._timer = self._holder = None
         self._out.clear()
-
-    def _tell_all(self, sent: int) -> None:
+        if self._transport is not None:
+            self._transport.close()
         assert self.failure is not None
         kind, why, cause = self.failure
 
@@ -539,14 +537,13 @@ class Pipeline:
             return error
 
         self.session.fail(make)
-        done = self.session.done
         while self._room:
-            call = self._room.popleft()
-            call.result = None
-            done.append(call)
+            self._room[0].result = None
+            self.complete(self._room[0])
+            self._room.popleft()
         if self._on_end is not None:
             self._on_end.result = None
-            done.append(self._on_end)
+            self.complete(self._on_end)
             self._on_end = None
         self._wake_soon()
         if self.on_failure is not None:
@@ -554,10 +551,9 @@ class Pipeline:
 
     def _fail_slot(self, slot: Slot) -> None:
         slot.error = self.error(slot.command.name)
-        self.session.done.append(slot)
         if slot.duty is not None:
             slot.duty(slot)
-        self._wake_soon()
+        self.complete(slot)
 
 
 def drop(holder: list[Pipeline]) -> None:

@@ -139,13 +139,12 @@ class ReserveLine:
         self._stop_timer()
         self._wait = None
         while self._callers:
-            caller = self._callers.popleft()
             if self._link.pipe.failure is not None:
                 error = self._link.pipe.error("reserve")
             else:
-                sent: Sent = "maybe" if caller.ask > self._answered else "no"
+                sent: Sent = "maybe" if self._callers[0].ask > self._answered else "no"
                 error = ConnectionClosedError(f"reserve at {self._link.uri}: you closed it", sent)
-            self._answer(caller, None, error)
+            self._answer_first(None, error)
 
     # -- what to ask, and when ---------------------------------------------------------------------------------
 
@@ -185,14 +184,14 @@ class ReserveLine:
             if self._soon:
                 self._quiet_until = monotonic() + QUIET
             if self._callers:
-                self._answer(self._callers.popleft(), None, slot.error)
+                self._answer_first(None, slot.error)
             if isinstance(slot.error, DisconnectedError):
                 return
         elif slot.result is not None:
             if not self._callers:
                 self._link.give_back(slot.result)
                 return
-            self._answer(self._callers.popleft(), slot.result)
+            self._answer_first(slot.result)
             self._pause = FIRST_PAUSE
             missing = len(self._callers) - (self._asked - self._answered)
             if missing > 0:
@@ -215,8 +214,8 @@ class ReserveLine:
         now = monotonic()
         quiet = now < self._quiet_until
         for caller in [c for c in self._callers if c.until <= now and (quiet or c.ask <= self._answered)]:
-            self._callers.remove(caller)
             self._answer(caller, None)
+            self._callers.remove(caller)
 
     @whole
     def _expire(self, caller: Caller) -> None:
@@ -229,12 +228,16 @@ class ReserveLine:
             self._dismiss()
         elif self._wait is not None:
             if len(self._callers) > 1 or self._wait_ends > now + GRACE:
-                self._callers.remove(caller)
                 self._answer(caller, None)
+                self._callers.remove(caller)
                 if not self._callers:
                     self.call_back()
         elif caller.ask <= self._answered:
             self._ask(caller)
+
+    def _answer_first(self, job: Job | None, error: BaseException | None = None) -> None:
+        self._answer(self._callers[0], job, error)
+        self._callers.popleft()  # last: a signal that comes between must not lose him
 
     def _answer(self, caller: Caller, job: Job | None, error: BaseException | None = None) -> None:
         self._timed -= caller.until != INFINITY

@@ -355,8 +355,10 @@ class _Run:
         self._pump_soon()
 
     def _down(self, server: Server, link: Link) -> None:
-        lane = self._lanes.pop(link)
-        self._asking.lanes.remove(lane)
+        lane = self._lanes.get(link)
+        if lane in self._asking.lanes:  # else a signal has struck here before
+            self._asking.lanes.remove(lane)
+        self._lanes.pop(link, None)
         if not self._lanes:
             self._connected.clear()
         self._pump_soon()

@@ -81,7 +81,10 @@ class Played:
                 while self._read(sock):
                     pass
                 return
-            sock.sendall(reply)
+            try:
+                sock.sendall(reply)
+            except OSError:  # the client has gone
+                return
 
     def _read(self, sock: socket.socket) -> bytes:
         try:

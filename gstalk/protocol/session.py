@@ -176,13 +176,15 @@ class Session:
         return True
 
     def fail(self, make: Callable[[Slot], BaseException]) -> None:
-        """Fail every slot still open with the error that `make` builds for it."""
+        """Fail every slot still open with the error that `make` builds for it. A signal ends it: call it again."""
         while self.slots:
-            slot = self.slots.popleft()
-            slot.error = make(slot)
+            slot = self.slots[0]
+            if slot.error is None:
+                slot.error = make(slot)
             self.done.append(slot)
             if slot.duty is not None:
                 slot.duty(slot)
+            self.slots.popleft()
 
     def _keep(self, rest: bytes, need: int) -> None:
         self._kept += rest
@@ -197,13 +199,9 @@ class Session:
         return self._refused(slot, ProtocolError(f"{slot}: expected {expected}, got {got}; connection closed"))
 
     def _refused(self, slot: Slot, error: ProtocolError) -> ProtocolError:
-        """Answer the slot whose reply broke the protocol with the error; the others learn of a lost connection."""
-        self.slots.popleft()
+        """The slot whose reply broke the protocol has this error; `fail` gives the others that of a lost connection."""
         slot.result = PENDING
         slot.error = error
-        self.done.append(slot)
-        if slot.duty is not None:
-            slot.duty(slot)
         return error
 
 

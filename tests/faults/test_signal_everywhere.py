@@ -20,11 +20,13 @@ import pytest
 from gevent.event import Event
 
 import gstalk
+from gstalk import _pipeline
 from gstalk.testing import Beanstalkd
+from tests.servers import CUT
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-ROOMS = ("_pipeline.py", "_transport.py", "session.py", "replies.py", "_link.py", "conn.py")
+ROOMS = ("_pipeline.py", "_transport.py", "session.py", "replies.py", "_link.py", "_reserve.py", "conn.py")
 
 
 class Signal:
@@ -48,14 +50,12 @@ class Signal:
         return self.trace
 
     def watch(self, function: Callable[..., object], *args: Any) -> object:
-        """Call a function in a greenlet that is traced."""
+        """Call a function in a greenlet that is traced, to its end: `settrace(None)` ends that for all."""
         sys.settrace(self.trace)
         try:
             return function(*args)
-        except (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.JobLostError) as error:
+        except (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.ProtocolError, gstalk.JobLostError) as error:
             return error
-        finally:
-            sys.settrace(None)
 
 
 def in_hub(function: Callable[..., object], *args: Any) -> None:
@@ -157,6 +157,46 @@ def test_ctrl_c_at_any_line_of_releases_leaves_nobody_waiting(interrupted, other
         while job := other.reserve_with_timeout(0):
             job.delete()
     figures |= {"lines": interrupted.lines, **interrupted.outcomes}
+
+
+def close_twice(conn: gstalk.Conn) -> None:
+    """A close that Ctrl-C struck may have done nothing yet."""
+    try:
+        conn.close()
+    finally:
+        conn._link.cut()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("end", [CUT, b"WHAT\r\n", b""], ids=["cut", "broken protocol", "closed"])
+def test_ctrl_c_at_any_line_of_a_connections_end_leaves_nobody_waiting(end, play, rng, many, figures, monkeypatch):
+    """Those with commands in flight, in line for a job, and in line for room; no time limit would wake them."""
+    monkeypatch.setattr(_pipeline, "MAX_BYTES", 60)  # so the last ones wait for room
+    seen: set[str] = set()
+    lines = 0
+    while True:
+        lines += many(rng.randrange(1, 20), 1)
+        signal = Signal(lines)
+        answers = {"put": [b"INSERTED 1\r\n", b"INSERTED 2\r\n", end], "reserve-with-timeout": b"TIMED_OUT\r\n"}
+        with gstalk.dial(play(answers).uri, conn_timeout=None) as conn:
+            calls: list[Callable[[], object]] = [partial(conn.put, "t", b"%d" % n) for n in range(6)]
+            calls += [conn.reserve, conn.reserve]
+            if not end:  # the server says nothing
+                calls.append(partial(close_twice, conn))
+            in_hub(sys.settrace, signal.trace)
+            working: list[Any] = [gevent.spawn(signal.watch, call) for call in calls]
+            try:
+                assert joined(working), f"somebody waits for ever after {signal.where}"
+            finally:
+                in_hub(sys.settrace, None)
+            assert not conn.is_connected, signal.where
+        seen.add(signal.where.rpartition(" ")[2])
+        if not signal.where:
+            break
+    assert lines > 300
+    if many(0, 1):  # each line was struck
+        assert {"_finish", "fail", "_failed", "end"} <= seen
+    figures["lines"] = lines
 
 
 def test_ctrl_c_in_the_look_at_progress_leaves_nobody_waiting(play):

@@ -126,9 +126,12 @@ def test_what_is_no_reply_of_this_command_breaks_the_protocol(command, key, data
     for start in range(0, len(data), size):
         error = error or session.receive(data[start : start + size])
     assert isinstance(error, errors.ProtocolError)
-    assert first.error is error
     assert second.result is PENDING
-    assert list(session.slots) == [second]
+    cut = errors.ConnectionLostError("cut", "maybe")
+    session.fail(lambda slot: cut)
+    assert (first.error, second.error) == (error, cut)
+    assert first.result is PENDING
+    assert (session.done, list(session.slots)) == ([first, second], [])
 
 
 def test_reply_that_nobody_asked_for_breaks_the_protocol():

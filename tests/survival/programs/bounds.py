@@ -65,7 +65,7 @@ class Flood:
         """Take samples: never more reserved than there are handlers; and of those none that has no handler."""
         self.conn.watch("flood")
         while self.done < ROUNDS:
-            gevent.sleep(0.02)
+            gevent.sleep(0.01)
             self.most = max(self.most, self.reserved())
             told["samples"] += 1
             if told["samples"] % 10 == 0 and ROUNDS - self.done > 2 * HANDLERS:
