@@ -42,7 +42,7 @@ __all__ = ["READ", "WRITE", "TlsTransport", "Transport", "connect", "wait"]
 
 READ, WRITE = 1, 2  # libev's events
 CHUNK = 65536  # a larger read makes a lone put half as slow again: each one allocates it whole
-MUCH = 4 * CHUNK  # what is read at once while the socket is full: a third more jobs of 60 KB
+MUCH = 120_000  # what is read at once while the socket is full; from 128 KiB on the C library maps memory for each anew
 RECORD = 16384  # the most that one TLS record holds
 LEAVING = 0.1  # seconds for which a fork waits for look-ups under way
 

@@ -200,7 +200,7 @@ def test_room_used_behind_the_writers_back_is_progress(server, tube, monkeypatch
 
 
 def test_read_takes_more_at_once_while_much_is_there():
-    """A stream of large bodies takes a quarter of the reads; a small reply pays nothing for it."""
+    """A stream of large bodies takes half of the reads; a small reply pays nothing for it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for sock in (ours, theirs):
