@@ -33,18 +33,7 @@ def bodies(case: Case) -> bytes:
 def spread(count: int, greenlets: int, do: Callable[[int], object], meter: Meter) -> None:
     """Have greenlets do 0 to count - 1 between them."""
     numbers = iter(range(count))
-    note = meter.latencies.append
-
-    def work() -> None:
-        for number in numbers:
-            if number % EVERY:
-                do(number)
-            else:
-                began = perf_counter()
-                do(number)
-                note(perf_counter() - began)
-
-    gevent.joinall([gevent.spawn(work) for _ in range(greenlets)], raise_error=True)
+    gevent.joinall([gevent.spawn(meter.each, numbers, do) for _ in range(greenlets)], raise_error=True)
 
 
 def gather(case: Case, do: Callable[[int], object], meter: Meter) -> None:

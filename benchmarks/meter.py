@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 __all__ = ["EVERY", "Meter", "Others", "percentiles", "server_cpu"]
@@ -71,6 +72,17 @@ class Meter:
     def start(self) -> None:
         self.latencies.clear()
         self._began = self._now()
+
+    def each(self, numbers: Iterable[int], do: Callable[[int], object]) -> None:
+        """Do something for each number, and take the latency of some."""
+        note = self.latencies.append
+        for number in numbers:
+            if number % EVERY:
+                do(number)
+            else:
+                began = time.perf_counter()
+                do(number)
+                note(time.perf_counter() - began)
 
     def stop(self) -> None:
         self._ended = self._now()

@@ -33,17 +33,6 @@ def greenstalk_client(case: Case, uri: str) -> greenstalk.Client:
     return greenstalk.Client(place(uri), encoding=None, use="bench0", watch=watched)
 
 
-def alone(count: int, do: Callable[[int], object], meter: Meter, numbers: Iterator[int] | None = None) -> None:
-    note = meter.latencies.append
-    for number in numbers or range(count):
-        if number % EVERY:
-            do(number)
-        else:
-            began = perf_counter()
-            do(number)
-            note(perf_counter() - began)
-
-
 def operation(case: Case, client: greenstalk.Client) -> Callable[[int], object]:
     """One put, or one reserve and delete, or all three."""
     body, many = b"x" * case.size, case.tubes
@@ -70,9 +59,9 @@ def operation(case: Case, client: greenstalk.Client) -> Callable[[int], object]:
 def with_greenstalk(case: Case, uris: list[str], meter: Meter) -> None:
     with greenstalk_client(case, uris[0]) as client:
         do = operation(case, client)
-        alone(case.warm_up, do, meter)
+        meter.each(range(case.warm_up), do)
         meter.start()
-        alone(case.count, do, meter)
+        meter.each(range(case.count), do)
         meter.stop()
 
 
@@ -82,7 +71,7 @@ def with_greenlets(case: Case, uris: list[str], meter: Meter) -> None:
 
     def spread(count: int) -> None:
         numbers = iter(range(count))
-        working = [gevent.spawn(alone, 0, operation(case, client), meter, numbers) for client in clients]
+        working = [gevent.spawn(meter.each, numbers, operation(case, client)) for client in clients]
         gevent.joinall(working, raise_error=True)
 
     spread(case.warm_up)
@@ -104,9 +93,9 @@ def with_pystalk(case: Case, uris: list[str], meter: Meter) -> None:
         client.delete_job(client.reserve_job().job_id)
 
     do = work if case.workload == "work" else lambda number: client.put_job(body)
-    alone(case.warm_up, do, meter)
+    meter.each(range(case.warm_up), do)
     meter.start()
-    alone(case.count, do, meter)
+    meter.each(range(case.count), do)
     meter.stop()
     client.close()
 
