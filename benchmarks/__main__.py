@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def options(arguments: list[str]) -> argparse.Namespace:
     chosen.what = names if chosen.all else chosen.what or list(DEFAULT)
     if wrong := [name for name in chosen.what if name not in names]:
         parser.error(f"no such thing to measure: {', '.join(wrong)}")
+    if chosen.rounds < 1 or chosen.patience < 0:
+        parser.error("--rounds is at least 1, --patience at least 0")
+    cases = [case for name in chosen.what for case in GROUPS.get(name, [])]
+    if not any(chosen.client in case.client for case in cases) and chosen.client:
+        parser.error(f"no client whose name has {chosen.client!r} in it")
+    if chosen.plot and not {"put", "work"} & set(chosen.what):
+        parser.error("--plot draws put and work: measure one of them")
+    for place in (chosen.json, chosen.plot):
+        if place and place != "-" and not Path(place).absolute().parent.is_dir():
+            parser.error(f"no such directory: {Path(place).parent}")
     return chosen
 
 
@@ -72,7 +83,7 @@ def main(arguments: list[str]) -> None:
     chosen = options(arguments)
     results, others = measure(chosen)
     figures = judge(results, others)
-    found = {
+    found: dict[str, Any] = {
         "machine": machine(),
         "results": [each.as_json() for each in results],
         "others": others,
@@ -94,5 +105,14 @@ def main(arguments: list[str]) -> None:
     print(*figures, sep="\n")
 
 
+def run(arguments: list[str]) -> None:
+    """Be a program: whatever ends it stops the servers first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(sys.argv[1:])

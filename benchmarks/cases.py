@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-__all__ = ["DEFAULT_GROUPS", "DEPTHS", "GROUPS", "Case"]
+__all__ = ["DEFAULT_GROUPS", "DEPTHS", "GROUPS", "PACED", "Case"]
 
 DEPTHS = (16, 64, 128, 256, 512, 1024)
+GATHERING_DEPTHS = (128, 256, 512)
+PACED = "raw C, paced"
 GREENLETS = (1, 4, 16, 64, 256, 1000)
 CONNECTIONS = (1, 3, 8)
 SERVERS = (1, 2, 4)
@@ -71,7 +74,11 @@ class Case:
 
 
 def _raw(workload: str, **options: object) -> Iterator[Case]:
-    return (Case(workload, "raw C", depth, **options) for depth in DEPTHS)  # type: ignore[arg-type]
+    for depth in DEPTHS:
+        yield Case(workload, "raw C", depth, **options)  # type: ignore[arg-type]
+    for depth in GATHERING_DEPTHS:
+        yield Case(workload, "raw C, gathering", depth, **options)  # type: ignore[arg-type]
+    yield Case(workload, PACED, 256, **options)  # type: ignore[arg-type]
 
 
 def _peers(workload: str) -> list[Case]:
@@ -88,11 +95,11 @@ _PUT = Case("put", "gstalk Conn")
 _PRODUCER = Case("put", "gstalk Producer")
 _MANY = Case("put_many", "gstalk Conn", 1)
 _WORK = Case("work", "gstalk Consumer")
-_RAW_128 = [Case("put", "raw C", 128), Case("work", "raw C", 128)]
+_RAW_128 = [Case(workload, client, 128) for workload in ("put", "work") for client in ("raw C", "raw C, gathering")]
 _GREENSTALK = [Case("put", "greenstalk", 1), Case("work", "greenstalk", 1)]
 
 
-def _each(cases: list[Case], **ranges: tuple[object, ...]) -> list[Case]:
+def _each(cases: list[Case], **ranges: tuple[Any, ...]) -> list[Case]:
     """Vary one dimension of these cases."""
     ((name, values),) = ranges.items()
     return [replace(case, **{name: value}) for value, case in itertools.product(values, cases)]
@@ -112,7 +119,7 @@ GROUPS: dict[str, list[Case]] = {
         for client in ("gstalk Conn", "greenstalk", "greenstalk, patched")
     ],
     "growth": _each([_PUT, _WORK], greenlets=(64, 1000)),
-    "length": _each([_MANY, _WORK], long=(0.125, 12.5)) + _each([_PUT], long=(0.125, 12.5)),
+    "length": _each([_PUT, _MANY], long=(0.125, 12.5)) + _each([_WORK], long=(0.25, 25.0)),
     "greenlets": _each([_PUT, _PRODUCER, _WORK], greenlets=GREENLETS),
     "connections": _each([_PRODUCER, _WORK], connections=CONNECTIONS),
     "servers": _each([_PRODUCER, _WORK], servers=SERVERS),

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.cases import PACED
 from benchmarks.rounds import Result
 
-__all__ = ["Figure", "best_peer", "best_raw", "judge", "ratio"]
+__all__ = ["Figure", "best_peer", "best_raw", "is_shown", "judge", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ def _best(family: str, result: Result, results: list[Result]) -> Result | None:
 
 
 def best_raw(result: Result, results: list[Result]) -> Result | None:
-    return _best("raw", result, results)
+    """The raw limit: the paced one isn't, since its naps are its own, and every greenlet's in a library."""
+    return _best("raw", result, [each for each in results if each.case.client != PACED])
+
+
+def is_shown(result: Result, results: list[Result]) -> bool:
+    """Of the raw limit's ways and depths only the best is shown, and the paced one."""
+    return result.case.family != "raw" or result.case.client == PACED or best_raw(result, results) is result
 
 
 def best_peer(result: Result, results: list[Result]) -> Result | None:
@@ -86,6 +93,8 @@ def judge(results: list[Result], others: dict[str, Any]) -> list[Figure]:
     ):
         if (one := of("put", workload, client)) is not None:
             hold(f"{name}, of the raw limit", one, best_raw(one, results), target)
+    for peer, target in (("greenstalk", 6.0), ("greenstalk x64, patched", 1.0)):
+        hold(f"Conn.put, times {peer}", of("put", "put", "gstalk Conn"), of("put", "put", peer), target)
     if (consumer := of("work", "work", "gstalk Consumer")) is not None:
         hold("Consumer, of the raw limit", consumer, best_raw(consumer, results), 1.0)
         hold("Consumer, times greenstalk", consumer, of("work", "work", "greenstalk"), 6.0)
@@ -97,8 +106,11 @@ def judge(results: list[Result], others: dict[str, Any]) -> list[Figure]:
     for workload, client in (("put", "gstalk Conn"), ("work", "gstalk Consumer")):
         many, few = (of("growth", workload, client, greenlets=number) for number in (1000, 64))
         hold(f"{client}, {workload}: 1,000 greenlets, of 64", many, few, 0.9)
-        long, short = (of("length", workload, client, long=times) for times in (12.5, 0.125))
-        hold(f"{client}, {workload}: long run, of a short one", long, short, 0.9)
+    for workload, client in (("put", "gstalk Conn"), ("put_many", "gstalk Conn"), ("work", "gstalk Consumer")):
+        runs = [each for each in results if (each.group, each.case.workload) == ("length", workload)]
+        if runs:
+            long, short = (choose(runs, key=lambda each: each.case.count) for choose in (max, min))
+            hold(f"{client}, {workload}: a million jobs, of ten thousand", long, short, 0.9)
     found += _others(others)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import best_raw
+from benchmarks.figures import is_shown
 from benchmarks.rounds import Result
 
 __all__ = ["draw"]
@@ -24,8 +24,6 @@ def draw(results: list[Result], place: Path) -> None:
 
     panels = [("put", "put, jobs/s"), ("work", "reserve + delete, jobs/s")]
     panels = [(group, title) for group, title in panels if any(each.group == group for each in results)]
-    if not panels:
-        raise SystemExit("nothing to draw: measure put and work")
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.4), squeeze=False)
     for axis, (group, title) in zip(axes[0], panels, strict=True):
         _bars(axis, [each for each in results if each.group == group], title)
@@ -34,7 +32,7 @@ def draw(results: list[Result], place: Path) -> None:
 
 
 def _bars(axis: Any, results: list[Result], title: str) -> None:
-    shown = [each for each in results if each.case.family != "raw" or best_raw(each, results) is each]
+    shown = [each for each in results if is_shown(each, results)]
     shown.sort(key=lambda each: each.rate)
     names = [_name(each) for each in shown]
     axis.barh(names, [each.rate for each in shown], color=[COLORS[each.case.family] for each in shown])
@@ -51,4 +49,4 @@ def _name(result: Result) -> str:
     case = result.case
     if case.workload == "put_many":
         return f"{case.client}, put_many"
-    return f"{case.client}, pipelined" if case.family == "raw" else case.client
+    return case.client

@@ -1,9 +1,11 @@
 /* The raw limit: a tight, pipelined client of beanstalkd, which does nothing that a client library does.
 
-   raw PLACE WORKLOAD COUNT DEPTH SIZE TUBE
+   raw PLACE WORKLOAD COUNT DEPTH SIZE TUBE GATHER PAUSE
        PLACE     a port on the loopback, or the path of a unix socket
        WORKLOAD  put: COUNT jobs with bodies of SIZE bytes; work: reserve and delete COUNT jobs
        DEPTH     commands in flight; each reply is followed by a new command, all those of one read in one send
+       GATHER    how many new commands wait for each other to share a send; 1: none waits
+       PAUSE     microseconds of sleep before each read: replies gather, and the server need not wake this process for each
 
    Prints one line of JSON: the seconds that it took, and the seconds of CPU. Replies other than those wished for end it. */
 
@@ -24,6 +26,7 @@ static char *out; /* what is to be sent */
 static size_t filled;
 static char in[65536];
 static size_t have, at; /* what has been read, and how far it is parsed */
+static long gather, pause_us;
 
 static void die(const char *what) {
     fprintf(stderr, "raw: %s\n", what);
@@ -60,6 +63,7 @@ static void more(void) {
     memmove(in, in + at, have - at);
     have -= at;
     at = 0;
+    if (pause_us) usleep(pause_us);
     ssize_t got = recv(sock, in + have, sizeof in - have, 0);
     if (got <= 0) die("recv");
     have += got;
@@ -80,7 +84,7 @@ static void expect(const char *word) {
 static void put(long count, long depth, const char *job, size_t size) {
     long sent = 0, answered = 0;
     while (answered < count) {
-        for (; sent < count && sent - answered < depth; sent++) {
+        for (int room = sent - answered <= depth - gather; room && sent < count && sent - answered < depth; sent++) {
             memcpy(out + filled, job, size);
             filled += size;
         }
@@ -93,9 +97,10 @@ static void put(long count, long depth, const char *job, size_t size) {
 
 static void work(long count, long depth) {
     static const char reserve[] = "reserve-with-timeout 0\r\n";
-    long asked = 0, deleted = 0;
+    long asked = 0, deleted = 0, due, held = 0; /* due: sent and not answered; held: not sent */
     for (; asked < depth && asked < count; asked++) filled += sprintf(out + filled, reserve);
     flush();
+    due = asked;
     while (deleted < count) {
         more();
         for (char *end; (end = line());) {
@@ -105,18 +110,23 @@ static void work(long count, long depth) {
                 size_t whole = end + 1 - (in + at) + strtoul(rest, NULL, 10) + 2;
                 if (have - at < whole) break;
                 at += whole;
+                due--, held++;
                 filled += sprintf(out + filled, "delete %llu\r\n", id);
             } else if (!strncmp(in + at, "DELETED", 7)) {
                 at = end + 1 - in;
-                deleted++;
+                deleted++, due--;
                 if (asked < count) {
                     filled += sprintf(out + filled, reserve);
-                    asked++;
+                    asked++, held++;
                 }
             } else
                 die("unexpected reply");
         }
-        flush();
+        if (due <= depth - gather) {
+            flush();
+            due += held;
+            held = 0;
+        }
     }
 }
 
@@ -133,14 +143,15 @@ static double cpu(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) die("usage: raw PLACE WORKLOAD COUNT DEPTH SIZE TUBE");
+    if (argc != 9) die("usage: raw PLACE WORKLOAD COUNT DEPTH SIZE TUBE GATHER PAUSE");
     long count = atol(argv[3]), depth = atol(argv[4]), size = atol(argv[5]);
     const char *tube = argv[6];
+    gather = atol(argv[7]), pause_us = atol(argv[8]);
     char *job = malloc(size + 100);
     int head = sprintf(job, "put 1024 0 60 %ld\r\n", size);
     memset(job + head, 'x', size);
     memcpy(job + head + size, "\r\n", 2);
-    out = malloc(depth * (head + size + 2) + sizeof in);
+    out = malloc((depth + 1) * (head + size + 2) + 2 * depth * 40 + sizeof in);
 
     dial(argv[1]);
     filled = sprintf(out, "use %s\r\nwatch %s\r\nignore default\r\n", tube, tube);

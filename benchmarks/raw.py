@@ -1,4 +1,9 @@
-"""The raw limit: raw.c, compiled with the standard compiler."""
+"""The raw limit: raw.c, compiled with the standard compiler, in three ways.
+
+- raw C: each read's commands in one send, at once
+- raw C, gathering: they wait until half of what is in flight is answered
+- raw C, paced: that, and a nap before each read, which no library can afford; it shows what the server itself can do
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.cases import Case
+from benchmarks.cases import PACED, Case
 from benchmarks.meter import server_cpu
 
 __all__ = ["Raw"]
 
 FILLING = 256  # commands in flight when a tube is filled for others
+PAUSE = 20  # microseconds, to which the system adds some 50
 
 
 class Raw:
@@ -36,17 +42,30 @@ class Raw:
     def __exit__(self, *_: object) -> None:
         self._directory.cleanup()
 
-    def run(self, uri: str, workload: str, count: int, depth: int, size: int, tube: str = "bench0") -> dict[str, Any]:
+    def run(
+        self,
+        uri: str,
+        workload: str,
+        count: int,
+        depth: int,
+        size: int,
+        tube: str = "bench0",
+        gather: int = 1,
+        pause: int = 0,
+    ) -> dict[str, Any]:
         parts = urlsplit(uri)
         place = parts.path or str(parts.port)
-        command = [self._program, place, workload, *map(str, (count, depth, size)), tube]
+        command = [self._program, place, workload, *map(str, (count, depth, size)), tube, str(gather), str(pause)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 
     def measure(self, case: Case, uri: str, pid: int) -> dict[str, Any]:
+        depth = case.greenlets
+        gather = 1 if case.client == "raw C" else depth // 2
+        pause = PAUSE if case.client == PACED else 0
         before = server_cpu(pid)
-        took = self.run(uri, case.workload, case.count, case.greenlets, case.size)
+        took = self.run(uri, case.workload, case.count, depth, case.size, gather=gather, pause=pause)
         busy = (server_cpu(pid) - before) / took["seconds"]
         return {"rate": case.count / took["seconds"], "cpu": took["cpu"] / case.count, "busy": min(busy, 1.0)}
 

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from benchmarks.cases import Case
-from benchmarks.figures import best_peer, best_raw, ratio
+from benchmarks.figures import best_peer, best_raw, is_shown, ratio
 from benchmarks.rounds import Result
 from gstalk.testing import Beanstalkd
 
@@ -95,8 +95,8 @@ def _row(result: Result, results: list[Result]) -> tuple[str, ...]:
 
 
 def table(results: list[Result]) -> str:
-    """Markdown. Of the raw limit's depths only the best is shown."""
-    shown = [each for each in results if each.case.family != "raw" or best_raw(each, results) is each]
+    """The results that are to be shown, as Markdown."""
+    shown = [each for each in results if is_shown(each, results)]
     rows = [HEAD, *(_row(each, results) for each in shown)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = [

@@ -88,7 +88,8 @@ class Bed:
     def measure(self, case: Case) -> dict[str, Any]:
         """Measure once; `others` is how much else the machine did meanwhile."""
         servers = [self.server(case.wire, number) for number in range(case.servers)]
-        others = Others([server.pid for server in servers])
+        between = [self._terminator(servers[0].port).pid] if case.wire == "tls" else []
+        others = Others([server.pid for server in servers] + between)
         measured = self._measure(case, servers)
         return {**measured, "others": others.share()}
 
@@ -104,7 +105,7 @@ class Bed:
         uris = [server.uri for server in servers]
         order = {"case": asdict(case), "uris": uris, "pids": pids, "ca": ""}
         if case.wire == "tls":
-            order |= {"uris": [self._tls_uri(servers[0].port)], "ca": str(self._place / "ca.crt")}
+            order |= {"uris": [self._terminator(servers[0].port).uri("good")], "ca": str(self._place / "ca.crt")}
         return self.child("benchmarks.child", json.dumps(order))
 
     def child(self, module: str, order: str = "", *args: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Bed:
         result: dict[str, Any] = json.loads(done.stdout)
         return result
 
-    def _tls_uri(self, port: int) -> str:
+    def _terminator(self, port: int) -> Any:
         from tests.servers import Terminator, make_certificates
 
         if self._tls is None:
@@ -124,7 +125,7 @@ class Bed:
             self._tls = Terminator(self._place, port)
             self._tls.start()
             self._stack.callback(self._tls.kill)
-        return str(self._tls.uri("good"))
+        return self._tls
 
 
 def run_group(

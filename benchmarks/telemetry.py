@@ -1,4 +1,4 @@
-"""What `Config.event_func` costs: python benchmarks/telemetry.py (needs beanstalkd and gstalk[otel]; the SDK if there).
+"""What `Config.event_func` costs: python -m benchmarks.telemetry (needs beanstalkd and gstalk[otel]; the SDK if there).
 
 Puts from 64 greenlets through one Conn and a Producer, and jobs worked off by a Consumer with 64 handlers, each with
 nobody listening, a hook that counts, OpenTelemetry's API alone, and its SDK with exporters that drop everything.
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-from end_to_end import spread
 
 import gstalk
+from benchmarks.clients import spread
+from benchmarks.meter import Meter
 from gstalk import otel
 from gstalk.testing import Beanstalkd
 
@@ -32,6 +33,12 @@ def with_sdk() -> Callable[[gstalk.Event], object] | None:
     except ImportError:
         return None
     return otel.event_func(TracerProvider(), MeterProvider([InMemoryMetricReader()]))
+
+
+def puts(do: Callable[[int], object]) -> float:
+    began = time.perf_counter()
+    spread(JOBS, 64, do, Meter([]))
+    return JOBS / (time.perf_counter() - began)
 
 
 def consume(uri: str, listener: Any) -> float:
@@ -64,12 +71,12 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, listener in listeners.items():
                 with gstalk.dial(server.uri, event_func=listener) as conn:
-                    rate = spread(JOBS, 64, lambda _, c=conn: c.put("work", BODY))
+                    rate = puts(lambda _, c=conn: c.put("work", BODY))
                     rates[name].setdefault("Conn.put", []).append(rate)
                 rates[name].setdefault("Consumer", []).append(consume(server.uri, listener))
                 with gstalk.Producer(server.uri, event_func=listener) as producer:
                     producer.wait_connected()
-                    rate = spread(JOBS, 64, lambda _, p=producer: p.put("work", BODY))
+                    rate = puts(lambda _, p=producer: p.put("work", BODY))
                     rates[name].setdefault("Producer.put", []).append(rate)
                 consume(server.uri, None)
                 gevent.sleep(0)

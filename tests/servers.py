@@ -212,6 +212,10 @@ class Terminator:
         with socket.socket() as sock:
             return bool(sock.connect_ex(("127.0.0.1", self.ports["good"])) == 0)
 
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()

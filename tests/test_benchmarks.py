@@ -1,0 +1,103 @@
+"""The benchmarks run: each client at each workload and wire, with a few operations. How fast is not asked here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from gevent import subprocess
+
+from benchmarks.__main__ import options
+from benchmarks.cases import GROUPS, PACED, Case
+from benchmarks.figures import judge
+from benchmarks.raw import Raw
+from benchmarks.report import table
+from benchmarks.rounds import Bed, Result, run_group
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the meter reads Linux's clocks"),
+]
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    with Raw() as raw, Bed(raw) as bed:
+        yield bed
+
+
+def few(case: Case) -> Case:
+    return replace(case, long=400 / replace(case, long=1.0).count)
+
+
+def ours(group: str) -> list[Case]:
+    return [few(case) for case in GROUPS[group] if case.family == "gstalk" or case.client in ("raw C", PACED)]
+
+
+@pytest.mark.parametrize("group", ["put", "work", "mixed", "lockstep", "wires", "servers", "tubes"])
+def test_each_case_of_ours_is_measured(bed, group):
+    cases = {(case.workload, case.client, case.wire, case.servers, case.tubes): case for case in ours(group)}
+    for case in cases.values():
+        measured = bed.measure(case)
+        assert measured["rate"] > 100, case
+        assert measured["cpu"] > 0, case
+        assert 0 < measured["busy"] < 1.2, case
+
+
+def test_results_become_a_table_and_figures(bed):
+    cases = [few(Case("put", client, 64)) for client in ("raw C", "raw C, gathering", PACED, "gstalk Conn")]
+    results = run_group("put", cases, bed, rounds=2, patience=0, say=lambda text: None)
+    shown = table(results)
+    assert shown.count("raw C") == 2  # the better one, and the paced
+    assert "| gstalk Conn" in shown
+    assert [each.name for each in judge(results, {})] == ["Conn.put, of the raw limit"]
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios():
+    raw = Result("put", Case("put", "raw C"), [100.0, 400.0, 300.0], 1e-6, 1.0, 0.0)
+    conn = Result("put", Case("put", "gstalk Conn"), [100.0, 200.0, 300.0], 1e-6, 1.0, 0.0)
+    (figure,) = judge([raw, conn], {})
+    assert (figure.value, figure.met) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nothing", "no such thing to measure: nothing"),
+        ("--rounds 0", "--rounds is at least 1"),
+        ("put --client zz", "no client whose name has 'zz' in it"),
+        ("put --json /no/such/place", "no such directory: /no/such"),
+        ("latency --plot x.svg", "--plot draws put and work"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_measured(line, said, capsys):
+    with pytest.raises(SystemExit):
+        options(line.split())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_ended_in_the_middle_leaves_no_server(number):
+    code = f"""
+import os, signal
+from benchmarks.__main__ import *
+from benchmarks import rounds
+measure_once = rounds.Bed._measure
+def measure(bed, case, servers):
+    print(servers[0].pid, flush=True)
+    os.kill(os.getpid(), signal.{number})
+    return measure_once(bed, case, servers)
+rounds.Bed._measure = measure
+run(["put", "--rounds", "1", "--client", "gstalk Conn"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout.split()[0]), 0)
