@@ -1,4 +1,4 @@
-"""The benchmarks run: each client at each workload and wire, with a few operations. How fast is not asked here."""
+"""The benchmarks run: each client at each workload and wire, with few operations. How fast is not asked here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bed() -> Iterator[Bed]:
 
 
 def few(case: Case) -> Case:
-    return replace(case, long=400 / replace(case, long=1.0).count)
+    return replace(case, long=4000 / replace(case, long=1.0).count)
 
 
 def ours(group: str) -> list[Case]:
