@@ -23,11 +23,12 @@ logger = logging.getLogger("gstalk")
 class Hooks:
     """The three hooks of a Config."""
 
-    __slots__ = ("_config", "_untold", "listens")
+    __slots__ = ("_config", "_telling", "_untold", "listens")
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._untold: list[tuple[Context, Event]] = []
+        self._telling: gevent.Greenlet[..., Any] | None = None
         self.listens = config.event_func is not None
 
     def info(self, message: str) -> None:
@@ -55,8 +56,8 @@ class Hooks:
             context: Whose doing it was, so that a trace knows where it belongs.
         """
         self._untold.append((context, Event(kind=kind, **fields)))
-        if len(self._untold) == 1:
-            gevent.spawn(self._tell_untold)
+        if len(self._untold) == 1 or self._telling is None or self._telling.ready():  # a signal may have ended it
+            self._telling = gevent.spawn(self._tell_untold)
 
     def _tell_untold(self) -> None:
         untold, self._untold = self._untold, []

@@ -110,7 +110,10 @@ class Lanes:
 
     def wait(self, left: float | None) -> None:
         """Wait until one may be usable, or there is another reason to look again; at most `left` seconds."""
+        empty = not self._queue.qsize()
         for lane in self._lanes.values():
+            if empty:  # a signal may have struck when it was taken out, before that was noted
+                lane.in_queue = False
             self._enqueue(lane)
             if not lane.link.pipe.clear:  # busy with puts that nobody waits for any more: nobody tells when it isn't
                 left = TICK if left is None else min(left, TICK)

@@ -71,26 +71,9 @@ class Link:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_closed",
-        "_end_wait",
-        "_finalizer",
-        "_holder",
-        "_redialing",
-        "address",
-        "config",
-        "held",
-        "hub",
-        "on_closing",
-        "on_failure",
-        "on_settled",
-        "outcomes",
-        "pipe",
-        "server",
-        "uri",
-        "used",
-        "watched",
-    )
+        "__weakref__ _closed _end_wait _finalizer _holder _limit _redialing address config held hub "
+        "on_closing on_failure on_settled outcomes pipe server uri used watched"
+    ).split()
 
     def __init__(self, address: Address, config: Config, tubes: tuple[str, ...] = ()) -> None:
         """Dial, and wait until the server has answered.
@@ -115,7 +98,8 @@ class Link:
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
         self._redialing: tuple[gevent.Greenlet[..., Any], Pipeline] | None = None  # who does it, what he ends first
-        self.pipe = Pipeline(self.uri, self.hub, _seconds(config.conn_timeout))
+        self._limit = cast("float | None", config.conn_timeout)  # what a Config holds; its constructor takes timedelta
+        self.pipe = Pipeline(self.uri, self.hub, self._limit)
         self.pipe.check_may_wait()
         transport, self.server = self._dial()
         self._holder = [self.pipe]
@@ -425,19 +409,33 @@ class Link:
 
     def redial(self) -> None:
         """Call a waiting reserve back. Commands gather on a new pipe meanwhile; never switches."""
-        old = self.pipe
-        old.on_failure = None
-        self._end_wait = None
-        self.pipe = self._holder[0] = Pipeline(self.uri, self.hub, _seconds(self.config.conn_timeout))
-        self._adopt(self.pipe)
-        self._redialing = gevent.spawn(self._redial, self.pipe, old, self.used), old
+        old, new = self.pipe, Pipeline(self.uri, self.hub, self._limit)
+
+        def ended(_: object) -> None:  # a signal may strike the greenlet before its first line
+            old.fail(ConnectionClosedError, "closed to end a reserve")
+            if not new.attached:
+                new.fail(ConnectionLostError, "interrupted while connecting again")
+
+        try:
+            self._end_wait = None
+            self.pipe = self._holder[0] = new
+            self._adopt(new)
+            old.on_failure = None
+            greenlet = gevent.spawn(self._redial, new, old, self.used)
+            greenlet.rawlink(ended)
+            self._redialing = greenlet, old
+        except BaseException as error:  # a signal's
+            self._adopt(self.pipe)
+            old.torn(error)
+            self.pipe.torn(error)
+            raise
 
     def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
         try:
             # The end is read before the new connection is dialed, or the old wait could still win the next job.
-            end = old.end()
             try:
-                with _patience(self.config):
+                end = old.end()
+                with self._patience():
                     old.wait(end)
                 stuck = end.result is PENDING
             finally:
@@ -462,8 +460,7 @@ class Link:
             self._redialing = None
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
-        config = self.config
-        return dial(self.hub, self.address, config.tls_context, _seconds(config.conn_timeout), used, self.watched)
+        return dial(self.hub, self.address, self.config.tls_context, self._limit, used, self.watched)
 
     def _adopt(self, pipe: Pipeline) -> None:
         link = weakref.ref(self)
@@ -492,7 +489,7 @@ class Link:
         self._closed = True
         try:
             if self._may_settle() and getcurrent() is not self.hub:
-                with _patience(self.config):
+                with self._patience():
                     self._drain()
         finally:
             self.cut()
@@ -506,7 +503,7 @@ class Link:
         """Close so that the server has let go when this returns: settle, half-close, and read to the end."""
         self._closed = True
         try:
-            with _patience(self.config):
+            with self._patience():
                 if self._redialing is not None:  # the server still has the wait that is being called back
                     if not self._may_settle():
                         self.pipe.fail(ConnectionClosedError, "you closed it")
@@ -547,12 +544,6 @@ class Link:
     def is_connected(self) -> bool:
         return not self._closed and self.pipe.failure is None
 
-
-def _seconds(value: Seconds | None) -> float | None:
-    """What a Config holds once it is checked: its constructor alone takes timedelta."""
-    return cast("float | None", value)
-
-
-def _patience(config: Config) -> gevent.Timeout:
-    """A time limit of `conn_timeout` that ends its block quietly."""
-    return gevent.Timeout(_seconds(config.conn_timeout), False)  # type: ignore[arg-type]  # the stubs lack False
+    def _patience(self) -> gevent.Timeout:
+        """A time limit of `conn_timeout` that ends its block quietly."""
+        return gevent.Timeout(self._limit, False)  # type: ignore[arg-type]  # the stubs lack False

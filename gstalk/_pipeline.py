@@ -62,6 +62,7 @@ MAX_BYTES = 1 << 20  # bytes waiting to be sent
 LARGE = 65536  # bytes of a write that may take longer on its way than a reply may
 HOLD = 0.001  # seconds for which commands may be kept to share a send
 LOOK = 0.1  # seconds between two looks at how far such a one has come
+UNLIMITED = 10.0  # seconds between two looks whether all is well where there is no `conn_timeout`
 
 _living: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
@@ -305,8 +306,8 @@ class Pipeline:
         """Go from idle to busy: a reply is due from now on, and the process has something to wait for."""
         self._replied = monotonic()
         self._reader.ref = True
-        if self.conn_timeout is not None and self._timer is None:
-            self._set_timer(self.conn_timeout)
+        if self._timer is None:
+            self._set_timer(self.conn_timeout or UNLIMITED)
 
     @whole
     def _on_turn(self) -> None:
@@ -496,17 +497,15 @@ class Pipeline:
 
     def _time_left(self) -> float | None:
         """Seconds until the connection counts as stuck; `None` if nothing is due."""
-        if self.failure is not None or self.conn_timeout is None or self._transport is None:
+        if self.failure is not None or self._transport is None:
             return None
-        limits = []
-        if self._blocked:
-            limits.append(self._accepted)
+        limits = [self._accepted] if self._blocked else []
         if self.slots and self.slots[0].end <= self._transport.sent:
             limits.append(self._replied + self.slots[0].patience)
         elif self.slots and not self._blocked:
             limits.append(self._replied)
-        if not limits:
-            return None
+        if not limits or self.conn_timeout is None:
+            return UNLIMITED if limits else None
         return min(limits) + self.conn_timeout - monotonic()
 
     def _read_rest(self, kind: type[DisconnectedError], why: str, cause: BaseException | None) -> None:

@@ -108,6 +108,10 @@ class ReserveLine:
         """Whether a reserve waits on the server."""
         return self._wait is not None
 
+    def torn(self, error: BaseException) -> None:
+        """A signal's exception has hit the line: its counts can't be trusted, so the connection ends."""
+        self._link.pipe.torn(error)
+
     @whole
     def leave(self, caller: Caller) -> None:
         """A caller was interrupted: nothing may come to him any more, and a job that has come goes back."""
@@ -123,6 +127,7 @@ class ReserveLine:
         elif isinstance(caller.result, Job):
             self._link.give_back(caller.result)
 
+    @whole
     def call_back(self) -> None:
         """End the wait on the server: another command is to go out, or nobody waits any more."""
         assert self._wait is not None
@@ -248,7 +253,9 @@ class ReserveLine:
 
     def _set_timer(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = self._link.hub.loop.timer(seconds)
+            self._timer = self._link.hub.loop.timer(
+                seconds, seconds
+            )  # again, if a signal strikes before the first line
             self._timer.start(self._on_timer, update=True)
 
     @whole

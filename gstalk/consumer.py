@@ -334,7 +334,6 @@ class _Run:
                 self._stop_within(self._config.stop_timeout)
             finally:
                 del self._current[me]
-                self._asking.running -= 1
                 self._pump_soon()
 
     def _ended(self, greenlet: Any) -> None:
@@ -368,8 +367,9 @@ class _Run:
     def _pump_soon(self) -> None:
         """Look once in this turn of the loop at what to ask, however many handlers have ended in it."""
         if not self._pump_due:
+            for _ in range(2):  # a signal may strike the first one before its first line
+                self._hub.loop.run_callback(self._pump)
             self._pump_due = True
-            self._hub.loop.run_callback(self._pump)
 
     def torn(self, error: BaseException) -> None:
         """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
@@ -380,6 +380,8 @@ class _Run:
 
     @whole
     def _pump(self) -> None:
+        if not self._pump_due:
+            return
         self._pump_due = False
         if self._stop_at is not None or self.pool.is_stopped:
             return
@@ -393,6 +395,7 @@ class _Run:
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:
                 # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
                 pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
+        self._asking.running = len(self._current) + len(self._jobs)  # whoever has been handed a job was wakened since
         actions, again = self._asking.decide(now)
         for what, each, count in actions:
             assert isinstance(each, _ConsumerLane)
@@ -411,11 +414,13 @@ class _Run:
         if any_held:
             again = min(again, SILENT)
         if again < float("inf"):
-            self._timer = self._hub.loop.timer(again)
+            self._timer = self._hub.loop.timer(again, again)  # again, if a signal strikes before the first line
             self._timer.start(self._on_timer, update=True)
 
+    @whole
     def _on_timer(self) -> None:
         self._stop_timer()
+        self._pump_due = True
         self._pump()
 
     def _stop_timer(self) -> None:
@@ -454,11 +459,12 @@ class _Run:
             if self._stop_at is not None:
                 lane.link.give_back(job)
                 return
-            self._asking.running += 1
+            while self._idle and self._idle[-1].waiter is None:  # a signal has struck below, and he is at work
+                self._idle.pop()
             if self._idle:
-                call = self._idle.pop()
-                call.result = (lane, job)
-                lane.link.pipe.complete(call)
+                self._idle[-1].result = (lane, job)
+                lane.link.pipe.complete(self._idle[-1])
+                self._idle.pop()  # last: a signal that comes between must not lose him
             else:
                 self._jobs.append((lane, job))
         self._pump_soon()

@@ -26,6 +26,8 @@ from gstalk.uri import Address
 
 __all__ = ["Pool", "Server", "Wanted"]
 
+REPLACEMENT = 0.1  # seconds until a keeper that a signal has ended is replaced
+
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
@@ -72,13 +74,10 @@ class Pool:
         self.links: list[Link] = []
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
         self.is_stopped = False
-        self.keepers = [
-            gevent.spawn(self._keep, server)
-            for server in self.servers
-            for _ in range(config.multiply * list(addresses).count(server.address))
-        ]
-        for keeper in self.keepers:
-            keeper.name = "gstalk-keeper"
+        self.keepers: list[gevent.Greenlet[..., Any]] = []
+        for server in self.servers:
+            for _ in range(config.multiply * list(addresses).count(server.address)):
+                self._begin(server)
         _pools.add(self)
 
     @property
@@ -103,6 +102,19 @@ class Pool:
         self.is_stopped = True
         for keeper in self.keepers:
             keeper.kill(block=False)
+
+    def _begin(self, server: Server, after: float = 0) -> None:
+        """Start a keeper; another one takes its place if a signal ends it."""
+
+        def ended(_: object) -> None:
+            self.keepers.remove(keeper)
+            if not self.is_stopped:
+                self._begin(server, REPLACEMENT)
+
+        keeper = gevent.spawn_later(after, self._keep, server) if after else gevent.spawn(self._keep, server)
+        keeper.name = "gstalk-keeper"
+        keeper.rawlink(ended)
+        self.keepers.append(keeper)
 
     def _keep(self, server: Server) -> None:
         backoff = Backoff(float(self._config.reconnect_timeout))  # type: ignore[arg-type]
@@ -145,7 +157,12 @@ class Pool:
             server.is_down = False
             self._hooks.info(f"connected to {server.uri} again")
         self._hooks.event("connect", uri=server.uri, attempt=connects, duration=took)
-        over.wait()
+        try:
+            over.wait()
+        except BaseException:
+            if not self.is_stopped:  # a signal's: the next keeper dials anew
+                link.cut()
+            raise
         if not self.is_stopped:
             # A cut alone is no outage: proxies cut idle connections all day.
             assert link.pipe.failure is not None
