@@ -15,12 +15,12 @@ COLORS = {"gstalk": "#2a6f97", "raw": "#9a9a9a", "peer": "#d9a441"}
 
 def draw(results: list[Result], place: Path) -> None:
     """Draw how many operations a second each client does, as bars, beside the raw limit."""
-    import matplotlib as mpl
+    import matplotlib as mpl  # type: ignore[import-not-found, unused-ignore]
 
     mpl.use("svg")
     # Text stays text, and the same results give the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "gstalk", "font.size": 9})
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
 
     panels = [("put", "put, jobs/s"), ("work", "reserve + delete, jobs/s")]
     panels = [(group, title) for group, title in panels if any(each.group == group for each in results)]
