@@ -431,6 +431,7 @@ class Link:
             raise
 
     def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
+        transport: Transport | None = None
         try:
             # The end is read before the new connection is dialed, or the old wait could still win the next job.
             try:
@@ -447,7 +448,6 @@ class Link:
                 return
             transport, server = self._dial(used)
             if server.id != self.server.id:
-                transport.close()
                 pipe.fail(ConnectionLostError, "the server was restarted while a reserve was called back")
             else:
                 pipe.attach(transport)
@@ -458,6 +458,8 @@ class Link:
             raise
         finally:
             self._redialing = None
+            if transport is not None and not pipe.attached:
+                transport.close()
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
         return dial(self.hub, self.address, self.config.tls_context, self._limit, used, self.watched)

@@ -272,8 +272,10 @@ def timers() -> int:
 
 @pytest.fixture
 def other(server: Beanstalkd, connect: Callable[..., gstalk.Conn]) -> gstalk.Conn:
-    """A connection that nobody interrupts, without a timer of its own."""
-    return connect(server.uri, conn_timeout=None)
+    """A connection that nobody interrupts."""
+    conn = connect(server.uri, conn_timeout=3600)
+    conn.stats()  # its timer stands, before and after
+    return conn
 
 
 @pytest.fixture(params=["tcp", "tls"])

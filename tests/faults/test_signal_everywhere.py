@@ -32,6 +32,8 @@ ROOMS = ("_pipeline.py", "_transport.py", "session.py", "replies.py", "_link.py"
 class Signal:
     """Raises KeyboardInterrupt before the line of that number, among those that gstalk runs in traced greenlets."""
 
+    rooms: tuple[str, ...] = ROOMS
+
     def __init__(self, number: int) -> None:
         self.number = number
         self.lines = 0
@@ -39,7 +41,7 @@ class Signal:
 
     def trace(self, frame: Any, event: str, _: object) -> Any:
         path = frame.f_code.co_filename
-        if "/gstalk/" not in path or not path.endswith(ROOMS):
+        if "/gstalk/" not in path or not path.endswith(self.rooms):
             return None
         # Between a line's start and its call Python looks for no signal; here that would lose a switch.
         if event == "line" and linecache.getline(path, frame.f_lineno).strip() not in ("try:", "waiter.switch()"):

@@ -1,0 +1,215 @@
+"""A program may catch KeyboardInterrupt and go on: whatever line Ctrl-C has hit, what it uses of gstalk still works.
+
+Or it is broken and says so. The lines that are struck are those by which a Conn's reserve line, a Producer and a
+Consumer know what to do next.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import gevent
+import pytest
+
+import gstalk
+from gstalk.pool import Pool
+from tests.faults.test_signal_everywhere import Signal, in_hub
+from tests.servers import wait_until
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+LOST = (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.JobLostError)
+
+
+class Strike(Signal):
+    """One at the nth line of these functions."""
+
+    rooms = (".py",)
+
+    def __init__(self, number: int, names: tuple[str, ...]) -> None:
+        super().__init__(number)
+        self.names = names
+
+    def trace(self, frame: Any, event: str, argument: object) -> Any:
+        return super().trace(frame, event, argument) if frame.f_code.co_name in self.names else None
+
+    def call(self, function: Callable[..., object], *args: Any) -> object:
+        """Call a function in a greenlet that is traced; errors that a strike explains are results."""
+        sys.settrace(self.trace)
+        try:
+            return function(*args)
+        except LOST as error:
+            return error
+
+
+@pytest.fixture
+def strikes(monkeypatch, many) -> Callable[..., Iterator[Strike]]:
+    """Every line of some functions, one after the other; gevent's reports of what hit the hub are kept from the log."""
+    told: list[BaseException] = []
+    monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda context, kind, value, trace: told.append(value))
+
+    def each(*names: str) -> Iterator[Strike]:
+        number = 0
+        while True:
+            number += many(3, 1)
+            strike = Strike(number, names)
+            yield strike
+            in_hub(sys.settrace, None)
+            sys.settrace(None)
+            wrong = [error for error in told if not isinstance(error, LOST)]
+            assert not wrong, f"{wrong} after {strike.where}"
+            told.clear()
+            if not strike.where:
+                assert number > many(3, 1), "no line of these was ever run"
+                return
+
+    return each
+
+
+def within(seconds: float, done: Callable[[], object], strike: Strike) -> None:
+    try:
+        wait_until(done, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"stuck after {strike.where}") from error
+
+
+def outliving(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a greenlet of its own: gevent throws what hits the hub into the main one, which goes on here."""
+
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        testing = gevent.spawn(test, *args, **kwargs)
+        ticker = gevent.get_hub().loop.timer(0.005, 0.005)  # gevent runs the hub's next callbacks at the next event
+        ticker.start(lambda: None)
+        try:
+            while not testing.ready():
+                with suppress(KeyboardInterrupt):
+                    testing.join()
+        finally:
+            ticker.close()
+            sys.settrace(None)
+        testing.get()
+
+    return run
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("what", ["_expire", "_on_timer", "leave"])
+@outliving
+def test_reserve_line_goes_on_or_is_broken(strikes, server, tube, what):
+    def reserve(conn: gstalk.Conn) -> object:
+        if what == "leave":
+            with gevent.Timeout(0.02, False):  # type: ignore[arg-type]  # the stubs lack False
+                return conn.reserve()
+        return conn.reserve_with_timeout(0.05)
+
+    for strike in strikes(what):
+        with gstalk.dial(server.uri, conn_timeout=None) as conn:
+            conn.watch(tube)
+            conn.ignore("default")
+            conn._line._may_wait = False  # as after its first wait
+            in_hub(sys.settrace, strike.trace)
+            reserving = gevent.spawn(strike.call, reserve, conn)
+            within(2, reserving.ready, strike)
+            in_hub(sys.settrace, None)
+            if conn.is_connected:
+                conn.put(tube, b"next")
+                with gevent.Timeout(2, AssertionError(f"no job after {strike.where}")):
+                    job = conn.reserve()
+                assert job.body == b"next"
+                job.delete()
+
+
+@pytest.mark.soak
+@pytest.mark.limit(300)
+@outliving
+def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, tube):
+    """Another command comes while the server waits for a job: the wait is ended, or the connection is."""
+    names = ("call_back", "redial", "_redial", "end", "half_close", "clear", "_ask", "ask", "hold_back", "attach")
+    for number, strike in enumerate(strikes(*names)):
+        mine = f"{tube}-{number}"
+        conn = gstalk.dial(server.uri, conn_timeout=None)
+        conn.watch(mine)
+        conn.ignore("default")
+        reserving = gevent.spawn(strike.call, conn.reserve)
+        gevent.sleep(0.005)  # it waits at the server
+        in_hub(sys.settrace, strike.trace)
+        for _ in range(2):
+            putting = gevent.spawn(strike.call, conn.put, f"{mine}-x", b"x")
+            within(2, putting.ready, strike)
+        in_hub(sys.settrace, None)
+        job_id = other.put(mine, b"job", ttr=60)
+        within(2, reserving.ready, strike)
+        conn.close()
+        conn._link.cut()  # a close may be what was struck
+        within(2, lambda: other.stats_job(job_id).state == "ready", strike)  # noqa: B023
+        other.delete(job_id)
+
+
+@pytest.mark.soak
+@outliving
+def test_producer_goes_on(strikes, server, other, tube):
+    for strike in strikes("usable_now", "wait", "_enqueue", "put", "failed", "_down"):
+        with gstalk.Producer(server.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
+            producer.wait_connected(5)
+            in_hub(sys.settrace, strike.trace)
+            putting = [gevent.spawn(strike.call, producer.put, tube, b"x") for _ in range(3)]
+            gevent.joinall(putting, timeout=5)
+            in_hub(sys.settrace, None)
+            assert all(each.ready() for each in putting), strike.where
+            assert producer.put(tube, b"next", timeout=3), strike.where
+            producer.stop(0.2)  # it may wait for a put that was struck on its way out
+
+
+@pytest.mark.soak
+@pytest.mark.limit(300)
+@pytest.mark.parametrize("what", ["_got", "_pump", "_pump_soon", "_on_timer", "_down", "answered"])
+@outliving
+def test_consumer_goes_on(strikes, server, own_server, other, tube, what):
+    uris = [server.uri, own_server.uri] if what == "_on_timer" else [server.uri]
+    for number, strike in enumerate(strikes(what)):
+        mine = f"{tube}-{number}"
+        seen: list[bytes] = []
+        options: dict[str, Any] = {"reconnect_timeout": 0.1, "info_func": lambda message: None, "stop_timeout": 5}
+        options["error_func"] = lambda error, message: None  # a job that was lost with its connection
+        consumer = gstalk.Consumer(uris, mine, num_greenlets=2 if len(uris) == 1 else 1, auto_delete=True, **options)
+        receiving = gevent.spawn(consumer.receive, lambda job: seen.append(job.body))  # noqa: B023
+        consumer.wait_connected(5)
+        in_hub(sys.settrace, strike.trace)
+        other.put(mine, b"1")
+        other.put(mine, b"2")
+        gevent.sleep(0.06)
+        if what == "_down":
+            for link in consumer._run.pool.links:  # type: ignore[union-attr]
+                link.pipe._transport._sock.shutdown(2)  # type: ignore[union-attr]
+        gevent.sleep(0.03)
+        in_hub(sys.settrace, None)
+        other.put(mine, b"3")
+        other.put(mine, b"4")
+        within(5, lambda: {b"1", b"2", b"3", b"4"} <= set(seen), strike)  # noqa: B023
+        consumer.stop(1)
+        within(2, receiving.ready, strike)
+
+
+def test_keeper_that_is_struck_has_a_successor(server, tube):
+    with gstalk.Producer(server.uri, info_func=lambda message: None) as producer:
+        producer.wait_connected(5)
+        (pool,) = [each for each in _pools() if each.is_connected and not each.is_stopped]
+        link = pool.links[0]
+        for _ in range(3):
+            (keeper,) = pool.keepers
+            keeper.kill(block=True)
+            assert producer.put(tube, b"x", delay=1000, timeout=3)
+        assert not link.is_connected
+        assert len(pool.links) == len(pool.keepers) == 1
+    wait_until(lambda: not pool.keepers)
+
+
+def _pools() -> list[Pool]:
+    from gstalk import pool
+
+    return list(pool._pools)
