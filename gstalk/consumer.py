@@ -172,6 +172,7 @@ class _Run:
         self._asking = Asking(config.num_greenlets)
         self._lanes: dict[Link, _ConsumerLane] = {}
         self._idle: list[Call] = []  # greenlets that wait for a job
+        self._handed: list[Call] = []  # those that were handed one, and may not have wakened yet
         self._jobs: deque[tuple[_ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
         self._current: dict[Any, tuple[_ConsumerLane, Job]] = {}  # what each greenlet works at
         self._greenlets = GreenletPool(config.num_greenlets)
@@ -395,7 +396,8 @@ class _Run:
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:
                 # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
                 pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
-        self._asking.running = len(self._current) + len(self._jobs)  # whoever has been handed a job was wakened since
+        self._handed = [call for call in self._handed if call.waiter is not None]
+        self._asking.running = len(self._current) + len(self._jobs) + len(self._handed)
         actions, again = self._asking.decide(now)
         for what, each, count in actions:
             assert isinstance(each, _ConsumerLane)
@@ -463,6 +465,7 @@ class _Run:
                 self._idle.pop()
             if self._idle:
                 self._idle[-1].result = (lane, job)
+                self._handed.append(self._idle[-1])
                 lane.link.pipe.complete(self._idle[-1])
                 self._idle.pop()  # last: a signal that comes between must not lose him
             else:

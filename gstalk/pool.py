@@ -152,15 +152,21 @@ class Pool:
         link.on_failure = failed
         self.links.append(link)
         self._connected.set()
-        self._up(server, link)
-        if server.is_down:
-            server.is_down = False
-            self._hooks.info(f"connected to {server.uri} again")
-        self._hooks.event("connect", uri=server.uri, attempt=connects, duration=took)
         try:
-            over.wait()
+            self._up(server, link)
+            if server.is_down:
+                server.is_down = False
+                self._hooks.info(f"connected to {server.uri} again")
+            self._hooks.event("connect", uri=server.uri, attempt=connects, duration=took)
+            while not over.is_set():
+                try:
+                    over.wait()
+                except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:
+                    self._hooks.error(error, "a hook left this behind; it hit a greenlet that keeps a connection")
         except BaseException:
-            if not self.is_stopped:  # a signal's: the next keeper dials anew
+            if not self.is_stopped:  # a signal's, or a kill: the next keeper dials anew
                 link.cut()
             raise
         if not self.is_stopped:

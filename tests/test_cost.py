@@ -162,7 +162,7 @@ def test_consumer_job_makes_few_calls(server):
             consumer.stop()
 
     consumer.receive(handler)
-    assert counted.each(2000) < 68.3
+    assert counted.each(2000) < 69.4
 
 
 def test_reserve_and_delete_many_greenlets_cost_no_more_for_being_many(server):

@@ -213,3 +213,29 @@ def _pools() -> list[Pool]:
     from gstalk import pool
 
     return list(pool._pools)
+
+
+def test_timeout_that_a_connect_hook_left_behind_costs_no_connection(server, other, tube):
+    """It hits the keeper later, which has nothing half done: the connection and its jobs stay."""
+    kinds: list[str] = []
+    told: list[str] = []
+
+    def hook(event: gstalk.Event) -> None:
+        if event.kind == "connect":
+            gevent.Timeout(0.1).start()  # and forgotten
+            kinds.append(event.kind)
+
+    runs: list[int] = []
+
+    def handler(job: gstalk.Job) -> None:
+        runs.append(job.id)
+        gevent.sleep(0.3)
+        job.delete()
+        consumer.stop()
+
+    other.put(tube, b"x")
+    options: dict[str, Any] = {"error_func": lambda error, message: told.append(message)}
+    consumer = gstalk.Consumer(server.uri, tube, event_func=hook, **options)
+    consumer.receive(handler)
+    assert (len(runs), kinds) == (1, ["connect"])
+    assert told == ["a hook left this behind; it hit a greenlet that keeps a connection"]
