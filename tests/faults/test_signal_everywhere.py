@@ -10,7 +10,7 @@ import linecache
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -50,6 +50,16 @@ class Signal:
                 self.where = f"{path.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
                 raise KeyboardInterrupt
         return self.trace
+
+    def run(self, calls: Sequence[Callable[[], object]]) -> list[Any]:
+        """What each of these comes to, all called at the same time; the hub is traced, too."""
+        in_hub(sys.settrace, self.trace)
+        working: list[Any] = [gevent.spawn(self.watch, call) for call in calls]
+        try:
+            assert joined(working), f"somebody waits for ever after {self.where}"
+        finally:
+            in_hub(sys.settrace, None)
+        return [greenlet.value for greenlet in working]
 
     def watch(self, function: Callable[..., object], *args: Any) -> object:
         """Call a function in a greenlet that is traced, to its end: `settrace(None)` ends that for all."""
@@ -107,14 +117,7 @@ class Interrupted:
             self.lines += self.step()
             signal = Signal(self.lines)
             with gstalk.dial(self.uri, conn_timeout=0.5) as conn:
-                calls = start(conn)
-                in_hub(sys.settrace, signal.trace)
-                working: list[Any] = [gevent.spawn(signal.watch, call) for call in calls]
-                try:
-                    assert joined(working), f"somebody waits for ever after {signal.where}"
-                finally:
-                    in_hub(sys.settrace, None)
-                results = [greenlet.value for greenlet in working]
+                results = signal.run(start(conn))
                 self.outcomes.update(type(result).__name__ for result in results)
                 if conn.is_connected:
                     with gevent.Timeout(5, AssertionError(f"the connection is stuck after {signal.where}")):
@@ -185,12 +188,7 @@ def test_ctrl_c_at_any_line_of_a_connections_end_leaves_nobody_waiting(end, play
             calls += [conn.reserve, conn.reserve]
             if not end:  # the server says nothing
                 calls.append(partial(close_twice, conn))
-            in_hub(sys.settrace, signal.trace)
-            working: list[Any] = [gevent.spawn(signal.watch, call) for call in calls]
-            try:
-                assert joined(working), f"somebody waits for ever after {signal.where}"
-            finally:
-                in_hub(sys.settrace, None)
+            signal.run(calls)
             assert not conn.is_connected, signal.where
         seen.add(signal.where.rpartition(" ")[2])
         if not signal.where:
