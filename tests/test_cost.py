@@ -89,6 +89,23 @@ def calls(count: int, greenlets: int, do: Callable[[], object]) -> float:
     return counted.each(count)
 
 
+def work_off(uri: str, jobs: int, begin: Callable[[int], object] = int, end: Callable[[int], object] = int) -> None:
+    """Have a Consumer delete so many jobs; `begin` and `end` are told the number of each."""
+    consumer = gstalk.Consumer(uri, "work", num_greenlets=64)
+    done = 0
+
+    def handler(job: gstalk.Job) -> None:
+        nonlocal done
+        number = done = done + 1
+        begin(number)
+        job.delete()
+        end(number)
+        if number == jobs:
+            consumer.stop()
+
+    consumer.receive(handler)
+
+
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[str]]:
     """Count the sends and reads of all connections, the system's own calls."""
@@ -147,21 +164,16 @@ def test_consumer_job_makes_few_calls(server):
     counted = Calls()
     with gstalk.dial(server.uri) as conn:
         conn.put_many("work", [b"hello world"] * 3000)
-    consumer = gstalk.Consumer(server.uri, "work", num_greenlets=64)
-    done = 0
 
-    def handler(job: gstalk.Job) -> None:
-        nonlocal done
-        number = done = done + 1
+    def begin(number: int) -> None:
         if number > 1000:
             counted.watch()
-        job.delete()
+
+    def end(number: int) -> None:
         if number == 1000:
             gevent.get_hub().loop.run_callback(counted.watch)
-        elif number == 3000:
-            consumer.stop()
 
-    consumer.receive(handler)
+    work_off(server.uri, 3000, begin, end)
     assert counted.each(2000) < 69.4
 
 
@@ -193,18 +205,8 @@ def test_consumer_jobs_share_sends_and_reads(server, monkeypatch):
     """Deletes, and the reserves that their end makes room for, go out together."""
     with gstalk.dial(server.uri) as conn:
         conn.put_many("work", [b"hello world"] * 1000)
-    consumer = gstalk.Consumer(server.uri, "work", num_greenlets=64)
-    done = 0
-
-    def handler(job: gstalk.Job) -> None:
-        nonlocal done
-        number = done = done + 1
-        job.delete()
-        if number == 1000:
-            consumer.stop()
-
     with counted(monkeypatch) as seen:
-        consumer.receive(handler)
+        work_off(server.uri, 1000)
     print(seen)
     assert seen["send"] < 100
     assert seen["read"] < 60
