@@ -6,12 +6,12 @@ A server at its limit of descriptors, or one behind a proxy, accepts connections
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic
 
 import gevent
 from gevent import ssl
 from gevent.hub import Hub
 
+from gstalk._clock import monotonic
 from gstalk._transport import READ, WRITE, Transport, connect, wait
 from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
 from gstalk.protocol import commands

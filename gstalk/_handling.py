@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from random import random
-from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import GreenletExit
 
+from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk.config import Config

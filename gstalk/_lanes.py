@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from time import monotonic
 from typing import Any
 
 from gevent import get_hub
 from gevent.event import Event
 from gevent.queue import Empty, Queue
 
+from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk.config import Config

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
-from time import monotonic
 from typing import Any
 
 from gevent.hub import Hub
 
 from gstalk._calls import wait_for
+from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk.errors import BuriedError
 from gstalk.job import Job

@@ -37,7 +37,6 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 from gevent import GreenletExit, get_hub, getcurrent
@@ -45,6 +44,7 @@ from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
 from gstalk._calls import wait_for, whole
+from gstalk._clock import monotonic
 from gstalk._transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,

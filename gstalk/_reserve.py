@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from time import monotonic
 from typing import Any
 
 from gstalk._calls import whole
+from gstalk._clock import monotonic
 from gstalk._link import Link
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job

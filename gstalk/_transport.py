@@ -18,7 +18,6 @@ import termios
 import weakref
 from collections import deque
 from functools import cache
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -26,6 +25,7 @@ from gevent import socket, ssl
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
+from gstalk._clock import monotonic
 from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.uri import Address
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from time import monotonic
 from types import TracebackType
 from typing import Any
 
 from gevent import get_hub, getcurrent
 
+from gstalk._clock import monotonic
 from gstalk._link import Link
 from gstalk._pipeline import Pipeline
 from gstalk._reserve import ReserveLine

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import gevent
@@ -23,6 +22,7 @@ from gevent.pool import Group
 from gevent.pool import Pool as GreenletPool
 
 from gstalk._calls import wait_for, whole
+from gstalk._clock import monotonic
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link

@@ -10,13 +10,13 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from random import random
-from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import get_hub
 from gevent.event import Event
 
+from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk.config import Config

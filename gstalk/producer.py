@@ -14,13 +14,13 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
+from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._lanes import FULL, TICK, Lane, Lanes
 from gstalk.config import LEFT_OUT, Config, PutParams

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import subprocess
 from gevent.event import Event
 
+from gstalk._clock import monotonic
 from gstalk.cli._load import WRONG
 from gstalk.cli._output import tell
 from gstalk.cli._worker import AGAIN

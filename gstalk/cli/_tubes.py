@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic
 
 import gevent
 from gevent.event import Event
 
 import gstalk
+from gstalk._clock import monotonic
 
 __all__ = ["until_empty"]
 

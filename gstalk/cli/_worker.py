@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -16,6 +15,7 @@ from gevent import getcurrent, socket
 from gevent.event import Event
 
 import gstalk
+from gstalk._clock import monotonic
 from gstalk.cli._greenlets import others, stack_of_handler
 from gstalk.cli._load import Handler, Unusable, load
 from gstalk.cli._output import complain, exit_code, plural, tell
