@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 from gevent import monkey
 
 import gstalk
+from gstalk.cli._anew import anew
 from gstalk.cli._output import tell
 from gstalk.cli._processes import Processes
 from gstalk.cli._servers import Servers
@@ -109,10 +109,7 @@ def _command(context: click.Context, uris: list[str], patch: bool) -> list[str]:
         if isinstance(parameter, click.Argument) or value is None or value is False or option == "--parent":
             continue
         words += [option] if value is True else [word for each in _all(value) for word in (option, str(each))]
-    flags = [f"-W{each}" for each in sys.warnoptions]
-    flags += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
-    entry = ["-m", "gevent.monkey", "--module", "gstalk"] if patch else ["-m", "gstalk"]
-    return [sys.executable, *flags, *entry, *words]
+    return anew(words, patch)
 
 
 def _all(value: object) -> tuple[object, ...]:

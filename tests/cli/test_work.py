@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 import gevent
@@ -17,6 +19,7 @@ import pytest
 
 import gstalk
 from gstalk.cli import _tubes
+from gstalk.cli._anew import interpreter_flags
 from gstalk.cli._load import Unusable, load
 from gstalk.cli.work import work
 from gstalk.testing import Beanstalkd
@@ -34,9 +37,9 @@ def start(tmp_path: Path, server: Beanstalkd, tube: str) -> Iterator[Start]:
     """Start a worker for the test's tube: ``start("tasks:quick", "--burst")``."""
     with ExitStack() as stack:
 
-        def begin(target: str, *args: str, uri: str = "", tubes: tuple[str, ...] = (tube,)) -> Working:
+        def begin(target: str, *args: str, uri: str = "", tubes: tuple[str, ...] = (tube,), **options: Any) -> Working:
             watched = [word for each in tubes for word in ("--tube", each)]
-            return stack.enter_context(Working(tmp_path, uri or server.uri, target, *watched, *args))
+            return stack.enter_context(Working(tmp_path, uri or server.uri, target, *watched, *args, **options))
 
         yield begin
 
@@ -328,6 +331,96 @@ def test_patch_comes_before_everything(start, conn, tube, tmp_path, args):
 def test_without_patch_nothing_is_patched(start, tmp_path):
     (tmp_path / "patched.py").write_text(PATCHED)
     assert start("patched:returns", *BURST).end() == 1
+
+
+SAYS_FLAGS = """
+import sys, warnings
+from gevent import monkey
+from tasks import note
+
+names = "optimize no_user_site no_site bytes_warning dont_write_bytecode ignore_environment isolated dev_mode".split()
+
+
+def handle(job):
+    values = [getattr(sys.flags, name) for name in names] + [getattr(sys.flags, "safe_path", None)]
+    values += [sys.stdout.write_through, sorted(sys._xoptions), sys.warnoptions, "site" in sys.modules]
+    note(repr(values).replace(" ", "").encode(), job)
+"""
+# The file that a pex or a zipapp begins with: it alone knows where the libraries are.
+PACKED = """
+import sys
+sys.path[:] = {path!r}
+from gstalk.cli import main
+main()
+"""
+ALL = ("-O", "-s", "-b", "-B", "-u", "-X", "importtime", "-X", "utf8", "-Wignore::ImportWarning", "-W", "once")
+FLAGS = [
+    ALL,
+    ("-OOsbbBu",),
+    ("-I", "-X", "dev", "-Wignore::ResourceWarning"),
+    ("-E", "-S"),
+    pytest.param(("-P",), marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")),
+]
+
+
+def said_flags(worker: Working) -> list[str]:
+    return [line.partition(b" ")[0].decode() for line in (worker.place / "log").read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("way", ["module", "packed"])
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+def test_interpreters_flags_are_kept_by_whatever_starts_anew(start, conn, tube, tmp_path, flags, way):
+    """--patch begins anew in this process, --processes in others: all run as a plain `gstalk work` does."""
+    (tmp_path / "flags.py").write_text(SAYS_FLAGS)
+    packed = tmp_path / "packed.pyz"
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("__main__.py", PACKED.format(path=[str(ROOT), *sys.path]))
+    if way == "module" and "-S" in flags:
+        pytest.skip("without its site-packages the interpreter itself finds no gstalk")
+    program = (*flags, *(("-m", "gstalk") if way == "module" else (str(packed),)))
+    for args in [(), ("--patch",), ("--processes", "1"), ("--processes", "1", "--patch")]:
+        conn.put(tube, b"x")
+        worker = start("flags:handle", *BURST, *args, program=program)
+        assert worker.end() == 0, worker.errors
+    plain, *others = said_flags(worker)
+    assert others == [plain] * 3
+
+
+def test_reload_keeps_the_interpreters_flags(start, conn, tube, tmp_path):
+    (tmp_path / "flags.py").write_text(SAYS_FLAGS)
+    worker = start("flags:handle", "--reload", "--auto-delete", program=("-O", "-u", "-m", "gstalk"))
+    conn.put(tube, b"x")
+    wait_until(lambda: (tmp_path / "log").exists(), 30)
+    (tmp_path / "flags.py").write_text(f"{SAYS_FLAGS}\n")
+    worker.wait_said("starting anew")
+    conn.put(tube, b"x")
+    wait_until(lambda: len(said_flags(worker)) == 2, 30)
+    worker.signal(signal.SIGTERM)
+    assert worker.end() == 0
+    first, second = said_flags(worker)
+    assert first == second
+    assert first.startswith("[1,")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("-m gstalk work -O", ""),
+        ("-O -m gstalk", "-O"),
+        ("-Om gstalk", "-O"),
+        ("-OO -s -P -b -E -I -B -u -d -q -v /usr/bin/gstalk work", "-OO -s -P -b -E -I -B -u -d -q -v"),
+        ("-sEc program -O", "-sE"),
+        ("-W error -Wonce -bWignore -X dev -Xutf8 app.pyz", "-Werror -Wonce -bWignore -Xdev -Xutf8"),
+        ("-ix -Oi -xu app.py", "-O -u"),
+        ("--check-hash-based-pycs always -u app.py", "--check-hash-based-pycs always -u"),
+        ("-O -- -u", "-O"),
+        ("-u -", "-u"),
+        ("", ""),
+        ("work --tube mail", ""),
+    ],
+)  # fmt: skip
+def test_interpreters_flags_are_those_before_the_program(said, kept):
+    assert interpreter_flags(["python", *said.split()]) == kept.split()
 
 
 @pytest.mark.parametrize("args", [(), ("--processes", "1")], ids=["one", "child"])

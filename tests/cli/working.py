@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,17 @@ class Working:
         place: The directory.
         uri: The server.
         *args: Arguments of `gstalk work`.
+        program: What starts `gstalk`, in words for the interpreter.
     """
 
-    def __init__(self, place: Path, uri: str, *args: str) -> None:
+    def __init__(self, place: Path, uri: str, *args: str, program: Sequence[str] = ("-m", "gstalk")) -> None:
         self.place = place
         if not (place / "tasks.py").exists():
             (place / "tasks.py").write_text(TASKS)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         # A session of its own: what it sends to its process group doesn't reach us.
         self.process: Any = subprocess.Popen(
-            [sys.executable, "-m", "gstalk", "--uri", uri, "work", *args],
+            [sys.executable, *program, "--uri", uri, "work", *args],
             cwd=place, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self.errors = ""
