@@ -1,6 +1,6 @@
 """A Flask app whose requests put jobs. Its Producer is made at import, after the fork or (with `--preload`) before it.
 
-Run: gunicorn --chdir examples/flask_app app:app
+Run, in this folder, where gunicorn.conf.py is found: gunicorn app:app
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""gunicorn's settings for app.py, which it finds by itself. `CONSUME=TUBE` has each worker work off a tube as well."""
+"""gunicorn's settings for app.py, which it finds in the folder that it is started in.
+
+`CONSUME=TUBE` has each worker work off a tube as well.
+"""
 
 from __future__ import annotations
 
