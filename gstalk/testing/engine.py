@@ -3,8 +3,12 @@
 Stand-alone on purpose: it shares no code with the client, since a fake that shares the client's parser shares its
 mistakes. One conformance suite runs against it and against the real server, and it is right where they agree.
 
-`Engine` keeps tubes and jobs; a `Client`, in `wire`, is a connection. `Engine.tick` carries out what is due at `now`,
-and `Engine.next_deadline` tells when something will be.
+`Engine` keeps tubes and jobs; a `Client`, in `wire`, is a connection. `Engine.run` gives clients their turns, `tick`
+carries out what is due at `now`, and `next_deadline` tells when something will be.
+
+**Turns.** The real server waits with epoll for one event at a time, and so do we: whoever has something to do is
+appended to a list; the first of the list gets a turn, and goes to its end. Those that a turn has woken are appended
+behind it, the last one woken first, because the server gathers them on a stack.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Bag(list[T]):
 
 
 class Agenda(Generic[T]):
-    """Items by key, then id. An entry that was removed from the heap's middle stays there until it comes up."""
+    """Items by key, then by number. An entry that was removed from the heap's middle stays there until it comes up."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
@@ -63,9 +67,9 @@ class Agenda(Generic[T]):
         """In the order in which they came."""
         return iter(self._entries)
 
-    def add(self, key: float, id: int, item: T) -> None:
+    def add(self, key: float, number: int, item: T) -> None:
         """Add it, or give it another key."""
-        entry = self._entries[item] = (key, id, item)
+        entry = self._entries[item] = (key, number, item)
         heapq.heappush(self._heap, entry)
 
     def discard(self, item: T) -> None:
@@ -116,8 +120,7 @@ class Job:
 
 
 class Tube:
-    def __init__(self, id: int, name: bytes) -> None:
-        self.id = id
+    def __init__(self, name: bytes) -> None:
         self.name = name
         self.ready: Agenda[Job] = Agenda()
         self.delayed: Agenda[Job] = Agenda()
@@ -139,27 +142,64 @@ class Engine:
     Attributes:
         is_draining: Whether puts are refused, as after SIGUSR1.
         id: A random name for this instance.
+        silent_expiry: Whether a job that its holder lets run out becomes ready at once, or, as mostly at the real
+            server, when the holder says something again.
         talking: Clients that are to be sent something, or closed; whoever sends takes them out.
     """
 
-    def __init__(self, max_job_size: int = 65535, now: float = 0.0) -> None:
+    def __init__(self, max_job_size: int = 65535, now: float = 0.0, silent_expiry: bool = True) -> None:
         self.max_job_size = max_job_size
+        self.silent_expiry = silent_expiry
         self.is_draining = False
         self.id = os.urandom(8).hex()
         self.started = now
         self.jobs: dict[int, Job] = {}
         self.tubes: dict[bytes, Tube] = {}
         self.clients: set[Client] = set()
-        self.talking: set[Client] = set()
+        self.talking: dict[Client, None] = {}
         self.commands = dict.fromkeys([*_COUNTED, "reserve-job", "kick-job", "quit"], 0)
         self.job_ids = itertools.count(1)
-        self.serials = itertools.count(-1, -1)  # for what isn't a job, so that no two things on the agenda share an id
         self.total_connections = 0
+        self._turns: dict[Client, None] = {}  # who may have something to do, in order
+        self._heard: list[Client] = []  # who was answered, or began to wait, in this turn or tick
+        self._missed: set[Job] = set()  # whose time is over, which nobody has noticed
+        self._moments = itertools.count()  # of two things due at one time, the one comes first that was asked for first
         self._order: Bag[Tube] = Bag()
         self._agenda: Agenda[Job | Tube | Client] = Agenda()
         self._counts = dict.fromkeys(_STATES, 0)
         self._timeouts = self._total_jobs = 0
         self.tube(b"default")
+
+    # -- turns -------------------------------------------------------------------------------------------------
+
+    def give_turn(self, client: Client) -> None:
+        """Append it to those that get a turn, if it has something to do and isn't among them yet."""
+        if client.is_due:
+            self._turns.setdefault(client)
+
+    def hear(self, client: Client) -> None:
+        """Something has happened to it: it gets a turn, and what has run out in its silence is noticed."""
+        self._heard.append(client)
+        if self._missed:
+            for job in self._missed.intersection(client.reserved):
+                self._schedule(job.due, job)
+
+    def run(self, now: float) -> None:
+        """Carry out all that clients have sent, as far as it can be."""
+        self.tick(now)
+        while self._turns:
+            client = next(iter(self._turns))
+            del self._turns[client]
+            if client.is_due:
+                self._turns[client] = None
+                client.take_turn(now)
+                self._give_turns()
+                self.tick(now)
+
+    def _give_turns(self) -> None:
+        """To those that were heard of, the last one first."""
+        while self._heard:
+            self.give_turn(self._heard.pop())
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -174,18 +214,29 @@ class Engine:
             item = self._agenda.first()
             self._agenda.discard(item)  # type: ignore[arg-type]  # there is one: it has a key
             if isinstance(item, Job):
-                if item.state == "reserved":
-                    item.timeouts += 1
-                    self._timeouts += 1
-                self.make_ready(item, now)
+                self._end_time_of(item, now)
             elif isinstance(item, Tube):
                 item.pause = 0
                 self.hand_out(item, now)
             elif item is not None:
                 item.end_wait(now)
+        self._give_turns()
+
+    def _end_time_of(self, job: Job, now: float) -> None:
+        """Its delay, or its time to run, is over."""
+        if job.state == "reserved":
+            if not self.silent_expiry and job not in self._missed:
+                self._missed.add(job)
+                return
+            job.timeouts += 1
+            self._timeouts += 1
+        self.make_ready(job, now)
+
+    def _schedule(self, when: float, item: Job | Tube | Client) -> None:
+        self._agenda.add(when, next(self._moments), item)
 
     def wake(self, client: Client, when: float) -> None:
-        self._agenda.add(when, client.id, client)
+        self._schedule(when, client)
 
     def let_sleep(self, client: Client) -> None:
         self._agenda.discard(client)
@@ -196,7 +247,7 @@ class Engine:
         """Find a tube, or make it."""
         tube = self.tubes.get(name)
         if tube is None:
-            tube = self.tubes[name] = Tube(next(self.serials), name)
+            tube = self.tubes[name] = Tube(name)
             self._order.append(tube)
         return tube
 
@@ -212,8 +263,7 @@ class Engine:
     def pause(self, tube: Tube, seconds: int, now: float) -> None:
         tube.pauses += 1
         tube.pause, tube.paused_until = seconds, now + seconds
-        self._agenda.add(tube.paused_until, tube.id, tube)
-        self.tick(now)
+        self._schedule(tube.paused_until, tube)
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
@@ -232,6 +282,7 @@ class Engine:
     def take_out(self, job: Job) -> None:
         """Take a job out of the state that it is in."""
         self._count(job, -1)
+        self._missed.discard(job)
         if job.state == "ready":
             job.tube.ready.discard(job)
         elif job.state == "buried":
@@ -262,8 +313,8 @@ class Engine:
             return
         self._enter(job, "delayed")
         job.due = now + delay
-        job.tube.delayed.add(job.due, job.id, job)
-        self._agenda.add(job.due, job.id, job)
+        job.tube.delayed.add(job.due, next(self._moments), job)
+        self._schedule(job.due, job)
 
     def make_buried(self, job: Job) -> None:
         self._enter(job, "buried")
@@ -282,7 +333,8 @@ class Engine:
         assert job.reserver is not None
         job.due = now + job.ttr
         job.reserver.reserved.add(job.due, job.id, job)
-        self._agenda.add(job.due, job.id, job)
+        self._missed.discard(job)
+        self._schedule(job.due, job)
 
     def hand_out(self, tube: Tube, now: float) -> None:
         """Give a tube's ready jobs to the clients that wait for them."""

@@ -35,6 +35,9 @@ class Server:
         max_job_size: The largest body, in bytes.
         clock: Tells the server's time, in seconds that never go backwards; it may jump. What is due by it happens
             within 10 ms. `None`: the machine's own clock.
+        silent_expiry: Whether a job whose time to run is over becomes ready then, as the protocol says. `False`: when
+            its holder next says something, or goes. The real server is in between: it misses most of the times that
+            run out while their holder is silent.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class Server:
         unix: bool = False,
         max_job_size: int = 65535,
         clock: Callable[[], float] | None = None,
+        silent_expiry: bool = True,
     ) -> None:
         self._host = host
         self._port = port
         self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix else None
         self._max_job_size = max_job_size
+        self._silent_expiry = silent_expiry
         self._clock = clock or time.monotonic
         self._may_jump = clock is not None
         self._is_frozen = False
@@ -58,7 +63,7 @@ class Server:
         self._acceptor: Any = None
         self._timer: Any = None
         self._links: dict[Client, _Link] = {}
-        self.engine = Engine(max_job_size, self.now())
+        self.engine = self._new_engine()
 
     def __enter__(self) -> Server:
         self.start()
@@ -131,7 +136,10 @@ class Server:
             self._timer = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
-        self.engine = Engine(self._max_job_size, self.now())
+        self.engine = self._new_engine()
+
+    def _new_engine(self) -> Engine:
+        return Engine(self._max_job_size, self.now(), self._silent_expiry)
 
     def restart(self) -> None:
         """Drop all connections and jobs, and begin again in the same place: ids from 1, another instance id."""
@@ -162,10 +170,9 @@ class Server:
         Args:
             now: A time that has been reached, whatever rounding says.
         """
-        self.engine.tick(max(now, self.now()))
+        self.engine.run(max(now, self.now()))
         while self.engine.talking:
-            client = self.engine.talking.pop()
-            client.run(self.now())  # what stands behind a reserve that has just been answered
+            client, _ = self.engine.talking.popitem()
             link = self._links.get(client)
             if link is not None:
                 link.flush()
@@ -193,37 +200,70 @@ class _Link:
         self._writer: Any = None
 
     def start(self) -> None:
+        self._client.is_gone = self._is_gone
         self._reader = gevent.spawn(self._read)
 
     def _read(self) -> None:
         server, client = self._server, self._client
-        try:
-            while data := self._sock.recv(65536):
-                client.feed(data, server.now())
-                server.settle()
-                while len(client.out) > BACKLOG and self._writer is not None:
-                    self._writer.join()
-            client.half_close(server.now())
+        while self._take():
             server.settle()
+            while len(client.out) > BACKLOG and self._writer is not None:
+                self._writer.join()
+        client.half_close()
+        server.settle()
+
+    def _take(self) -> bool:
+        """Take what has come; returns whether more may come.
+
+        Whether the client has said its last must be known before what it has said is carried out.
+        """
+        try:
+            data = self._sock.recv(65536)
         except OSError:
-            self.close()
+            return False
+        self._client.take(data)
+        return bool(data) and self._take_at_once()
+
+    def _take_at_once(self) -> bool:
+        """Take what there is without waiting."""
+        timeout = self._sock.gettimeout()
+        self._sock.settimeout(0)
+        try:
+            data = self._sock.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            self._sock.settimeout(timeout)
+        self._client.take(data)
+        return bool(data)
+
+    def _send(self) -> bool:
+        """Send what can be sent without waiting; returns whether the client takes it."""
+        out = self._client.out
+        timeout = self._sock.gettimeout()
+        self._sock.settimeout(0)
+        try:
+            sent = self._sock.send(out) if out else 0
+            del out[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            out.clear()
+            return False
+        finally:
+            self._sock.settimeout(timeout)
+        return True
+
+    def _is_gone(self) -> bool:
+        return self._writer is None and not self._send()
 
     def flush(self) -> None:
         """Send without waiting; never switches."""
         if self._writer is None and self._sock.fileno() >= 0:
-            out = self._client.out
-            timeout = self._sock.gettimeout()
-            self._sock.settimeout(0)
-            try:
-                sent = self._sock.send(out) if out else 0
-                del out[:sent]
-            except BlockingIOError:
-                pass
-            except OSError:
-                out.clear()
-            finally:
-                self._sock.settimeout(timeout)
-            if out:
+            self._send()
+            if self._client.out:
                 self._writer = gevent.spawn(self._write)
             elif self._client.ended:
                 self.close()

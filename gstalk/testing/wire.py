@@ -3,10 +3,16 @@
 A `Client` is a connection: `feed` takes what it sent, `out` gathers what it is to be sent, `half_close` and `close` are
 the two ways in which it ends. The traps of the real server are here too: a refused put header leaves its body to be
 run as commands, a lone CR or a line of 225 bytes is never answered, numbers are read as C reads them.
+
+So is its rhythm, since it can be seen where several clients send several commands each. When it is a connection's turn,
+the server does one thing with its socket, a read or a write, and then carries out one command, if it has a whole one. A
+command's reply is written at the beginning of the next turn. So a client that has gone is noticed when the second reply
+can't be written to it: what it sent beyond that is never carried out.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
 
@@ -14,7 +20,8 @@ from gstalk.testing.engine import Agenda, Bag, Engine, Job, Tube
 
 __all__ = ["Client"]
 
-MAX_LINE = 224
+MAX_LINE = 224  # bytes of a line, which are read at once
+BUCKET = 1024  # bytes of a refused body that are thrown away in one turn
 SAFETY_MARGIN = 1  # seconds before a reserved job runs out in which its holder is warned
 _NAME = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
 _ID = re.compile(rb" *(\d+)")
@@ -29,17 +36,28 @@ class Bad(Exception):
     """A line that is answered with BAD_FORMAT."""
 
 
+class State(enum.Enum):
+    """What the server will do next with a connection."""
+
+    READ_LINE = enum.auto()
+    SKIP_LINE = enum.auto()  # to its end: it was too long
+    READ_BODY = enum.auto()
+    SKIP_BODY = enum.auto()  # it is too big
+    REPLY = enum.auto()
+    WAIT = enum.auto()  # in a reserve
+
+
 class Client:
     """A connection, as the server sees it.
 
     Attributes:
         out: What it is to be sent; whoever sends it clears it.
         ended: Whether the server wants to close it, once `out` is sent.
+        is_gone: Sends `out`, and tells whether nobody takes it any more; only asked when it has sent its last.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.id = next(engine.serials)
         self.out = bytearray()
         self.ended = False
         self.used = engine.tube(b"default")
@@ -47,79 +65,120 @@ class Client:
         self.used.using += 1
         self.used.watching += 1
         self.reserved: Agenda[Job] = Agenda()
-        self.is_waiting = self.is_producer = self.is_worker = False
+        self.is_producer = self.is_worker = False
+        self.is_gone: Callable[[], bool] = lambda: False
+        self._state = State.READ_LINE
         self._half_closed = False
-        self._in = bytearray()
-        self._put: tuple[Job, int] | None = None  # a job whose body is awaited, and the body's size
-        self._swallow = 0  # bytes of a refused body still to come
-        self._skipping = False  # the rest of a line that was too long
+        self._in = bytearray()  # what the server has not read yet
+        self._line = b""  # what it has read of a line, and behind it
+        self._job: Job | None = None  # whose body is awaited
+        self._body = bytearray()  # as much of it as has come
+        self._missing = 0  # bytes of a body still to come
         engine.clients.add(self)
         engine.total_connections += 1
 
+    @property
+    def is_waiting(self) -> bool:
+        return self._state is State.WAIT
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to do when its turn comes."""
+        if self.ended:
+            return False
+        if self._state is State.WAIT:
+            return self._half_closed
+        return self._state is State.REPLY or bool(self._in) or self._half_closed
+
     def write(self, data: bytes) -> None:
+        """Answer its command."""
         self.out += data
-        self.engine.talking.add(self)
+        self._state = State.REPLY
+        self.engine.hear(self)
+        self.engine.talking[self] = None
 
     # -- input -------------------------------------------------------------------------------------------------
 
-    def feed(self, data: bytes, now: float) -> None:
-        """Take what the client sent, and carry out what is complete; nothing while it waits in a reserve."""
+    def take(self, data: bytes) -> None:
+        """Take what the client sent; `Engine.run` goes on with it."""
         self._in += data
-        self.run(now)
+        self.engine.give_turn(self)
 
-    def run(self, now: float) -> None:
-        """Go on with what it has sent so far."""
-        self.engine.tick(now)
-        while not self.ended and not self.is_waiting and self._step(now):
-            pass
-        if self._half_closed and not self.is_waiting:
-            self.close(now)
+    def feed(self, data: bytes, now: float) -> None:
+        """Take what the client sent, and carry out all that can be."""
+        self.take(data)
+        self.engine.run(now)
 
-    def _step(self, now: float) -> bool:
-        """Do one thing with the input; `False` if there is too little of it."""
-        if self._swallow:
-            cut = min(self._swallow, len(self._in))
-            del self._in[:cut]
-            self._swallow -= cut
-            if self._swallow:
-                return False
-            self.write(b"JOB_TOO_BIG\r\n")
-            return True
-        if self._put is not None:
-            return self._take_body(*self._put, now)
-        # The server looks at 224 bytes at a time, in them at the first CR only, and not at one that comes last.
-        size = min(len(self._in), MAX_LINE)
-        end = self._in.find(b"\r", 0, max(size - 1, 0))
-        if end < 0 or self._in[end + 1] != 10:
-            if size < MAX_LINE:
-                return False
-            del self._in[:MAX_LINE]
-            self._skipping = True
-            return True
-        line = bytes(self._in[:end])
-        del self._in[: end + 2]
-        if self._skipping:
-            self._skipping = False
-            self.write(b"BAD_FORMAT\r\n")
-        else:
+    def take_turn(self, now: float) -> None:
+        """Do one thing with the socket, and then carry out one command."""
+        match self._state:
+            case State.REPLY:
+                if self._half_closed and self.is_gone():
+                    self.close(now)
+                    return
+                self._state = State.READ_LINE
+            case State.WAIT:
+                self.stop_waiting()
+                self.write(b"TIMED_OUT\r\n")
+            case _ if not self._in:
+                self.close(now)
+            case State.READ_BODY:
+                self._take_body(self._read(self._missing), now)
+            case State.SKIP_BODY:
+                self._skip_body(len(self._read(min(self._missing, BUCKET))))
+            case _:
+                self._line += self._read(MAX_LINE - len(self._line))
+                if self._end_of_line() < 0 and len(self._line) == MAX_LINE:
+                    self._line = b""
+                    self._state = State.SKIP_LINE
+        end = self._end_of_line()
+        if end < 0 or self.ended:
+            return
+        if self._state is State.READ_LINE:
+            line, self._line = self._line[:end], self._line[end + 2 :]
             self._command(line, now)
-        return True
+        elif self._state is State.SKIP_LINE:
+            self._line = self._line[end + 2 :]
+            self.write(b"BAD_FORMAT\r\n")
 
-    def _take_body(self, job: Job, size: int, now: float) -> bool:
-        if len(self._in) < size + 2:
-            return False
-        job.body = bytes(self._in[:size])
-        end = self._in[size : size + 2]
-        del self._in[: size + 2]
-        self._put = None
+    def _read(self, size: int) -> bytes:
+        data = bytes(self._in[:size])
+        del self._in[:size]
+        return data
+
+    def _end_of_line(self) -> int:
+        """Where the line ends. The server looks at the first CR only, and not at one that comes last."""
+        end = self._line.find(b"\r", 0, max(len(self._line) - 1, 0))
+        return end if end >= 0 and self._line[end + 1] == 10 else -1
+
+    def _rest_of_line(self) -> bytes:
+        """What has been read already of the body behind a line."""
+        data, self._line = self._line[: self._missing], self._line[self._missing :]
+        return data
+
+    def _skip_body(self, size: int) -> None:
+        self._state = State.SKIP_BODY
+        self._missing -= size
+        if not self._missing:
+            self.write(b"JOB_TOO_BIG\r\n")
+
+    def _take_body(self, data: bytes, now: float) -> None:
+        job = self._job
+        assert job is not None
+        self._state = State.READ_BODY
+        self._body += data
+        self._missing -= len(data)
+        if self._missing:
+            return
+        job.body, end = bytes(self._body[:-2]), self._body[-2:]
+        self._body.clear()
         if end != b"\r\n":
             self.write(b"EXPECTED_CRLF\r\n")
         elif self.engine.is_draining:
             self.write(b"DRAINING\r\n")
         else:
-            self.write(b"INSERTED %d\r\n" % job.id)
             self.engine.insert(job, now)
-        return True
+            self.write(b"INSERTED %d\r\n" % job.id)
 
     def _command(self, line: bytes, now: float) -> None:
         name, space, rest = line.partition(b" ")
@@ -150,13 +209,16 @@ class Client:
             raise Bad
         pri, delay, ttr, size = (_below(2**32, text) for text in match.group(1, 2, 3, 4))
         if size > self.engine.max_job_size:
-            self._swallow = size + 2
+            self._missing = size + 2
+            self._skip_body(len(self._rest_of_line()))
         elif match[5]:
             self.write(b"BAD_FORMAT\r\n")  # but counted
         else:
             self.is_producer = True
             # The id is taken now: one whose body is refused leaves a gap.
-            self._put = Job(next(self.engine.job_ids), self.used, pri, delay, max(ttr, 1), now), size
+            self._job = Job(next(self.engine.job_ids), self.used, pri, delay, max(ttr, 1), now)
+            self._missing = size + 2
+            self._take_body(self._rest_of_line(), now)
 
     def _do_use(self, rest: bytes, now: float) -> None:
         tube = self.engine.tube(_name(rest))
@@ -181,13 +243,14 @@ class Client:
         if not ready and self._is_deadline_soon(now):
             self.write(b"DEADLINE_SOON\r\n")
             return
-        self.is_waiting = True
+        self._state = State.WAIT
+        self.engine.hear(self)
         for tube in self.watched:
             tube.waiting.append(self)
         jobs = [entry for entry in ready if not entry[2].tube.pause]
         if jobs:
             self.engine.hand_out(min(jobs)[2].tube, now)
-        elif seconds == 0 or self._half_closed:
+        elif seconds == 0:
             self.end_wait(now)
         else:
             soonest = self.reserved.first_key
@@ -206,8 +269,9 @@ class Client:
         self.write(b"DEADLINE_SOON\r\n" if self._is_deadline_soon(now) else b"TIMED_OUT\r\n")
 
     def stop_waiting(self) -> None:
+        """Take it off the lists of those that wait; what it is answered comes next."""
         if self.is_waiting:
-            self.is_waiting = False
+            self._state = State.REPLY
             self.engine.let_sleep(self)
             for tube in self.watched:
                 if self in tube.waiting:
@@ -247,8 +311,8 @@ class Client:
         if job is not None:
             job.pri, job.delay = pri, delay
             job.releases += 1
-            self.write(b"RELEASED\r\n")
             self.engine.make_ready_after(job, delay, now)
+            self.write(b"RELEASED\r\n")
 
     def _do_bury(self, rest: bytes, now: float) -> None:
         job_id, pri = _numbers(_BURY, rest)
@@ -384,21 +448,18 @@ class Client:
     def _do_quit(self, rest: bytes, now: float) -> None:
         self.close(now)
 
-    def half_close(self, now: float) -> None:
+    def half_close(self) -> None:
         """The client will send no more: a wait ends, what it sent is still carried out, then the server closes."""
         self._half_closed = True
-        if self.is_waiting:
-            self.stop_waiting()
-            self.write(b"TIMED_OUT\r\n")
-        self.run(now)
+        self.engine.give_turn(self)
 
     def close(self, now: float) -> None:
         """The connection is gone: what it reserved is ready again."""
         if self.ended:
             return
-        self.ended = True
-        self.engine.talking.add(self)
         self.stop_waiting()
+        self.ended = True
+        self.engine.talking[self] = None
         self.engine.clients.remove(self)
         for job in list(self.reserved):
             self.engine.make_ready(job, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
@@ -100,6 +101,15 @@ class Both:
             gevent.sleep(0.1)
         else:
             self.server.drain()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The server sees what is sent meanwhile all at once, afterwards."""
+        if isinstance(self.server, Beanstalkd):
+            self.server.pause()
+        yield  # the embedded one runs when this greenlet waits
+        if isinstance(self.server, Beanstalkd):
+            self.server.resume()
 
     def pass_time(self, seconds: float) -> None:
         if isinstance(self.server, Beanstalkd):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
+from gevent import socket
 
 
 def test_jobs_come_by_priority_then_in_order(wire):
@@ -309,3 +312,66 @@ def test_same_connection_reserves_its_own_expired_job_and_deletes_it_for_both(bo
     both.pass_time(1.2)
     wire.say(b"list-tube-used\r\nreserve\r\n", b"USING default\r\nRESERVED 1 0\r\n\r\n")
     wire.say(b"delete 1\r\n", b"DELETED\r\n")
+
+
+# -- what a client leaves behind ---------------------------------------------------------------------------------
+
+PUT = b"put 0 0 60 0\r\n\r\n"
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the connection's end is a reset
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half-close"])
+@pytest.mark.parametrize("reserve", [b"reserve\r\n", b"reserve-with-timeout 100\r\n", b""])
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["put", "delete"])
+def test_client_that_goes_has_what_it_left_carried_out_until_a_reply_cannot_be_written(
+    both, wire, how, reserve, count, kind
+):
+    """The first reply to one that has closed can be written, and the command behind it is carried out; no other one."""
+    wire.say(b"use q\r\n" + PUT * 5, b"USING q\r\n" + b"".join(b"INSERTED %d\r\n" % (n + 1) for n in range(5)))
+    leaving = both.wire()
+    leaving.say(b"list-tube-used\r\n", b"USING default\r\n")
+    leaving.send(reserve)
+    while reserve and wire.ask(b"stats\r\n")["current-waiting"] == "0":
+        pass
+    with both.held():
+        leaving.send(b"".join(PUT if kind == "put" else b"delete %d\r\n" % (n + 1) for n in range(count)))
+        if how == "half-close":
+            leaving.sock.shutdown(1)
+        else:
+            if how == "reset":
+                leaving.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            leaving.sock.close()
+    bound = {"half-close": 5, "close": 1 if reserve else 2, "reset": 0 if reserve else 1}[how]
+    if how == "half-close":
+        while leaving.sock.recv(65536):
+            pass
+    while int((stats := wire.ask(b"stats\r\n"))["current-connections"]) > 1:
+        pass
+    assert int(stats[f"cmd-{kind}"]) == min(count, bound) + (5 if kind == "put" else 0)
+
+
+def test_clients_woken_together_go_on_in_turn_the_last_one_first(both, wire):
+    """Each writes its reply and carries one command out, then it's the next one's turn."""
+    holder = both.wire()
+    holder.say(PUT * 3 + b"reserve\r\n" * 3, b"".join(b"INSERTED %d\r\n" % n for n in (1, 2, 3)) + b"".join(
+        b"RESERVED %d 0\r\n\r\n" % n for n in (1, 2, 3)))  # fmt: skip
+    waiting = [both.wire() for _ in range(3)]
+    for number, other in enumerate(waiting, 1):
+        other.say(b"use order\r\n", b"USING order\r\n")
+        other.send(
+            b"reserve\r\n" + b"".join(b"put 0 0 60 2\r\n%d%b\r\n" % (number, each) for each in (b"a", b"b", b"c"))
+        )
+        while wire.ask(b"stats\r\n")["current-waiting"] != str(number):
+            pass
+    holder.close()
+    for other in waiting:
+        assert other.line().startswith(b"RESERVED")
+        other.expect(b"\r\n")
+        assert all(other.line().startswith(b"INSERTED") for _ in range(3))
+    order = []
+    for job_id in range(4, 13):
+        wire.send(b"peek %d\r\n" % job_id)
+        wire.line()
+        order.append(wire.line().decode())
+    assert order == ["3a", "1a", "2a", "3b", "1b", "2b", "3c", "1c", "2c"]  # the second one got the first job

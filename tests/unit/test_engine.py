@@ -77,7 +77,7 @@ def test_wait_ends_on_time(talk, one):
     talk.at(3)
     assert talk.heard(one) == b"TIMED_OUT\r\n"
     assert talk.engine.next_deadline is None
-    one.run(3)
+    talk.engine.run(3)
     assert talk.heard(one) == b"USING default\r\n"
 
 
