@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +32,8 @@ class Server:
     Args:
         host: Where to listen.
         port: 0 takes a free one.
-        unix: Listen on a unix socket in a directory of its own instead.
+        unix: Listen on a unix socket instead: at this path, in place of a socket that is there already, or with `True`
+            in a directory of its own.
         max_job_size: The largest body, in bytes.
         clock: Tells the server's time, in seconds that never go backwards; it may jump. What is due by it happens
             within 10 ms. `None`: the machine's own clock.
@@ -45,14 +47,15 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        unix: bool = False,
+        unix: bool | str = False,
         max_job_size: int = 65535,
         clock: Callable[[], float] | None = None,
         silent_expiry: bool = True,
     ) -> None:
         self._host = host
         self._port = port
-        self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix else None
+        self._directory = tempfile.mkdtemp(prefix="gstalk-") if unix is True else None
+        self._path = os.path.abspath(unix) if isinstance(unix, str) else f"{self._directory}/socket" if unix else None
         self._max_job_size = max_job_size
         self._silent_expiry = silent_expiry
         self._clock = clock or time.monotonic
@@ -76,8 +79,8 @@ class Server:
 
     @property
     def uri(self) -> str:
-        if self._directory is not None:
-            return f"unix://{self._directory}/socket"
+        if self._path is not None:
+            return f"unix://{self._path}"
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"beanstalk://{host}:{self._port}"
 
@@ -105,12 +108,14 @@ class Server:
 
     def start(self) -> None:
         """Listen."""
-        place: Any
-        if self._directory is not None:
-            os.makedirs(self._directory, exist_ok=True)
-            family, place = socket.AF_UNIX, f"{self._directory}/socket"
+        place: Any = self._path or (self._host, self._port)
+        if self._path is not None:
+            family = socket.AF_UNIX
+            if self._directory is not None:
+                os.makedirs(self._directory, exist_ok=True)
+            _remove_socket(self._path)
         else:
-            family, place = socket.AF_INET6 if ":" in self._host else socket.AF_INET, (self._host, self._port)
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,7 +124,7 @@ class Server:
         except BaseException:
             listener.close()
             raise
-        if self._directory is None:
+        if self._path is None:
             self._port = listener.getsockname()[1]
         self._listener = listener
         self._acceptor = gevent.spawn(self._accept)
@@ -130,6 +135,8 @@ class Server:
             self._acceptor.kill()
             self._listener.close()
             self._acceptor = self._listener = None
+            if self._path is not None:
+                _remove_socket(self._path)
         self.disconnect_all()
         if self._timer is not None:
             self._timer.close()
@@ -187,6 +194,15 @@ class Server:
 
     def forget(self, client: Client) -> None:
         self._links.pop(client, None)
+
+
+def _remove_socket(path: str) -> None:
+    """Remove what a server has left there; a file of any other kind stays, and is in the way."""
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 class _Link:
