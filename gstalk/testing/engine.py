@@ -399,7 +399,7 @@ class Engine:
         return [
             ("id", job.id),
             ("tube", job.tube.name.decode()),
-            ("state", job.state),
+            ("state", job.state or "invalid"),
             ("pri", job.pri),
             ("age", int(now - job.created)),
             ("delay", job.delay),

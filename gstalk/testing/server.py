@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import gevent
 from gevent import get_hub, socket
 
+from gstalk._clock import monotonic
 from gstalk.testing.engine import Engine
 from gstalk.testing.wire import Client
 
@@ -36,7 +36,7 @@ class Server:
             in a directory of its own.
         max_job_size: The largest body, in bytes.
         clock: Tells the server's time, in seconds that never go backwards; it may jump. What is due by it happens
-            within 10 ms. `None`: the machine's own clock.
+            within 10 ms. `None`: the machine's own clock, which tools that freeze time don't replace.
         silent_expiry: Whether a job whose time to run is over becomes ready then, as the protocol says. `False`: when
             its holder next says something, or goes. The real server is in between: it misses most of the times that
             run out while their holder is silent.
@@ -58,7 +58,7 @@ class Server:
         self._path = os.path.abspath(unix) if isinstance(unix, str) else f"{self._directory}/socket" if unix else None
         self._max_job_size = max_job_size
         self._silent_expiry = silent_expiry
-        self._clock = clock or time.monotonic
+        self._clock = clock or monotonic
         self._may_jump = clock is not None
         self._is_frozen = False
         self._ahead = 0.0

@@ -172,6 +172,7 @@ class Client:
             return
         job.body, end = bytes(self._body[:-2]), self._body[-2:]
         self._body.clear()
+        self._forget_job()
         if end != b"\r\n":
             self.write(b"EXPECTED_CRLF\r\n")
         elif self.engine.is_draining:
@@ -179,6 +180,12 @@ class Client:
         else:
             self.engine.insert(job, now)
             self.write(b"INSERTED %d\r\n" % job.id)
+
+    def _forget_job(self) -> None:
+        """Its body is complete, or will never be."""
+        if self._job is not None:
+            del self.engine.jobs[self._job.id]
+            self._job = None
 
     def _command(self, line: bytes, now: float) -> None:
         name, space, rest = line.partition(b" ")
@@ -216,7 +223,9 @@ class Client:
         else:
             self.is_producer = True
             # The id is taken now: one whose body is refused leaves a gap.
-            self._job = Job(next(self.engine.job_ids), self.used, pri, delay, max(ttr, 1), now)
+            self._job = job = Job(next(self.engine.job_ids), self.used, pri, delay, max(ttr, 1), now)
+            job.body = bytes(size)
+            self.engine.jobs[job.id] = job  # peek finds it already, with whatever is there of its body
             self._missing = size + 2
             self._take_body(self._rest_of_line(), now)
 
@@ -279,7 +288,7 @@ class Client:
 
     def _do_reserve_job(self, rest: bytes, now: float) -> None:
         job = self._any_job(rest)
-        if job is None or job.state == "reserved":
+        if job is None or job.state in ("reserved", ""):
             self.write(b"NOT_FOUND\r\n")
         else:
             self.is_worker = True
@@ -299,7 +308,7 @@ class Client:
 
     def _do_delete(self, rest: bytes, now: float) -> None:
         job = self._any_job(rest)
-        if job is None or job.reserver not in (None, self):
+        if job is None or not job.state or job.reserver not in (None, self):
             self.write(b"NOT_FOUND\r\n")
         else:
             self.engine.delete(job)
@@ -461,6 +470,7 @@ class Client:
         self.ended = True
         self.engine.talking[self] = None
         self.engine.clients.remove(self)
+        self._forget_job()
         for job in list(self.reserved):
             self.engine.make_ready(job, now)
         while self.watched:

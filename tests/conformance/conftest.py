@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import gevent
@@ -19,6 +20,7 @@ class Wire:
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent has come when `send` returns
         self._rest = b""
 
     def send(self, data: bytes) -> None:
@@ -95,8 +97,6 @@ class Both:
 
     def drain(self) -> None:
         if isinstance(self.server, Beanstalkd):
-            import os
-
             os.kill(self.server.pid, signal.SIGUSR1)
             gevent.sleep(0.1)
         else:
@@ -107,6 +107,7 @@ class Both:
         """The server sees what is sent meanwhile all at once, afterwards."""
         if isinstance(self.server, Beanstalkd):
             self.server.pause()
+            os.waitid(os.P_PID, self.server.pid, os.WSTOPPED | os.WNOWAIT)  # only now it stands still
         yield  # the embedded one runs when this greenlet waits
         if isinstance(self.server, Beanstalkd):
             self.server.resume()
@@ -124,14 +125,27 @@ class Both:
 
 @pytest.fixture(params=["memory", pytest.param("real", marks=pytest.mark.real)])
 def both(request: pytest.FixtureRequest) -> Iterator[Both]:
-    if request.param == "real" and Beanstalkd.find() is None:
+    yield from serving(Server() if request.param == "memory" else Beanstalkd())
+
+
+@pytest.fixture(params=["memory", pytest.param("real", marks=pytest.mark.real)])
+def both_missing(request: pytest.FixtureRequest) -> Iterator[Both]:
+    """The embedded server misses what runs out in silence always, the real one mostly."""
+    yield from serving(Server(silent_expiry=False) if request.param == "memory" else Beanstalkd())
+
+
+def serving(server: Server | Beanstalkd) -> Iterator[Both]:
+    if isinstance(server, Beanstalkd) and server.find() is None:
         pytest.skip("no beanstalkd on this machine: install it, or name it in $GSTALK_BEANSTALKD")
-    with Server() if request.param == "memory" else Beanstalkd() as server:
-        both = Both(server)
+    with server, closing(Both(server)) as both:
         yield both
-        both.close()
 
 
 @pytest.fixture
 def wire(both: Both) -> Wire:
     return both.wire()
+
+
+@pytest.fixture
+def wire_missing(both_missing: Both) -> Wire:
+    return both_missing.wire()

@@ -1,16 +1,26 @@
-"""Random scripts on three connections: what the engine says at each step, the real server says too."""
+"""Random scripts on three connections: what the engine says at each step, the real server says too.
+
+First one command at a time; then bursts: several connections send several commands each, while the real server stands
+still, and it must answer them in the engine's order. In between connections end in all ways, and time passes.
+"""
 
 from __future__ import annotations
 
+import os
 import random
+import struct
 from contextlib import closing
+from dataclasses import dataclass
 
+import gevent
 import pytest
+from gevent import socket
 
+from gstalk._clock import monotonic
 from gstalk.testing import Beanstalkd
 from gstalk.testing.engine import Engine
 from gstalk.testing.wire import Client
-from tests.conformance.conftest import Both
+from tests.conformance.conftest import Both, Wire
 
 CLIENTS = 3
 STEPS = 400
@@ -112,3 +122,191 @@ def test_engine_and_real_server_say_the_same(seed):
             wires[number].send(data)
             for wire, reply in zip(wires, replies, strict=True):
                 assert steady(wire.replies(reply)) == steady(reply), data
+
+
+# -- bursts --------------------------------------------------------------------------------------------------------
+
+ROUNDS = 40
+LARGEST = 1000  # bytes of a job: all that is sent while the server stands still must fit into the kernel's buffers
+PUTS = "put {pri} 0 1000 1|put {pri} 0 1000 1|put {pri} 1000 1000 1|put {pri} 0 1000 300|put {pri} 0 1000 1500".split(
+    "|"
+)
+# What ends by itself, and when. Each once between two passings of PASSING seconds, so that no two ends fall together.
+PASSING = 1.2
+TIMED = {
+    "put {pri} 1 1000 1": 1,
+    "release {id} {pri} 1": 1,
+    "pause-tube a 2": 2,
+    "reserve-with-timeout 3": 3,
+}
+PLAIN = [each.strip() for each in COMMANDS if each.strip() and "70000" not in each]
+BURST = [*PLAIN, *PUTS, *PUTS, *TIMED, "reserve", "kick 9"]
+TRAPS = [b"use a\rb\r\n", b"x" * 224 + b"\r\n", b"use " + b"a" * 219 + b"\r\n", b"y" * 700 + b"\r\n", b"\r\n", b"pu"]
+
+
+@dataclass
+class Step:
+    """What a connection does in a round."""
+
+    number: int
+    data: bytes
+    end: str = ""  # "half-close", "close" or "reset" behind it
+
+
+def command(chance: random.Random, ids: int, ends: set[int]) -> bytes:
+    if chance.random() < 0.02:
+        return chance.choice(TRAPS)
+    template = chance.choice(BURST)
+    while TIMED.get(template) in ends:
+        template = chance.choice(BURST)
+    if template in TIMED:
+        ends.add(TIMED[template])
+    line = template.format(
+        pri=chance.choice((0, 1, 1023, 1024, 4294967295)),
+        time=chance.choice((1000, 2000)),
+        tube=chance.choice(("default", "a", "b", "c")),
+        id=chance.randint(1, 1 + ids),
+        few=chance.randint(0, 3),
+        odd=chance.choice(ODD),
+    )
+    if line.startswith("pause-tube") and line.endswith("00"):
+        line = line[:-3]  # a pause that never ends stops all that comes after it
+    body = b""
+    if template.startswith("put"):
+        size = int(template.split()[-1])
+        end = b"yz" if chance.random() < 0.05 else b"\r\n"
+        body = bytes(chance.choices(b"abc", k=size)) + end
+    return line.encode() + b"\r\n" + body
+
+
+def rounds(seed: int, clients: int) -> list[list[Step]]:
+    """A round without a step is a time that passes."""
+    chance = random.Random(seed)
+    script: list[list[Step]] = []
+    ends: set[int] = set()
+    for ids in range(0, 4 * ROUNDS, 4):
+        if chance.random() < 0.06:
+            script.append([])
+            ends.clear()
+            continue
+        steps = [
+            Step(number, b"".join(command(chance, ids, ends) for _ in range(chance.randint(1, 6))))
+            for number in chance.sample(range(clients), chance.randint(1, clients))
+        ]
+        for step in steps:
+            if chance.random() < 0.08:
+                step.end = chance.choice(("half-close", "close", "reset"))
+        script.append(steps)
+    return script
+
+
+class Counterpart:
+    """The engine's connections, and the clock that they live by."""
+
+    def __init__(self, clients: int) -> None:
+        self.now = 0.0
+        self.engine = Engine(LARGEST)
+        Client(self.engine).feed(b"list-tube-used\r\nquit\r\n", 0)  # as the real one is asked whether it is there
+        self.observer = self.connect()
+        self.clients = [self.connect() for _ in range(clients)]
+
+    def connect(self) -> Client:
+        client = Client(self.engine)
+        client.feed(b"list-tube-used\r\n", self.now)
+        client.out.clear()
+        return client
+
+    def take(self, step: Step) -> None:
+        client = self.clients[step.number]
+        if step.end in ("close", "reset"):
+            # After a reset nothing can be written; to one that has closed, the first reply can.
+            writable = [step.end == "close"]
+            client.is_gone = lambda: not (writable and writable.pop())
+        client.take(step.data)
+        if step.end:
+            client.half_close()
+
+    def said(self, client: Client) -> bytes:
+        data = bytes(client.out)
+        client.out.clear()
+        return data
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (due := self.engine.next_deadline) is not None and due <= end:
+            self.now = due
+            self.engine.run(due)
+        self.now = end
+
+
+def connect(both: Both) -> Wire:
+    wire = both.wire()
+    wire.say(b"list-tube-used\r\n", b"USING default\r\n")
+    return wire
+
+
+def send(wire: Wire, step: Step) -> None:
+    wire.send(step.data)
+    if step.end == "half-close":
+        wire.sock.shutdown(socket.SHUT_WR)
+    elif step.end:
+        if step.end == "reset":
+            wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.sock.close()
+
+
+def compare_bursts(seed: int, clients: int, both: Both, script: list[list[Step]]) -> None:
+    observer, wires = connect(both), [connect(both) for _ in range(clients)]
+    expected = Counterpart(clients)
+
+    def agree(what: object) -> None:
+        for number, (wire, client) in enumerate(zip(wires, expected.clients, strict=True)):
+            if wire.sock.fileno() >= 0:
+                said = expected.said(client)
+                replies = wire.replies(said)
+                if b"\0" not in said:  # a peek at a job that is still coming: the real one shows what was in memory
+                    assert steady(replies) == steady(said), (what, number)
+        asked = b"stats\r\nlist-tubes\r\nstats-tube default\r\nstats-tube a\r\nstats-tube b\r\nstats-tube c\r\n"
+        expected.observer.feed(asked, expected.now)
+        said = expected.said(expected.observer)
+        observer.send(asked)
+        assert steady(observer.replies(said)) == steady(said), what
+
+    def settle() -> None:
+        """Let the server come to all others, as often as any of them may need it."""
+        for _ in range(100):
+            expected.observer.feed(b"list-tube-used\r\n", expected.now)
+            observer.say(b"list-tube-used\r\n", expected.said(expected.observer))
+
+    passed = monotonic()
+    for number, steps in enumerate(script):
+        if monotonic() - passed > 0.5:
+            pytest.skip("so slow a machine that what is due in a second may be due already")
+        if not steps:
+            gevent.sleep(PASSING)
+            expected.pass_time(PASSING)
+            passed = monotonic()
+        with both.held():
+            for step in steps:
+                send(wires[step.number], step)
+        for step in steps:
+            expected.take(step)
+        expected.engine.run(expected.now)
+        if any(step.end for step in steps):
+            settle()
+        agree((number, steps))
+        for index, client in enumerate(expected.clients):
+            if client.ended:
+                wires[index].close()
+                wires[index], expected.clients[index] = connect(both), expected.connect()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.limit(120)
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LO", "0")), int(os.environ.get("HI", "12"))))
+def test_engine_and_real_server_answer_bursts_in_the_same_order(seed):
+    if Beanstalkd.find() is None:
+        pytest.skip("no beanstalkd on this machine: install it, or name it in $GSTALK_BEANSTALKD")
+    with Beanstalkd("-z", str(LARGEST)) as server, closing(Both(server)) as both:
+        compare_bursts(seed, CLIENTS, both, rounds(seed, CLIENTS))
