@@ -240,3 +240,10 @@ def test_plugin_works_in_many_processes_side_by_side(run_pytest, tmp_path):
 @pytest.mark.slow
 def test_recipes_run_in_many_processes(run_pytest):
     run_pytest(RECIPES, "-p", "xdist.plugin", "-n", "2")
+
+
+def test_servers_own_clock_is_not_one_that_frozen_tests_replace():
+    freezegun = pytest.importorskip("freezegun")
+    with freezegun.freeze_time("2030-12-31"), Server() as server, closing(Both(server)) as both:
+        wire = both.wire()
+        wire.say(b"put 0 1 60 0\r\n\r\nreserve-with-timeout 3\r\n", b"INSERTED 1\r\nRESERVED 1 0\r\n\r\n")
