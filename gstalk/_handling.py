@@ -67,10 +67,10 @@ class Handling:
         self._by_tube: Mapping[str, Handler] | None = None
         self._handler: Handler | None = None
         if isinstance(handler, Mapping):
-            missing = [tube for tube in tubes if tube not in handler]
+            self._by_tube = by_tube = _checked_tubes(handler)
+            missing = [tube for tube in tubes if tube not in by_tube]
             if missing:
                 raise InvalidArgumentError(f"no handler for tube {missing[0]!r}")
-            self._by_tube = dict(handler)
         else:
             self._handler = handler
         for each in [self._handler] if self._by_tube is None else self._by_tube.values():
@@ -312,6 +312,17 @@ class _Touching:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+
+def _checked_tubes(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    """Check the tubes of a mapping; a `str` Enum has another hash than its tube's name."""
+    checked: dict[str, Handler] = {}
+    for key, handler in handlers.items():
+        tube = checks.check_tube(key)
+        if tube in checked:
+            raise InvalidArgumentError(f"two handlers for tube {tube!r}")
+        checked[tube] = handler
+    return checked
 
 
 def _asked_for(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from gstalk.retry import RetryPolicy
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "PutParams"]
+__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "PutParams", "configure"]
 
 #: Stands for an argument that was left out, where `None` means something else.
 LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
@@ -36,7 +36,7 @@ class PutParams:
     ttr: int | float | timedelta = 60
 
     def __post_init__(self) -> None:
-        checks.check_priority(self.priority)
+        object.__setattr__(self, "priority", checks.check_priority(self.priority))
         object.__setattr__(self, "delay", checks.check_delay(self.delay))
         object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
 
@@ -121,7 +121,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("multiply", "num_greenlets"):
-            checks.whole_number(name, getattr(self, name), 1, 2**20)
+            object.__setattr__(self, name, checks.whole_number(name, getattr(self, name), 1, 2**20))
         for name in ("conn_timeout", "put_timeout", "stop_timeout", "time_limit"):
             self._duration(name, may_be_none=True)
         for name in ("reserve_timeout", "reconnect_timeout"):
@@ -152,3 +152,13 @@ class Config:
         if value is None and may_be_none:
             return
         object.__setattr__(self, name, checks.seconds(name, value))
+
+
+def configure(config: Config | None, options: dict[str, Any]) -> Config:
+    """Put together what `dial`, `Producer` and `Consumer` are given: a Config or none, and fields that override it."""
+    if config is None:
+        return Config(**options)
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise TypeError(f"config must be a gstalk.Config, got {kind}; fields of one may be given as keywords")
+    return config.replace(**options)
