@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import checks
 
-__all__ = ["Address", "parse_uri", "validate_uris"]
+__all__ = ["Address", "parse_uri", "server_name", "validate_uris"]
 
 PLAIN_PORT, TLS_PORT = 11300, 11400
 MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
@@ -96,6 +96,15 @@ def validate_uris(uris: str | Iterable[str]) -> list[Address]:
     if not addresses:
         raise InvalidArgumentError("at least one server URI is needed")
     return addresses
+
+
+def server_name(host: str) -> str:
+    """Make of a host what TLS asks a server for, and what its certificate must name.
+
+    The dot at the end of an absolute name is for the look-up alone, and so is the zone of a link-local address
+    (``fe80::1%eth0``). Names are the same in capitals, but not every server knows.
+    """
+    return host.partition("%")[0].removesuffix(".").lower()
 
 
 def _is_ipv6(host: str) -> bool:
