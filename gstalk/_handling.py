@@ -16,7 +16,7 @@ from gevent import GreenletExit
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
-from gstalk.config import Config
+from gstalk.config import Config, Plain
 from gstalk.errors import (
     BuriedError,
     Bury,
@@ -38,7 +38,7 @@ __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
 BLOWS = 3  # that may hit the decision about one job, before it is just released
 
-Handler = Callable[[Job], object]
+Handler = Callable[[Job], Plain]
 
 
 class TimeLimitExceeded(gevent.Timeout):
@@ -67,7 +67,7 @@ class Handling:
         self._by_tube: Mapping[str, Handler] | None = None
         self._handler: Handler | None = None
         if isinstance(handler, Mapping):
-            self._by_tube = by_tube = _checked_tubes(handler)
+            self._by_tube = by_tube = checks.by_tube(handler)
             missing = [tube for tube in tubes if tube not in by_tube]
             if missing:
                 raise InvalidArgumentError(f"no handler for tube {missing[0]!r}")
@@ -312,17 +312,6 @@ class _Touching:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
-
-
-def _checked_tubes(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
-    """Check the tubes of a mapping; a `str` Enum has another hash than its tube's name."""
-    checked: dict[str, Handler] = {}
-    for key, handler in handlers.items():
-        tube = checks.check_tube(key)
-        if tube in checked:
-            raise InvalidArgumentError(f"two handlers for tube {tube!r}")
-        checked[tube] = handler
-    return checked
 
 
 def _asked_for(error: BaseException) -> bool:

@@ -15,7 +15,11 @@ from gstalk.retry import RetryPolicy
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "PutParams", "configure"]
+__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "Plain", "PutParams", "configure"]
+
+#: What a handler or a hook may give back; it is dropped. Not `object`, or type checkers would let an `async def` pass:
+#: its call gives back a coroutine, which is an object too.
+Plain = float | str | bytes | list[Any] | tuple[Any, ...] | dict[Any, Any] | set[Any] | None
 
 #: Stands for an argument that was left out, where `None` means something else.
 LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
@@ -110,9 +114,9 @@ class Config:
     reconnect_timeout: float | timedelta = 3
     stop_timeout: float | timedelta | None = 25
     tls_context: ssl.SSLContext | None = None
-    info_func: Callable[[str], object] | None = None
-    error_func: Callable[[BaseException, str], object] | None = None
-    event_func: Callable[[Event], object] | None = None
+    info_func: Callable[[str], Plain] | None = None
+    error_func: Callable[[BaseException, str], Plain] | None = None
+    event_func: Callable[[Event], Plain] | None = None
     retry: RetryPolicy = RetryPolicy()
     retry_ambiguous: bool = True
     auto_delete: bool = False

@@ -15,16 +15,17 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Iterable, Mapping
 from datetime import timedelta
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 from gstalk.errors import InvalidArgumentError
 
 __all__ = [
     "TUBE",
     "Body",
+    "by_tube",
     "check_bodies",
     "check_body",
     "check_bound",
@@ -45,6 +46,7 @@ __all__ = [
     "whole_seconds",
 ]
 
+Value = TypeVar("Value")
 Body = bytes | bytearray | memoryview
 
 MAX_UINT32 = 2**32 - 1
@@ -195,6 +197,17 @@ def check_tubes(tubes: str | Iterable[str]) -> list[str]:
     if not names:
         raise InvalidArgumentError("at least one tube is needed")
     return list(dict.fromkeys(names))
+
+
+def by_tube(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Check the tubes that a mapping has something for; as keys, a `str` Enum's members have hashes of their own."""
+    found: dict[str, Value] = {}
+    for key, value in values.items():
+        tube = check_tube(key)
+        if tube in found:
+            raise InvalidArgumentError(f"two handlers for tube {tube!r}")
+        found[tube] = value
+    return found
 
 
 def check_bodies(bodies: object) -> None:

@@ -79,6 +79,17 @@ def test_tubes_are_the_str_that_are_held_and_each_counts_once(text):
 
 
 @texts
+def test_mapping_is_by_the_str_that_are_held(text):
+    class Items(dict[str, int]):
+        def items(self) -> Any:
+            return [(text("mail"), 1), (text("post"), 2)]
+
+    found = checks.by_tube(Items())
+    assert [type(tube) for tube in found] == [str, str]
+    assert found == {"mail": 1, "post": 2}
+
+
+@texts
 def test_uri_is_the_str_that_is_held(text):
     for address in [
         parse_uri(text("TLS://Host:5")),
