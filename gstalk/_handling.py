@@ -16,7 +16,7 @@ from gevent import GreenletExit
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
-from gstalk.config import Config
+from gstalk.config import Config, Plain
 from gstalk.errors import (
     BuriedError,
     Bury,
@@ -38,7 +38,7 @@ __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
 BLOWS = 3  # that may hit the decision about one job, before it is just released
 
-Handler = Callable[[Job], object]
+Handler = Callable[[Job], Plain]
 
 
 class TimeLimitExceeded(gevent.Timeout):
@@ -67,10 +67,10 @@ class Handling:
         self._by_tube: Mapping[str, Handler] | None = None
         self._handler: Handler | None = None
         if isinstance(handler, Mapping):
-            missing = [tube for tube in tubes if tube not in handler]
+            self._by_tube = by_tube = checks.by_tube(handler)
+            missing = [tube for tube in tubes if tube not in by_tube]
             if missing:
                 raise InvalidArgumentError(f"no handler for tube {missing[0]!r}")
-            self._by_tube = dict(handler)
         else:
             self._handler = handler
         for each in [self._handler] if self._by_tube is None else self._by_tube.values():

@@ -153,7 +153,6 @@ class Link:
             self.used = ""  # nothing behind it has changed the tube: the next command says `use` again
 
     def use(self, tube: str) -> None:
-        checks.check_tube(tube)
         pipe = self.clear("use")
         # `append_using` with nothing behind it: the slot of the `use` is the one to wait for.
         slot = pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
@@ -248,7 +247,7 @@ class Link:
             self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
 
     def delete(self, job: Job | int) -> None:
-        if job.__class__ is Job and job._owner is self and job._state == "held":
+        if type(job) is Job and job._owner is self and job._state == "held":
             # The usual case, in as few steps as can be.
             self.check("delete")
             pipe = self.pipe
@@ -274,17 +273,16 @@ class Link:
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
         job_id, ours = self._whose(job, "release")
-        line = commands.release(job_id, 0 if priority is None else priority, delay)
+        seconds = checks.check_delay(delay)
         if priority is not None:
-            self._settle(job_id, ours, commands.RELEASE, line)
+            self._settle(job_id, ours, commands.RELEASE, commands.release(job_id, priority, seconds))
         else:
-            self._settle_keeping(job_id, ours, commands.RELEASE, lambda p: commands.release(job_id, p, delay))
+            self._settle_keeping(job_id, ours, commands.RELEASE, lambda p: commands.release(job_id, p, seconds))
 
     def bury(self, job: Job | int, priority: int | None = None) -> None:
         job_id, ours = self._whose(job, "bury")
-        line = commands.bury(job_id, 0 if priority is None else priority)
         if priority is not None:
-            self._settle(job_id, ours, commands.BURY, line)
+            self._settle(job_id, ours, commands.BURY, commands.bury(job_id, priority))
         else:
             self._settle_keeping(job_id, ours, commands.BURY, lambda p: commands.bury(job_id, p))
 
@@ -299,14 +297,14 @@ class Link:
 
     def kick_job(self, job: Job | int) -> None:
         self.check("kick-job")
-        job_id = job.id if isinstance(job, Job) else job
         self._check_owner(job, "kick-job")
+        job_id = job.id if isinstance(job, Job) else checks.check_job_id(job)
         self.call(commands.KICK_JOB, commands.by_id(commands.KICK_JOB, job_id), job_id)
 
     def stats_job(self, job: Job | int) -> JobStats:
         self.check("stats-job")
         self._check_owner(job, "stats-job")
-        job_id = job.id if isinstance(job, Job) else job
+        job_id = job.id if isinstance(job, Job) else checks.check_job_id(job)
         ours = job if isinstance(job, Job) and job._state in ("held", "settling") else None
         data = commands.by_id(commands.STATS_JOB, job_id)
         stats: JobStats = self.call(commands.STATS_JOB, data, job_id, self._touched, ours)
@@ -323,7 +321,7 @@ class Link:
         """Check a job that is to be settled or touched: its id, and the Job if it is one that we reserved."""
         if not isinstance(job, Job):
             self.check(what)
-            return job, None
+            return checks.check_job_id(job), None
         self._check_owner(job, what)
         if job._state in ("settling", "finished"):
             raise JobFinishedError(f"{what} {job.id} at {self.uri}: the job is finished, or being finished now")

@@ -27,7 +27,7 @@ from gevent.monkey import get_original
 
 from gstalk._clock import monotonic
 from gstalk.errors import ConnectError, ConnectionLostError
-from gstalk.uri import Address
+from gstalk.uri import Address, server_name
 
 if TYPE_CHECKING:
     from socket import socket as Socket
@@ -342,7 +342,7 @@ def _connect_one(
             return _refused(address, error)
         if address.is_tls:
             try:
-                transport = tls = TlsTransport(sock, context or _default_context(), str(address.host))
+                transport = tls = TlsTransport(sock, context or _default_context(), server_name(str(address.host)))
             except (OSError, ValueError) as error:  # a context for servers, for instance
                 return _refused(address, error, "TLS: ")
             events = WRITE

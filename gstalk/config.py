@@ -15,7 +15,11 @@ from gstalk.retry import RetryPolicy
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "PutParams"]
+__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "Plain", "PutParams", "configure"]
+
+#: What a handler or a hook may give back; it is dropped. Not `object`, or type checkers would let an `async def` pass:
+#: its call gives back a coroutine, which is an object too.
+Plain = float | str | bytes | list[Any] | tuple[Any, ...] | dict[Any, Any] | set[Any] | None
 
 #: Stands for an argument that was left out, where `None` means something else.
 LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
@@ -36,7 +40,7 @@ class PutParams:
     ttr: int | float | timedelta = 60
 
     def __post_init__(self) -> None:
-        checks.check_priority(self.priority)
+        object.__setattr__(self, "priority", checks.check_priority(self.priority))
         object.__setattr__(self, "delay", checks.check_delay(self.delay))
         object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
 
@@ -110,9 +114,9 @@ class Config:
     reconnect_timeout: float | timedelta = 3
     stop_timeout: float | timedelta | None = 25
     tls_context: ssl.SSLContext | None = None
-    info_func: Callable[[str], object] | None = None
-    error_func: Callable[[BaseException, str], object] | None = None
-    event_func: Callable[[Event], object] | None = None
+    info_func: Callable[[str], Plain] | None = None
+    error_func: Callable[[BaseException, str], Plain] | None = None
+    event_func: Callable[[Event], Plain] | None = None
     retry: RetryPolicy = RetryPolicy()
     retry_ambiguous: bool = True
     auto_delete: bool = False
@@ -121,7 +125,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("multiply", "num_greenlets"):
-            checks.whole_number(name, getattr(self, name), 1, 2**20)
+            object.__setattr__(self, name, checks.whole_number(name, getattr(self, name), 1, 2**20))
         for name in ("conn_timeout", "put_timeout", "stop_timeout", "time_limit"):
             self._duration(name, may_be_none=True)
         for name in ("reserve_timeout", "reconnect_timeout"):
@@ -133,10 +137,10 @@ class Config:
             raise InvalidArgumentError(f"reserve_timeout must be 1 second or more, got {self.reserve_timeout}")
         if self.tls_context is not None and not hasattr(self.tls_context, "wrap_bio"):
             raise TypeError(f"tls_context must be an ssl.SSLContext, got {type(self.tls_context).__name__}")
-        for name in ("info_func", "error_func", "event_func"):
+        for name, arguments in (("info_func", 1), ("error_func", 2), ("event_func", 1)):
             value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+            if value is not None:
+                checks.check_callable(name, value, arguments)
         if not isinstance(self.retry, RetryPolicy):
             raise TypeError(f"retry must be a RetryPolicy, got {type(self.retry).__name__}")
         for name in ("retry_ambiguous", "auto_delete", "auto_touch"):
@@ -152,3 +156,13 @@ class Config:
         if value is None and may_be_none:
             return
         object.__setattr__(self, name, checks.seconds(name, value))
+
+
+def configure(config: Config | None, options: dict[str, Any]) -> Config:
+    """Put together what `dial`, `Producer` and `Consumer` are given: a Config or none, and fields that override it."""
+    if config is None:
+        return Config(**options)
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise TypeError(f"config must be a gstalk.Config, got {kind}; fields of one may be given as keywords")
+    return config.replace(**options)

@@ -19,7 +19,7 @@ from gstalk._clock import monotonic
 from gstalk._link import Link
 from gstalk._pipeline import Pipeline
 from gstalk._reserve import ReserveLine
-from gstalk.config import Config, PutParams
+from gstalk.config import Config, PutParams, configure
 from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
@@ -49,16 +49,17 @@ def dial(uri: str, config: Config | None = None, **options: Any) -> Conn:
     Blocks:
         At most `Config.conn_timeout` seconds: look-up, TCP, TLS, and the answer to a first ``stats``.
     """
-    config = (config or Config()).replace(**options)
-    return Conn(Link(parse_uri(uri), config))
+    return Conn(Link(parse_uri(uri), configure(config, options)))
 
 
 def merge(params: PutParams | None, priority: int | None, delay: Seconds | None, ttr: Seconds | None) -> PutParams:
     """Check a put's parameters: the keywords override `params`."""
     if params is None:
         params = _DEFAULTS
-    elif not isinstance(params, PutParams):
-        raise TypeError(f"params must be a PutParams, got {type(params).__name__}")
+    elif type(params) is not PutParams:
+        if not isinstance(params, PutParams):
+            raise TypeError(f"params must be a PutParams, got {type(params).__name__}")
+        params = PutParams(params.priority, params.delay, params.ttr)  # a subclass may have left out the checks
     if priority is None and delay is None and ttr is None:
         return params
     return PutParams(
@@ -159,6 +160,8 @@ class Conn:
         else:
             params = merge(params, priority, delay, ttr)
         data = commands.put(body, params.priority, params.delay, params.ttr)
+        if type(tube) is not str:
+            tube = checks.check_tube(tube)
         if not pipe.clear:
             checks.check_tube(tube)
             pipe = link.clear("put")
@@ -206,9 +209,8 @@ class Conn:
         link = self._link
         link.check("put_many")
         params = merge(params, priority, delay, ttr)
-        checks.check_tube(tube)
-        if isinstance(bodies, (str, bytes, bytearray, memoryview)):
-            raise TypeError(f"bodies must be an iterable of bytes, got {type(bodies).__name__}")
+        tube = checks.check_tube(tube)
+        checks.check_bodies(bodies)
         numbers = params.priority, params.delay, params.ttr
         results: list[int | BaseException] = []
         pending: deque[Slot | BaseException] = deque()
@@ -340,7 +342,7 @@ class Conn:
             ``reserve-job <id>`` -> ``RESERVED``, ``NOT_FOUND``; "Worker Commands"; from beanstalkd 1.12.
         """
         self._link.check("reserve-job")
-        return self._link.reserve_job(job_id)
+        return self._link.reserve_job(checks.check_job_id(job_id))
 
     # -- finishing ---------------------------------------------------------------------------------------------
 
@@ -416,7 +418,7 @@ class Conn:
             ``kick <bound>`` -> ``KICKED``; "Other Commands".
         """
         self._link.check("kick")
-        kicked: int = self._using(tube, commands.KICK, commands.kick(bound))
+        kicked: int = self._using(checks.check_tube(tube), commands.KICK, commands.kick(bound))
         return kicked
 
     def kick_job(self, job: Job | int) -> None:
@@ -443,6 +445,7 @@ class Conn:
             ``peek <id>`` -> ``FOUND``, ``NOT_FOUND``; "Other Commands".
         """
         self._link.check("peek")
+        job_id = checks.check_job_id(job_id)
         return self._peeked(self._link.call(commands.PEEK, commands.by_id(commands.PEEK, job_id), job_id), None)
 
     def peek_ready(self, tube: str) -> Job | None:
@@ -459,13 +462,13 @@ class Conn:
 
     def _peek(self, tube: str, command: Command) -> Job | None:
         self._link.check(command.name)
+        tube = checks.check_tube(tube)
         return self._peeked(self._using(tube, command, commands.plain(command)), tube)
 
     def _peeked(self, found: tuple[int, bytes] | None, tube: str | None) -> Job | None:
         return None if found is None else Job(self._link, found[0], found[1], tube, None, "peeked")
 
     def _using(self, tube: str, command: Command, data: bytes) -> Any:
-        checks.check_tube(tube)
         pipe = self._link.clear(command.name)
         slot = pipe.slot(command)
         if tube == self._link.used:
@@ -486,7 +489,7 @@ class Conn:
             ``use <tube>`` -> ``USING``; "Producer Commands".
         """
         self._link.check("use")
-        self._link.use(tube)
+        self._link.use(checks.check_tube(tube))
 
     def watch(self, tube: str) -> int:
         """Reserve from this tube too; returns how many are watched.
@@ -498,7 +501,7 @@ class Conn:
             ``watch <tube>`` -> ``WATCHING``; "Worker Commands".
         """
         self._link.check("watch")
-        return self._link.watch(tube)
+        return self._link.watch(checks.check_tube(tube))
 
     def ignore(self, tube: str) -> int:
         """Reserve from this tube no longer; returns how many are watched.
@@ -513,7 +516,7 @@ class Conn:
             ``ignore <tube>`` -> ``WATCHING``, ``NOT_IGNORED``; "Worker Commands".
         """
         self._link.check("ignore")
-        return self._link.ignore(tube)
+        return self._link.ignore(checks.check_tube(tube))
 
     def list_tubes(self) -> list[str]:
         """List all tubes of the server. Blocks until the reply. Protocol: ``list-tubes`` -> ``OK``."""
@@ -544,8 +547,8 @@ class Conn:
             ``stats-tube <tube>`` -> ``OK``, ``NOT_FOUND``; "Other Commands".
         """
         self._link.check("stats-tube")
-        data = commands.by_tube(commands.STATS_TUBE, tube)
-        stats: TubeStats = self._link.call(commands.STATS_TUBE, data, tube.encode("ascii"))
+        name = checks.tube_bytes(tube)
+        stats: TubeStats = self._link.call(commands.STATS_TUBE, commands.by_tube(commands.STATS_TUBE, tube), name)
         return stats
 
     def stats_job(self, job: Job | int) -> JobStats:
@@ -579,7 +582,7 @@ class Conn:
         """
         self._link.check("pause-tube")
         data = commands.pause_tube(tube, delay)
-        self._link.call(commands.PAUSE_TUBE, data, tube.encode("ascii"))
+        self._link.call(commands.PAUSE_TUBE, data, checks.tube_bytes(tube))
 
     def _plain(self, command: Command) -> Any:
         self._link.check(command.name)

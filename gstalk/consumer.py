@@ -27,7 +27,7 @@ from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk._ruins import bury_ruined
-from gstalk.config import LEFT_OUT, Config
+from gstalk.config import LEFT_OUT, Config, configure
 from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job, Seconds
 from gstalk.pool import Pool, Server
@@ -52,13 +52,13 @@ class Consumer:
         **options: Fields of `Config`, which override it.
 
     Raises:
-        InvalidArgumentError: A URI, a tube or an option.
+        TypeError, InvalidArgumentError: A URI, a tube or an option.
     """
 
     def __init__(
         self, uris: str | Iterable[str], tubes: str | Iterable[str], config: Config | None = None, **options: Any
     ) -> None:
-        self._config = (config or Config()).replace(**options)
+        self._config = configure(config, options)
         self._addresses = validate_uris(uris)
         self._tubes = checks.check_tubes(tubes)
         self._hooks = Hooks(self._config)

@@ -23,7 +23,7 @@ from gevent.exceptions import BlockingSwitchOutError
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._lanes import FULL, TICK, Lane, Lanes
-from gstalk.config import LEFT_OUT, Config, PutParams
+from gstalk.config import LEFT_OUT, Config, PutParams, configure
 from gstalk.conn import merge
 from gstalk.errors import (
     BadFormatError,
@@ -83,14 +83,14 @@ class Producer:
         **options: Fields of `Config`, which override it.
 
     Raises:
-        InvalidArgumentError: A URI is malformed, or an option out of range.
+        TypeError, InvalidArgumentError: A URI or an option.
 
     Blocks:
         Never: it connects in the background, and a put made at once waits for the first connection.
     """
 
     def __init__(self, uris: str | Iterable[str], config: Config | None = None, **options: Any) -> None:
-        self._config = (config or Config()).replace(**options)
+        self._config = configure(config, options)
         self._addresses = validate_uris(uris)
         self._hooks = Hooks(self._config)
         self._stopped = False
@@ -171,7 +171,7 @@ class Producer:
         else:
             params = merge(params, priority, delay, ttr)
         data = commands.put(body, params.priority, params.delay, params.ttr)
-        checks.check_tube(tube)
+        tube = checks.check_tube(tube)
         limit = self._limit(timeout)
         lanes.puts += 1
         try:
@@ -253,9 +253,8 @@ class Producer:
         """
         lanes = self._check("put_many")
         params = merge(params, priority, delay, ttr)
-        checks.check_tube(tube)
-        if isinstance(bodies, (str, bytes, bytearray, memoryview)):
-            raise TypeError(f"bodies must be an iterable of bytes, got {type(bodies).__name__}")
+        tube = checks.check_tube(tube)
+        checks.check_bodies(bodies)
         limit = self._limit(timeout)
         results: list[int | BaseException] = []
         pending: deque[tuple[_Attempt, Lane, Slot]] = deque()

@@ -34,17 +34,22 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.max_attempts is not None:
-            checks.whole_number("max_attempts", self.max_attempts, 1, 2**32 - 1)
+            self._set("max_attempts", checks.whole_number("max_attempts", self.max_attempts, 1, 2**32 - 1))
         for name in ("first_delay", "max_delay"):
             value = checks.seconds(name, getattr(self, name))
             checks.whole_seconds(name, value)
-            object.__setattr__(self, name, value)
-        if checks.seconds("factor", self.factor) < 1:
+            self._set(name, value)
+        self._set("factor", checks.number("factor", self.factor))
+        if self.factor < 1:
             raise InvalidArgumentError(f"factor must be at least 1, got {self.factor}")
         if not isinstance(self.jitter, bool):
             raise TypeError(f"jitter must be a bool, got {type(self.jitter).__name__}")
+        self._set("exhausted", checks.text("exhausted", self.exhausted))
         if self.exhausted not in ("bury", "delete"):
             raise InvalidArgumentError(f"exhausted must be 'bury' or 'delete', got {self.exhausted!r}")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def delay(self, attempt: int, chance: float) -> float:
         """Seconds until the next attempt.
@@ -55,7 +60,7 @@ class RetryPolicy:
         """
         first, most = float(self.first_delay), float(self.max_delay)  # type: ignore[arg-type]
         try:
-            whole = min(first * float(self.factor) ** (attempt - 1), most)
+            whole = min(first * self.factor ** (attempt - 1), most)
         except OverflowError:
             whole = most if first else 0.0
         return whole * (0.5 + chance / 2) if self.jitter else whole

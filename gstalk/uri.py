@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gstalk.errors import InvalidArgumentError
+from gstalk.protocol import checks
 
-__all__ = ["Address", "parse_uri", "validate_uris"]
+__all__ = ["Address", "parse_uri", "server_name", "validate_uris"]
 
 PLAIN_PORT, TLS_PORT = 11300, 11400
 MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
@@ -48,8 +49,7 @@ def parse_uri(text: str) -> Address:
         TypeError: It isn't a str.
         InvalidArgumentError: It is malformed, or has user info, a query or a fragment.
     """
-    if not isinstance(text, str):
-        raise TypeError(f"a server URI must be a str, got {type(text).__name__}")
+    text = checks.text("a server URI", text)
     if not text.isascii() or not text.isprintable() or " " in text:
         raise _invalid(text, "only printable ASCII characters are allowed")
     scheme, mark, rest = text.partition("://")
@@ -89,12 +89,22 @@ def validate_uris(uris: str | Iterable[str]) -> list[Address]:
     """Check a list of URIs; one str means a list of one.
 
     Raises:
+        TypeError: It is neither a str nor an iterable of str.
         InvalidArgumentError: One is malformed, or there is none.
     """
-    addresses = [parse_uri(uri) for uri in ([uris] if isinstance(uris, str) else uris)]
+    addresses = [parse_uri(uri) for uri in checks.texts("uris", uris)]
     if not addresses:
         raise InvalidArgumentError("at least one server URI is needed")
     return addresses
+
+
+def server_name(host: str) -> str:
+    """Make of a host what TLS asks a server for, and what its certificate must name.
+
+    The dot at the end of an absolute name is for the look-up alone, and so is the zone of a link-local address
+    (``fe80::1%eth0``). Names are the same in capitals, but not every server knows.
+    """
+    return host.partition("%")[0].removesuffix(".").lower()
 
 
 def _is_ipv6(host: str) -> bool:

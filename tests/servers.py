@@ -178,7 +178,7 @@ def make_certificates(place: Path) -> None:
             "-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.crt"),
         )  # fmt: skip
     (place / "self.pem").write_text((place / "self.crt").read_text() + (place / "self.key").read_text())
-    make_certificate(place, "localhost", "DNS:localhost")
+    make_certificate(place, "localhost", "DNS:localhost,DNS:under_score.example,DNS:*.wild.example")
     make_certificate(place, "address", "IP:127.0.0.1")
     make_certificate(place, "elsewhere", "DNS:elsewhere.example")
     make_certificate(place, "client", "DNS:client")

@@ -193,6 +193,8 @@ def test_types_from_outside_satisfy_pyright(python, program):
     pytest.importorskip("pyright")
     if shutil.which("node") is None:
         pytest.skip("no node on this machine")
-    (program.parent / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    (program.parent / "pyrightconfig.json").write_text(
+        '{"typeCheckingMode": "strict", "reportUnnecessaryTypeIgnoreComment": "error"}'
+    )
     said = run(sys.executable, "-m", "pyright", "--pythonpath", python, program.name, cwd=program.parent)
     assert "0 errors, 0 warnings" in said

@@ -20,7 +20,7 @@ __all__ = ["WRONG", "Handler", "Unusable", "load"]
 WRONG = 2  # exit code: started wrongly, and it would be the next time
 TARGET = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 
-Handler = Callable[[gstalk.Job], object]
+Handler = Callable[[gstalk.Job], gstalk.config.Plain]
 
 
 class Unusable(click.ClickException):
@@ -39,6 +39,10 @@ def load(target: str, tubes: Sequence[str]) -> Handler | Mapping[str, Handler]:
     found = _find(target)
     if not isinstance(found, Mapping):
         return _checked(found, target)
+    try:
+        found = gstalk.protocol.checks.by_tube(found)
+    except (TypeError, gstalk.InvalidArgumentError) as error:
+        raise Unusable(f"{target}: {error}") from None
     if missing := [tube for tube in tubes if tube not in found]:
         raise Unusable(f"{target} has no handler for tube {missing[0]!r}")
     return {tube: _checked(found[tube], target) for tube in tubes}

@@ -129,12 +129,12 @@ def by_id(command: Command, job_id: int) -> bytes:
 
 def by_tube(command: Command, tube: str) -> bytes:
     """Build a command on one tube."""
-    return b"%b %b\r\n" % (command.name.encode("ascii"), checks.check_tube(tube))
+    return b"%b %b\r\n" % (command.name.encode("ascii"), checks.tube_bytes(tube))
 
 
 def put(body: checks.Body, priority: int, delay: Any, ttr: Any) -> bytes:
     """Build a put whose numbers have been checked, as those of a `PutParams` are."""
-    if body.__class__ is not bytes or len(body) > checks.MAX_BODY:
+    if type(body) is not bytes or len(body) > checks.MAX_BODY:
         body = checks.check_body(body)
     return b"put %d %d %d %d\r\n%b\r\n" % (priority, delay, ttr, len(body), body)
 
@@ -165,4 +165,4 @@ def kick(bound: int) -> bytes:
 
 def pause_tube(tube: str, delay: Any) -> bytes:
     """Build a pause of a tube."""
-    return b"pause-tube %b %d\r\n" % (checks.check_tube(tube), checks.check_delay(delay))
+    return b"pause-tube %b %d\r\n" % (checks.tube_bytes(tube), checks.check_delay(delay))

@@ -85,6 +85,20 @@ def test_target_that_is_no_handler_is_told(tmp_path, monkeypatch, target, senten
     assert caught.value.format_message() == sentence.format(place=tmp_path)
 
 
+def test_target_that_is_a_mapping_of_str_enums_is_by_the_tubes_that_they_hold(tmp_path, monkeypatch):
+    (tmp_path / "enums.py").write_text(
+        "import enum\nclass Tube(str, enum.Enum):\n    C = 'c'\nby_tube = {Tube.C: print}\nwrong = {5: print}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        assert load("enums:by_tube", ["c"]) == {"c": print}
+        with pytest.raises(Unusable, match="^enums:wrong: tube must be a str, got int$"):
+            load("enums:wrong", ["c"])
+    finally:
+        sys.modules.pop("enums", None)
+
+
 def test_target_that_is_no_handler_ends_the_worker_with_one_sentence(start):
     worker = start("tasks:nothing")
     assert worker.end() == 2

@@ -6,6 +6,7 @@ import importlib.util
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -68,6 +69,44 @@ def test_tls_certificate_for_a_name_is_refused_by_address_and_the_other_way_roun
 def test_tls_server_name_is_sent(terminator, trusting, connect):
     """This frontend refuses a handshake whose server name isn't its certificate's."""
     connect(terminator.uri("by-name"), tls_context=trusting).stats()
+
+
+@pytest.fixture
+def looked_up(monkeypatch) -> list[str]:
+    """Every name stands for this machine; what was asked for."""
+    asked: list[str] = []
+    look_up = socket.getaddrinfo
+
+    def ask(host: str, port: int, *more: Any, **keywords: Any) -> Any:
+        asked.append(host)
+        return look_up("127.0.0.1", port, *more, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    return asked
+
+
+@pytest.mark.parametrize("host", ["localhost.", "LocalHost", "LOCALHOST.", "under_score.example", "a.wild.example."])
+@pytest.mark.parametrize("place", ["good", "by-name"])
+def test_tls_name_is_looked_up_as_written_and_checked_without_its_dot(
+    terminator, trusting, connect, looked_up, host, place
+):
+    """An absolute name's dot is the resolver's: no certificate has one, and this frontend knows no name with one."""
+    conn = connect(terminator.uri(place, host), tls_context=trusting)
+    conn.stats()
+    assert looked_up == [host]
+    assert conn.uri == terminator.uri(place, host)
+
+
+@pytest.mark.parametrize("host", ["elsewhere.", "b.a.wild.example.", "wild.example."])
+def test_tls_absolute_name_that_is_not_the_certificates_is_refused(terminator, trusting, looked_up, host):
+    with pytest.raises(gstalk.ConnectError, match="certificate refused: hostname mismatch"):
+        gstalk.dial(terminator.uri("good", host), tls_context=trusting)
+
+
+@pytest.mark.parametrize("host", ["localhost.", "LOCALHOST."])
+def test_plain_name_is_looked_up_as_written(server, connect, looked_up, host):
+    connect(f"{host}:{server.port}").stats()
+    assert looked_up == [host]
 
 
 def test_tls_context_that_checks_nothing_is_the_users_choice(terminator, connect):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -90,6 +91,41 @@ def told(event: gstalk.Event) -> None:
     assert_type(event.kind, str)
     assert_type(event.exception, BaseException | None)
     assert_type(event.duration, float | None)
+
+
+class AsyncHandler:
+    async def __call__(self, job: gstalk.Job) -> None: ...
+
+
+async def async_handler(job: gstalk.Job) -> None: ...
+
+
+async def async_told(*told: object) -> None: ...
+
+
+def yielding(job: gstalk.Job) -> Iterator[bytes]:
+    yield job.body
+
+
+def refused_async(consumer: gstalk.Consumer) -> None:
+    """A call of these would run nothing; as in `refused`, an ignore that isn't needed is an error in itself."""
+    consumer.receive(async_handler)  # type: ignore[arg-type]
+    consumer.receive(AsyncHandler())  # type: ignore[arg-type]
+    consumer.receive(AsyncHandler().__call__)  # type: ignore[arg-type]
+    consumer.receive(lambda job: async_handler(job))  # type: ignore[arg-type,return-value]
+    consumer.receive(yielding)  # type: ignore[arg-type]
+    consumer.receive({"t": async_handler})  # type: ignore[dict-item]
+    gstalk.Config(info_func=async_told)  # type: ignore[arg-type]
+    gstalk.Config(error_func=async_told)  # type: ignore[arg-type]
+    gstalk.Config(event_func=async_told)  # type: ignore[arg-type]
+
+
+def values_given_back(consumer: gstalk.Consumer, values: list[object]) -> None:
+    """They are dropped."""
+    consumer.receive(lambda job: len(job.body))
+    consumer.receive(lambda job: (job.id, {job.body: [job.uri]}))
+    consumer.receive(values.append)
+    gstalk.Config(info_func=sys.stderr.write, error_func=lambda error, message: values.append(error))
 
 
 def config() -> None:

@@ -110,6 +110,8 @@ def test_policy_out_of_range_is_refused(name, value):
     [
         *(("max_attempts", value) for value in (1.0, "3", True)),
         *((name, value) for name in ("first_delay", "max_delay", "factor") for value in ("1", None, True)),
+        ("factor", timedelta(seconds=2)),  # it is no duration
+        *(("exhausted", value) for value in (None, 1, b"bury")),
         *(("jitter", value) for value in (1, None, "yes")),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gstalk.errors import InvalidArgumentError
-from gstalk.uri import Address, parse_uri, validate_uris
+from gstalk.uri import Address, parse_uri, server_name, validate_uris
 
 GOOD = [  # text, scheme, host, port, path, is_tls, canonical
     ("q1", "beanstalk", "q1", 11300, None, False, "beanstalk://q1:11300"),
@@ -25,6 +25,10 @@ GOOD = [  # text, scheme, host, port, path, is_tls, canonical
     ("beanstalks://q1", "beanstalks", "q1", 11400, None, True, "beanstalks://q1:11400"),
     ("beanstalks://[::1]", "beanstalks", "::1", 11400, None, True, "beanstalks://[::1]:11400"),
     ("beanstalks://q1.example.org:7", "beanstalks", "q1.example.org", 7, None, True, "beanstalks://q1.example.org:7"),
+    ("q1.example.org.", "beanstalk", "q1.example.org.", 11300, None, False, "beanstalk://q1.example.org.:11300"),
+    ("tls://Q1.:7", "tls", "Q1.", 7, None, True, "tls://Q1.:7"),
+    ("q_1:7", "beanstalk", "q_1", 7, None, False, "beanstalk://q_1:7"),
+    ("tls://[fe80::1%eth0]:7", "tls", "fe80::1%eth0", 7, None, True, "tls://[fe80::1%eth0]:7"),
     ("unix:///run/b.sock", "unix", None, None, "/run/b.sock", False, "unix:///run/b.sock"),
     ("unix:///" + "x" * 106, "unix", None, None, "/" + "x" * 106, False, "unix:///" + "x" * 106),
 ]
@@ -158,3 +162,20 @@ def test_validate_wrong_type_is_a_type_error(uris):
 def test_validate_looks_no_name_up(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args: pytest.fail("looked a name up"))
     validate_uris(["no-such-host.invalid:7"])
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("q1.example.org", "q1.example.org"),
+        ("q1.example.org.", "q1.example.org"),
+        ("Q1.Example.ORG.", "q1.example.org"),
+        ("q_1", "q_1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("FE80::1%1", "fe80::1"),
+    ],
+)
+def test_server_name_is_what_a_certificate_names(host, name):
+    assert server_name(host) == name
