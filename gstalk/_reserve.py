@@ -167,7 +167,7 @@ class ReserveLine:
             return
         self._asked += 1
         caller.ask = self._asked
-        if self._may_wait and not link.held and not link.pipe.slots:
+        if self._may_wait and not link.reserved.by_id and not link.pipe.slots:
             endless = self._timed < len(self._callers)
             longest = INFINITY if endless else max(each.until for each in self._callers) - now
             seconds = int(min(longest, link.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta

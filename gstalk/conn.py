@@ -15,9 +15,9 @@ from typing import Any
 
 from gevent import get_hub, getcurrent
 
+from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._link import Link
-from gstalk._pipeline import Pipeline
 from gstalk._reserve import ReserveLine
 from gstalk.config import Config, PutParams
 from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
@@ -219,17 +219,17 @@ class Conn:
             try:
                 data = commands.put(body, *numbers)
             except (TypeError, InvalidArgumentError) as error:
-                pending.append(error)
+                pending.append(error.with_traceback(None))  # in it stand the frames that hold these results
                 continue
             if not pipe.clear:
                 failed |= self._harvest(pending, results, tube)
+                link.wait_clear()
                 try:
-                    pipe = link.clear("put_many")
+                    link.check("put_many")
                 except DisconnectedError as error:
-                    if link.is_connected:  # the caller's own, which hit his wait
-                        raise
-                    pending.append(error)
+                    pending.append(error.with_traceback(None))
                     break
+                pipe = link.pipe
             slot = Slot(commands.PUT, pipe.session)
             if link.outcomes is not None:
                 slot.extra = monotonic()
@@ -241,7 +241,7 @@ class Conn:
         # Replies come in order: when the last one is there, all are.
         last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
         if last is not None:
-            _settle_down(pipe, last)
+            join(self._hub, last)
         failed |= self._harvest(pending, results, tube)
         if failed:
             wrong = sum(isinstance(result, BaseException) for result in results)
@@ -595,12 +595,3 @@ class Conn:
             `Config.conn_timeout` seconds; interrupted meanwhile, it closes at once.
         """
         self._link.close()
-
-
-def _settle_down(pipe: Pipeline, slot: Slot) -> None:
-    """Wait until a slot is answered, whatever the answer."""
-    try:
-        pipe.wait(slot)
-    except Exception as error:
-        if error is not slot.error:
-            raise

@@ -350,7 +350,7 @@ class _Run:
     def _up(self, server: Server, link: Link) -> None:
         self._lanes[link] = lane = _ConsumerLane(server.uri, link, self._config.num_greenlets)
         self._asking.lanes.append(lane)
-        link.on_settled = self._pump_soon  # one that holds no job any more may wait on its server
+        link.reserved.on_settled = self._pump_soon  # one that holds no job any more may wait on its server
         self._connected.set()
         self._pump_soon()
 
@@ -390,7 +390,7 @@ class _Run:
         any_held = False
         for lane in list(self._lanes.values()):  # a send that fails takes its connection out
             pipe = lane.link.pipe
-            lane.held = bool(lane.link.held)
+            lane.held = bool(lane.link.reserved.by_id)
             lane.busy = bool(pipe.slots) or not pipe.attached
             any_held |= lane.held
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:

@@ -1,6 +1,6 @@
 """A job: its id, its body, and what its holder may do with it. The connection it came from carries that out.
 
-A job's states, kept in `_state` and moved by the connection when a reply is parsed, not when a caller resumes:
+A job's states, kept in `_state` and moved by `_reserved` alone, when a reply is parsed, not when a caller resumes:
 
     peeked      somebody else's, or nobody's: commands go out as they are
     held        reserved by this connection

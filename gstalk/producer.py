@@ -20,6 +20,7 @@ import gevent
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
+from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._lanes import FULL, TICK, Lane, Lanes
@@ -184,13 +185,12 @@ class Producer:
                 return self._try_again(_Attempt(lanes, tube, data, now, deadline), limit == 0)
             slot = lanes.send(lane, tube, data, deadline)
             try:
-                job_id: int = lane.link.pipe.wait(slot)
-                return job_id
-            except GstalkError as error:
-                if error is not slot.error:  # it is the caller's own, and hit his wait
-                    raise
+                join(lanes.hub, slot)
             finally:
                 lanes.done(lane)
+            if slot.error is None:
+                job_id: int = slot.result
+                return job_id
             attempt = _Attempt(lanes, tube, data, now, deadline)
             self._judge(attempt, lane, slot, limit == 0)
             return self._try_again(attempt, False)
@@ -313,21 +313,16 @@ class Producer:
             if slot.result is PENDING and slot.error is None and not everything and len(pending) < FULL:
                 return
             result: int | BaseException
-            try:
-                result = lane.link.pipe.wait(slot)
-            except GstalkError as error:
-                if error is not slot.error:
-                    raise
-                pending.popleft()
-                lanes.done(lane)
+            join(lanes.hub, slot)
+            pending.popleft()
+            lanes.done(lane)
+            result = slot.result
+            if slot.error is not None:
                 try:
                     self._judge(attempt, lane, slot, once)
                     result = self._try_again(attempt, False)
                 except GstalkError as final:
                     result = final
-            else:
-                pending.popleft()
-                lanes.done(lane)
             results.append(result)
             if self._hooks.listens:
                 self._tell(attempt, result)
@@ -372,13 +367,12 @@ class Producer:
             attempt.uri = lane.server.uri
             slot = lanes.send(lane, attempt.tube, attempt.data, attempt.deadline)
             try:
-                job_id: int = lane.link.pipe.wait(slot)
-                return job_id
-            except GstalkError as error:
-                if error is not slot.error:
-                    raise
+                join(lanes.hub, slot)
             finally:
                 lanes.done(lane)
+            if slot.error is None:
+                job_id: int = slot.result
+                return job_id
             self._judge(attempt, lane, slot, once)
 
     def _take(self, attempt: _Attempt, once: bool) -> Lane:

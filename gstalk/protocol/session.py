@@ -42,6 +42,13 @@ class Call:
         self.error: BaseException | None = None
         self.waiter: Any = None
 
+    def take_error(self) -> BaseException:
+        """Hand the error over to the one who raises it: kept here, it would hold the frames that hold this call."""
+        error = self.error
+        assert error is not None
+        self.result = self.error = None
+        return error
+
 
 class Slot(Call):
     """A command in flight.
