@@ -40,13 +40,13 @@ def dial(
         Until the greeting is answered, at most `conn_timeout` seconds.
     """
     greeting = _greeting(used, watched)
+    session = Session(str(address))
     deadline = None if conn_timeout is None else monotonic() + conn_timeout
     mine = gevent.Timeout(conn_timeout)
     mine.start()
     transport = None
     try:
         transport = connect(hub, address, context, deadline)
-        session = Session(str(address))
         slots = [Slot(command, session) for command, _ in greeting]
         session.slots.extend(slots)
         data = b"".join(data for _, data in greeting)
@@ -71,6 +71,8 @@ def dial(
         raise
     finally:
         mine.close()
+        mine = None  # type: ignore[assignment]  # when it has struck, its traceback holds this frame
+        session.done.clear()
     return transport, slots[0].result
 
 

@@ -19,6 +19,7 @@ from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._link import Link
 from gstalk._reserve import ReserveLine
+from gstalk._traces import forget, forgetful
 from gstalk.config import Config, PutParams
 from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
 from gstalk.job import Job, Seconds
@@ -68,6 +69,7 @@ def merge(params: PutParams | None, priority: int | None, delay: Seconds | None,
     )
 
 
+@forgetful(but=("put",))
 class Conn:
     """A connection; made by `dial`. Also a context manager, which closes it.
 
@@ -152,23 +154,28 @@ class Conn:
         """
         link = self._link
         pipe = link.pipe
-        if not pipe.clear or get_hub() is not self._hub or getcurrent() is self._hub:
-            link.check("put")
-        if params is None and priority is None and delay is None and ttr is None:
-            params = _DEFAULTS
-        else:
-            params = merge(params, priority, delay, ttr)
-        data = commands.put(body, params.priority, params.delay, params.ttr)
-        if not pipe.clear:
-            checks.check_tube(tube)
-            pipe = link.clear("put")
-        slot = Slot(commands.PUT, pipe.session)
-        if tube == link.used:
-            pipe.append(data, slot)
-        else:
-            link.append_using(tube, data, slot)
-        job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
-        return job_id
+        try:
+            if not pipe.clear or get_hub() is not self._hub or getcurrent() is self._hub:
+                link.check("put")
+            if params is None and priority is None and delay is None and ttr is None:
+                params = _DEFAULTS
+            else:
+                params = merge(params, priority, delay, ttr)
+            data = commands.put(body, params.priority, params.delay, params.ttr)
+            if not pipe.clear:
+                checks.check_tube(tube)
+                pipe = link.clear("put")
+            slot = Slot(commands.PUT, pipe.session)
+            if tube == link.used:
+                pipe.append(data, slot)
+            else:
+                link.append_using(tube, data, slot)
+            job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
+            return job_id
+        except BaseException as error:
+            forget(error)
+            self = link = pipe = body = data = slot = None  # type: ignore[assignment]
+            raise
 
     def put_many(
         self,

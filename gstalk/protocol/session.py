@@ -208,7 +208,7 @@ class Session:
     def _refused(self, slot: Slot, error: ProtocolError) -> ProtocolError:
         """The slot whose reply broke the protocol has this error; `fail` gives the others that of a lost connection."""
         slot.result = PENDING
-        slot.error = error
+        slot.error = error.with_traceback(None)  # a parser may have raised it, and the slot stands in these frames
         return error
 
 
