@@ -12,6 +12,7 @@ from gevent import ssl
 from gevent.hub import Hub
 
 from gstalk._clock import monotonic
+from gstalk._traces import bare
 from gstalk._transport import READ, WRITE, Transport, connect, wait
 from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
 from gstalk.protocol import commands
@@ -73,6 +74,7 @@ def dial(
         mine.close()
         mine = None  # type: ignore[assignment]  # when it has struck, its traceback holds this frame
         session.done.clear()
+        session.slots.clear()
     return transport, slots[0].result
 
 
@@ -95,5 +97,5 @@ def _advance(transport: Transport, session: Session) -> bool:
     if data == b"":
         raise ConnectionLostError("the server closed the connection before its first answer")
     if data and (broken := session.receive(data)) is not None:
-        raise broken
+        raise bare(broken)  # a copy: the slot that has the other one stands in a frame of its traceback
     return all_taken

@@ -398,7 +398,7 @@ def _look_up(key: tuple[Hub, str, int]) -> object:
     try:
         return socket.getaddrinfo(key[1], key[2], type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        return error
+        return error.with_traceback(None)  # its frames hold what holds it: this greenlet, and gevent's thread's result
     finally:
         _lookups.pop(key, None)
 

@@ -7,6 +7,7 @@ the bodies that stood in its frames. So the collector is off here, and counts in
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import types
 import warnings
 import weakref
@@ -27,9 +28,9 @@ def is_ours(thing: object) -> bool:
     """Tell whether a thing is gstalk's own: every cycle of ours has one."""
     name = type(thing).__module__
     if isinstance(thing, types.FrameType):
-        name = thing.f_globals.get("__name__", "")
+        name = str(thing.f_globals.get("__name__"))
     elif isinstance(thing, types.FunctionType):
-        name = thing.__module__
+        name = str(thing.__module__)
     elif isinstance(thing, types.MethodType):
         return is_ours(thing.__self__)
     elif isinstance(thing, gevent.Greenlet):
@@ -224,3 +225,123 @@ def test_dropped_conn_goes_at_once_and_whoever_keeps_its_error_does_not_keep_it(
             del kept
     finally:
         gc.enable()
+
+
+# -- dial, reserves that wait, memory ------------------------------------------------------------------------------
+
+DIALS: dict[str, Any] = {
+    "connected": None,
+    "garbage": b"WHATEVER\r\n",
+    "unknown command": b"UNKNOWN_COMMAND\r\n",
+    "closed at once": CUT,
+    "out of memory": b"OUT_OF_MEMORY\r\n",
+    "silent": SILENCE,
+}
+
+
+def try_dial(uri: str, **options: Any) -> BaseException | None:
+    try:
+        gstalk.dial(uri, **options)
+    except BaseException as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("outcome", DIALS)
+def test_dial_leaves_nothing_to_the_collector(play, outcome):
+    played = play({} if DIALS[outcome] is None else {"stats": DIALS[outcome]})
+    try_dial(played.uri, conn_timeout=0.05)
+    with nothing_left(outcome):
+        failed = try_dial(played.uri, conn_timeout=0.05)
+        assert (failed is None) == (outcome == "connected")
+        del failed
+
+
+@pytest.mark.parametrize("uri", ["127.0.0.1:1", "localhost:1", "no-such-name.invalid:1", "unix:///no/such/path"])
+def test_dial_without_a_server_leaves_nothing_to_the_collector(uri):
+    try_dial(uri)
+    with nothing_left(uri):
+        assert type(try_dial(uri)) is gstalk.ConnectError
+
+
+def test_dial_interrupted_leaves_nothing_to_the_collector(play):
+    played = play({"stats": SILENCE})
+
+    def once() -> None:
+        try:
+            with gevent.Timeout(0.02):
+                gstalk.dial(played.uri)
+        except gevent.Timeout:
+            pass
+
+    once()
+    with nothing_left("interrupted"):
+        once()
+
+
+@pytest.mark.parametrize("then", ["stats", "drop", "close", "killed server"])
+def test_reserve_that_is_called_back_leaves_nothing_to_the_collector(play, then):
+    def once() -> None:
+        played = play({"reserve-with-timeout": [SILENCE, RESERVED]})
+        conn = gstalk.dial(played.uri)
+        try:
+            with gevent.Timeout(0.02):
+                conn.reserve()
+        except gevent.Timeout:
+            pass
+        if then == "stats":
+            conn.stats()
+        elif then == "close":
+            conn.close()
+        elif then == "killed server":
+            played.close()
+        pipe = conn._link.pipe
+        del conn
+        wait_until(lambda: pipe.failure is not None)
+
+    once()
+    with nothing_left(then):
+        once()
+
+
+def test_put_beside_a_reserve_that_waits_leaves_nothing_to_the_collector(play):
+    def once() -> None:
+        conn = gstalk.dial(play({"reserve-with-timeout": [SILENCE, RESERVED]}).uri)
+        reserver = gevent.spawn(conn.reserve)
+        wait_until(lambda: conn._line.is_waiting)
+        conn.put("default", b"x")
+        assert reserver.get().id == 7
+
+    once()
+    with nothing_left("put"):
+        once()
+
+
+def grown(act: Callable[[], object]) -> int:
+    """By how many bytes what Python has allocated has grown while something was done, with the collector off."""
+    tracemalloc.start()
+    gc.collect()
+    gc.disable()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        act()
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        gc.enable()
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("reply", [b"DRAINING\r\n", b"JOB_TOO_BIG\r\n", b"OUT_OF_MEMORY\r\n"])
+def test_refused_puts_of_large_bodies_take_no_memory(play, reply):
+    played = play({"put": reply})
+    conn = gstalk.dial(played.uri)
+
+    def put() -> None:
+        for _ in range(50):
+            with pytest.raises(gstalk.ServerError):
+                conn.put("default", bytes(1 << 20))
+            played.reads.clear()
+
+    put()
+    assert grown(put) < 3 << 20
+    conn.close()
