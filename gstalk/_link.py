@@ -21,6 +21,7 @@ from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
 from gstalk._calls import join
+from gstalk._clock import monotonic
 from gstalk._dial import dial
 from gstalk._hooks import Hooks
 from gstalk._misplaced import misplace
@@ -374,6 +375,12 @@ class Link:
         pipe.append(commands.by_id(commands.STATS_JOB, job_id), first)
         return last
 
+    def look_after_jobs(self) -> None:
+        """Ask the server about jobs whose time to run may be over. Never switches; nobody waits for the replies."""
+        for job_id in self.reserved.doubtful(monotonic()):
+            slot = self.pipe.slot(commands.STATS_JOB, job_id, self._told)
+            self.pipe.append(commands.by_id(commands.STATS_JOB, job_id), slot)
+
     # The duties of these commands; a bound method keeps the connection until its answer is there.
 
     def _settled(self, slot: Slot) -> None:
@@ -384,6 +391,9 @@ class Link:
 
     def _looked(self, slot: Slot) -> None:
         self.reserved.looked(slot)
+
+    def _told(self, slot: Slot) -> None:
+        self.reserved.told(slot, self.pipe.read_at)
 
     # -- life --------------------------------------------------------------------------------------------------
 
