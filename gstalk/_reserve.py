@@ -10,8 +10,8 @@ A reserve that waits on the server stops every command behind it, so there are t
 What is asked is anonymous: a job goes to whoever stands first in line. A caller is told "none" only when his time is
 over and an ask that went out for him has been answered. A job that comes while nobody stands in line goes back.
 
-While it asks because jobs are held, the server is asked about those, too, now and then: it doesn't tell when a time to
-run is over, and a job that nobody has finished by then would have this ask for ever instead of wait.
+Where it finds nothing and jobs are held, the server is asked about those, too, now and then: it doesn't tell when a
+time to run is over, and a job that nobody has finished by then would have this ask for ever instead of wait.
 
 A wait that meets another command, or that nobody waits for any more, is called back: `Link` half-closes the socket,
 reads it to the end and dials anew. That happens once in a Conn's life; from then on it asks.
@@ -205,6 +205,8 @@ class ReserveLine:
             if missing > 0:
                 for caller in list(islice(self._callers, missing)):
                     self._ask(caller)
+        elif self._link.reserved.by_id:
+            self._link.look_after_jobs()  # or this might ask for ever, and never wait, for jobs that are gone
         if self._timed:
             self._dismiss()
         if not self._callers:
@@ -266,10 +268,6 @@ class ReserveLine:
         self._stop_timer()
         self._dismiss()
         if self._callers and self._asked == self._answered and self._wait is None:
-            if (
-                self._link.reserved.by_id
-            ):  # or nobody would ever find out that they are gone, and this would ask for ever
-                self._link.look_after_jobs()
             self._ask(self._callers[0])
 
     def _stop_timer(self) -> None:

@@ -537,14 +537,26 @@ def test_jobs_that_ran_out_are_held_no_longer_and_the_conn_waits_again(conn, oth
 
 
 @pytest.mark.slow
+def test_jobs_that_ran_out_are_noticed_by_who_asks_without_waiting(conn, other, tube):
+    for _ in range(100):
+        hold(conn, other, tube, ttr=1)
+
+    def gone():
+        reserved(lambda: conn.reserve_with_timeout(0))
+        return not conn._link.reserved.by_id
+
+    wait_until(gone, 20)
+
+
+@pytest.mark.slow
 def test_job_that_ran_out_in_somebodys_hands_is_lost(conn, other, tube, monkeypatch):
     monkeypatch.setattr(_reserved, "AGE", 0.1)
-    job = hold(conn, other, tube, ttr=1)
+    job = hold(conn, other, tube, ttr=3)
     other.watch(f"{tube}-held")
     reserver = start(reserved, conn.reserve)
     taken = reserved(lambda: other.reserve_with_timeout(10))
     assert taken.id == job.id
-    wait_until(lambda: job.is_lost, 10)
+    wait_until(lambda: (taken.touch(), job.is_lost)[1], 10)
     with pytest.raises(gstalk.JobLostError):
         job.delete()
     assert taken.stats().state == "reserved"
