@@ -468,6 +468,8 @@ class Link:
         self._finalizer.detach()
         if self.on_failure is not None:
             self.on_failure()
+        # Last: whoever was told refers to this connection, and it to him.
+        self.on_failure = self.on_closing = self.reserved.on_settled = self._end_wait = None
 
     def close(self) -> None:
         """Let what settles jobs finish, at most `conn_timeout`, and close; idempotent."""

@@ -11,6 +11,7 @@ Nothing is buffered: a returned id is the only success. What becomes of a put th
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._lanes import FULL, TICK, Lane, Lanes
+from gstalk._traces import forgetful
 from gstalk.config import LEFT_OUT, Config, PutParams
 from gstalk.conn import merge
 from gstalk.errors import (
@@ -75,8 +77,11 @@ class _Attempt:
         self.causes: dict[str, BaseException] = {}
 
 
+@forgetful()
 class Producer:
     """A pool of connections to put jobs with. Also a context manager, which stops it.
+
+    One that nobody refers to any more closes its connections, with a `ResourceWarning`.
 
     Args:
         uris: The servers, or one.
@@ -100,6 +105,8 @@ class Producer:
 
     def _start(self) -> None:
         self._lanes = Lanes(self._addresses, self._config, self._hooks)
+        self._finalizer = weakref.finalize(self, _drop, self._lanes)
+        self._finalizer.atexit = False
         self._ready = True  # the one flag that the hot path looks at: not stopped, not forked
 
     def __enter__(self) -> Producer:
@@ -269,7 +276,7 @@ class Producer:
                     data = commands.put(body, params.priority, params.delay, params.ttr)
                 except (TypeError, InvalidArgumentError) as error:
                     self._collect(pending, results, True, limit == 0)
-                    results.append(error)
+                    results.append(error.with_traceback(None))  # in it stand the frames that hold these results
                     continue
                 now = monotonic()
                 attempt = _Attempt(lanes, tube, data, now, None if not limit else now + limit)
@@ -280,7 +287,7 @@ class Producer:
                     try:
                         result = self._try_again(attempt, limit == 0)
                     except GstalkError as error:
-                        result = error
+                        result = error.with_traceback(None)
                     results.append(result)
                     if self._hooks.listens:
                         self._tell(attempt, result)
@@ -322,7 +329,7 @@ class Producer:
                     self._judge(attempt, lane, slot, once)
                     result = self._try_again(attempt, False)
                 except GstalkError as final:
-                    result = final
+                    result = final.with_traceback(None)
             results.append(result)
             if self._hooks.listens:
                 self._tell(attempt, result)
@@ -479,6 +486,18 @@ class Producer:
                 lanes.wait_idle(seconds)
         finally:
             lanes.close()
+            self._finalizer.detach()
+
+
+def _drop(lanes: Lanes) -> None:
+    """Close the connections of a Producer that nobody refers to any more. Never switches."""
+    if lanes.hub.loop is not None:
+        if get_hub() is lanes.hub:
+            lanes.pool.cut()
+        else:  # it was dropped in another thread
+            lanes.hub.loop.run_callback_threadsafe(lanes.pool.cut)
+        uris = ", ".join(server.uri for server in lanes.pool.servers)
+        warnings.warn(f"a Producer of {uris} was not stopped", ResourceWarning, stacklevel=2)  # last: may be an error
 
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()

@@ -19,6 +19,7 @@ import gevent
 import pytest
 
 import gstalk
+from gstalk.pool import _pools
 from tests.servers import CUT, Played, ok, wait_until
 
 TUBE = "t"
@@ -56,7 +57,7 @@ def nothing_left(what: str) -> Iterator[None]:
         yield
         turn()
         gc.collect()
-        left = [repr(thing)[:200] for thing in gc.garbage if is_ours(thing)]
+        left = [f"{type(thing).__name__} {thing!r}"[:150] for thing in gc.garbage if is_ours(thing)]
     finally:
         gc.set_debug(before)
         gc.garbage.clear()
@@ -345,3 +346,185 @@ def test_refused_puts_of_large_bodies_take_no_memory(play, reply):
     put()
     assert grown(put) < 3 << 20
     conn.close()
+
+
+# -- Producer ------------------------------------------------------------------------------------------------------
+
+PUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what the server says, and the Producer's options
+    "all well": ({}, {}),
+    "draining": ({"put": b"DRAINING\r\n"}, {}),
+    "out of memory": ({"put": b"OUT_OF_MEMORY\r\n"}, {}),
+    "too big": ({"put": b"JOB_TOO_BIG\r\n"}, {}),
+    "buried": ({"put": b"BURIED 7\r\n"}, {}),
+    "internal error": ({"put": b"INTERNAL_ERROR\r\n"}, {"put_timeout": 0.1}),
+    "garbage": ({"put": b"WHATEVER\r\n"}, {"put_timeout": 0.1, "retry_ambiguous": False}),
+    "lost": ({"put": CUT}, {"put_timeout": 0.1}),
+    "silent": ({"put": SILENCE}, {"put_timeout": 0.1}),
+    "never connected": ({"stats": SILENCE}, {"put_timeout": 0.1, "conn_timeout": 0.05}),
+}
+
+
+def try_put(producer: gstalk.Producer, many: bool) -> BaseException | None:
+    try:
+        if many:
+            producer.put_many(TUBE, BODIES)  # type: ignore[arg-type]
+        else:
+            producer.put(TUBE, b"x")
+    except BaseException as error:
+        return error
+    finally:
+        del producer
+    return None
+
+
+def wait_gone(uri: str) -> None:
+    """Wait until the keepers have ended and nobody is connected."""
+    wait_until(lambda: not any(pool.keepers for pool in _pools if pool.servers[0].uri == uri))
+    turn()
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["put", "put_many"])
+@pytest.mark.parametrize("end", ["stopped", "dropped"])
+@pytest.mark.parametrize("outcome", PUTS)
+def test_producer_leaves_nothing_to_the_collector(play, outcome, end, many):
+    replies, options = PUTS[outcome]
+    played = play(replies)
+
+    def once() -> None:
+        producer = gstalk.Producer(played.uri, **options, error_func=lambda *_: None, info_func=lambda _: None)
+        try_put(producer, many)
+        if end == "stopped":
+            producer.stop(0)
+        del producer
+        wait_gone(played.uri)
+
+    once()
+    with nothing_left(outcome):
+        once()
+
+
+@pytest.mark.parametrize("outcome", PUTS)
+def test_dropped_producer_closes_at_once_and_whoever_keeps_its_error_does_not_keep_it(play, outcome):
+    replies, options = PUTS[outcome]
+    played = play(replies)
+    gc.collect()
+    gc.disable()
+    try:
+        producer = gstalk.Producer(played.uri, **options, error_func=lambda *_: None, info_func=lambda _: None)
+        kept = try_put(producer, False)
+        assert (kept is None) == (outcome == "all well")
+        pool = producer._lanes.pool
+        gone = weakref.ref(producer)
+        del producer
+        assert gone() is None
+        assert pool.links == []
+        wait_until(lambda: not pool.keepers)
+        del kept
+    finally:
+        gc.enable()
+
+
+def test_dropped_producer_warns(server):
+    producer = gstalk.Producer(server.uri)
+    assert producer.wait_connected()
+    pool = producer._lanes.pool
+    with pytest.warns(ResourceWarning, match=f"Producer of {server.uri} was not stopped"):
+        del producer
+    wait_until(lambda: not pool.keepers)
+
+
+def test_producer_refused_puts_of_large_bodies_take_no_memory(play):
+    played = play({"put": b"JOB_TOO_BIG\r\n"})
+    producer = gstalk.Producer(played.uri)
+
+    def put() -> None:
+        for _ in range(50):
+            with pytest.raises(gstalk.ServerError):
+                producer.put("default", bytes(1 << 20))
+            played.reads.clear()
+
+    put()
+    assert grown(put) < 3 << 20
+    producer.stop()
+
+
+# -- Consumer ------------------------------------------------------------------------------------------------------
+
+
+def finish(job: gstalk.Job) -> None:
+    job.delete()
+
+
+def fail(job: gstalk.Job) -> None:
+    raise ValueError("x")
+
+
+def forget_it(job: gstalk.Job) -> None:
+    """Return without having finished it."""
+
+
+def retry(job: gstalk.Job) -> None:
+    raise gstalk.Retry(delay=1000)
+
+
+def late(job: gstalk.Job) -> None:
+    gevent.sleep(60)
+
+
+@pytest.mark.parametrize("options", [{}, {"auto_touch": True}, {"auto_delete": True}, {"time_limit": 0.02}], ids=str)
+@pytest.mark.parametrize("handler", [finish, fail, forget_it, retry, late])
+def test_consumer_leaves_nothing_to_the_collector(server, connect, tube, handler, options):
+    other = connect()
+
+    def once() -> None:
+        job_id = other.put(tube, b"x")
+        consumer = gstalk.Consumer(
+            server.uri, tube, num_greenlets=2, error_func=lambda *_: None, info_func=lambda _: None, **options
+        )
+
+        def handle(job: gstalk.Job) -> None:
+            consumer.stop(0.02)
+            handler(job)
+
+        consumer.receive(handle)
+        try:
+            other.delete(job_id)
+        except gstalk.NotFoundError:
+            pass
+        wait_gone(server.uri)
+
+    once()
+    with nothing_left(str(options)):
+        once()
+
+
+def test_consumer_interrupted_leaves_nothing_to_the_collector(server, tube):
+    def once() -> None:
+        with gevent.Timeout(0.1, False):  # type: ignore[arg-type]
+            gstalk.Consumer(server.uri, tube).receive(finish)
+        wait_gone(server.uri)
+
+    once()
+    with nothing_left("interrupted"):
+        once()
+
+
+def test_consumer_failing_handlers_with_large_bodies_take_no_memory(server, connect, tube):
+    other = connect()
+    told = []
+    consumer = gstalk.Consumer(
+        server.uri, tube, error_func=lambda error, _: told.append(str(error)), retry=gstalk.RetryPolicy(max_attempts=1)
+    )
+    receiver = gevent.spawn(consumer.receive, fail)
+    before = 0
+
+    def run() -> None:
+        for _ in range(300):
+            other.put(tube, bytes(65000))
+        wait_until(lambda: len(told) == before + 300)
+
+    run()
+    before = 300
+    assert grown(run) < 3 << 20
+    consumer.stop()
+    receiver.get()
