@@ -11,15 +11,15 @@ from gevent.hub import Hub
 
 from gstalk.protocol.session import PENDING, Call
 
-__all__ = ["wait_for", "whole"]
+__all__ = ["join", "wait_for", "whole"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def wait_for(hub: Hub, call: Call) -> Any:
-    """Wait until a call is answered, and return its result or raise its error.
+def join(hub: Hub, call: Call) -> None:
+    """Wait until a call is answered, whatever the answer: all that this raises is what has hit the caller.
 
-    If the wait is interrupted, whatever interrupted it passes on, and nobody waits for the call any more.
+    If the wait is interrupted, nobody waits for the call any more.
     """
     if call.result is PENDING and call.error is None:
         call.waiter = getcurrent()
@@ -28,11 +28,13 @@ def wait_for(hub: Hub, call: Call) -> Any:
                 hub.switch()
         finally:
             call.waiter = None
+
+
+def wait_for(hub: Hub, call: Call) -> Any:
+    """Wait until a call is answered, and return its result or raise its error."""
+    join(hub, call)
     if call.error is not None:
-        try:
-            raise call.error
-        finally:
-            del call  # the traceback would hold the frame, and the frame the error
+        raise call.take_error()
     return call.result
 
 

@@ -12,6 +12,7 @@ from gevent import ssl
 from gevent.hub import Hub
 
 from gstalk._clock import monotonic
+from gstalk._traces import bare
 from gstalk._transport import READ, WRITE, Transport, connect, wait
 from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
 from gstalk.protocol import commands
@@ -40,13 +41,13 @@ def dial(
         Until the greeting is answered, at most `conn_timeout` seconds.
     """
     greeting = _greeting(used, watched)
+    session = Session(str(address))
     deadline = None if conn_timeout is None else monotonic() + conn_timeout
     mine = gevent.Timeout(conn_timeout)
     mine.start()
     transport = None
     try:
         transport = connect(hub, address, context, deadline)
-        session = Session(str(address))
         slots = [Slot(command, session) for command, _ in greeting]
         session.slots.extend(slots)
         data = b"".join(data for _, data in greeting)
@@ -71,6 +72,9 @@ def dial(
         raise
     finally:
         mine.close()
+        mine = None  # type: ignore[assignment]  # when it has struck, its traceback holds this frame
+        session.done.clear()
+        session.slots.clear()
     return transport, slots[0].result
 
 
@@ -93,5 +97,5 @@ def _advance(transport: Transport, session: Session) -> bool:
     if data == b"":
         raise ConnectionLostError("the server closed the connection before its first answer")
     if data and (broken := session.receive(data)) is not None:
-        raise broken
+        raise bare(broken)  # a copy: the slot that has the other one stands in a frame of its traceback
     return all_taken

@@ -3,10 +3,9 @@
 `Conn` and `Consumer` stand on it; both reserve, each in its own way, and a `Job` refers to it. Which promises are
 kept here:
 
-- What settles a job is carried out, both steps of it where the job's own priority has to be asked for first. The
-  job's state moves when the reply is parsed, whoever still waits.
+- What settles a job is carried out, both steps of it where the job's own priority has to be asked for first. What
+  becomes of the job stands in `_reserved`.
 - A reservation that nobody wants goes back with the job's own priority (`give_back`).
-- A job that this connection reserves a second time makes the older `Job` lost: the server can't tell the two apart.
 - A wait on the server can be called back (`redial`): half-close, read to the end, dial anew, and go on only if it is
   the same server process, since elsewhere the same ids mean other jobs.
 """
@@ -21,25 +20,25 @@ import gevent
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
+from gstalk._calls import join
+from gstalk._clock import monotonic
 from gstalk._dial import dial
 from gstalk._hooks import Hooks
 from gstalk._misplaced import misplace
 from gstalk._outcomes import Outcomes
 from gstalk._pipeline import Pipeline, drop
+from gstalk._reserved import SETTLING, ReservedJobs
 from gstalk._transport import Transport
 from gstalk.config import Config
 from gstalk.errors import (
-    BuriedError,
     CommandTimeoutError,
     ConnectError,
     ConnectionClosedError,
     ConnectionLostError,
     DisconnectedError,
-    GstalkError,
     InvalidArgumentError,
     JobFinishedError,
     JobLostError,
-    NotFoundError,
     ProtocolError,
     WrongHubError,
 )
@@ -53,7 +52,6 @@ from gstalk.uri import Address
 __all__ = ["Link"]
 
 Line = Callable[[int], bytes]  # a command, once the job's own priority is known
-_SETTLING = (commands.DELETE, commands.RELEASE, commands.BURY)
 
 
 class Link:
@@ -61,18 +59,17 @@ class Link:
 
     Attributes:
         pipe: The commands in flight; another one after a `redial`.
-        held: The jobs that this connection has reserved, by id.
+        reserved: The jobs that this connection has reserved.
         outcomes: What tells of the ends of commands; `None`: nobody listens.
         used: The tube that the last command appended will find in use.
         watched: The tubes watched, as the server confirmed them.
         on_failure: Called once, when the connection is over; must not switch.
         on_closing: Called when it begins to close and what settles jobs is still waited for; must not switch.
-        on_settled: Called when a delete, release or bury has been answered; must not switch.
     """
 
     __slots__ = (
-        "__weakref__ _closed _end_wait _finalizer _holder _limit _redialing address config held hub "
-        "on_closing on_failure on_settled outcomes pipe server uri used watched"
+        "__weakref__ _closed _end_wait _finalizer _holder _limit _redialing address config hub "
+        "on_closing on_failure outcomes pipe reserved server uri used watched"
     ).split()
 
     def __init__(self, address: Address, config: Config, tubes: tuple[str, ...] = ()) -> None:
@@ -89,12 +86,11 @@ class Link:
         self.config = config
         self.hub: Hub = get_hub()
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
-        self.held: dict[int, Job] = {}
+        self.reserved = ReservedJobs()
         self.used = "default"
         self.watched = list(tubes) or ["default"]
         self.on_failure: Callable[[], None] | None = None
         self.on_closing: Callable[[], None] | None = None
-        self.on_settled: Callable[[], None] | None = None
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
         self._redialing: tuple[gevent.Greenlet[..., Any], Pipeline] | None = None  # who does it, what he ends first
@@ -124,12 +120,17 @@ class Link:
     def clear(self, what: str) -> Pipeline:
         """Return the pipe when a command may be appended to it; may wait for room, and ends a wait on the server."""
         while not self.pipe.clear:
+            self.wait_clear()
+            self.check(what)
+        return self.pipe
+
+    def wait_clear(self) -> None:
+        """Wait until a command may be appended, or can't be any more: all that this raises is what hits the caller."""
+        while not self.pipe.clear and self.is_connected:
             if self._end_wait is not None:
                 self._end_wait()
             else:
                 self.pipe.wait_room()
-            self.check(what)
-        return self.pipe
 
     def call(self, command: Command, data: bytes, key: Any = None, duty: Any = None, extra: Any = None) -> Any:
         """Send a command, wait for its reply, and return its result or raise its error."""
@@ -203,16 +204,14 @@ class Link:
             if self.pipe.failure is None:
                 self.pipe.hold_back(False)
         if slot.error is None and slot.result is not None:
-            slot.result = self._hold(*slot.result)
+            slot.result = self.hold(*slot.result)
         slot.extra(slot)
 
-    def _hold(self, job_id: int, body: bytes) -> Job:
+    def hold(self, job_id: int, body: bytes) -> Job:
+        """Make the Job of a reply that has reserved one."""
         tube = self.watched[0] if len(self.watched) == 1 else None
         job = Job(self, job_id, body, tube, self.pipe.read_at, "held")
-        older = self.held.get(job_id)
-        if older is not None:
-            older._state = "lost"
-        self.held[job_id] = job
+        self.reserved.add(job)
         return job
 
     def reserve_job(self, job_id: int) -> Job:
@@ -230,10 +229,10 @@ class Link:
 
     def _reserved_by_id(self, slot: Slot) -> None:
         if slot.error is None:
-            slot.result = self._hold(*slot.result)
-            slot.result.tube = None
+            slot.result = job = self.hold(*slot.result)
+            job.tube = None
             if slot.waiter is None:
-                self.give_back(slot.result)
+                self.give_back(job)
 
     def give_back(self, job: Job) -> None:
         """Release a job that nobody wants, with its own priority. Never switches; nobody waits for it."""
@@ -242,7 +241,7 @@ class Link:
 
     def _given_back(self, slot: Slot) -> None:
         """If the server does not take a job back, the connection's end makes it: else it would keep it for its ttr."""
-        self._settled(slot)
+        self.reserved.settled(slot)
         if slot.extra._state == "held":
             self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
 
@@ -251,8 +250,8 @@ class Link:
             # The usual case, in as few steps as can be.
             self.check("delete")
             pipe = self.pipe
-            job._state = "settling"
-            slot = Slot(commands.DELETE, pipe.session, job.id, self._settled, job)
+            self.reserved.settle(job)
+            slot = Slot(commands.DELETE, pipe.session, job.id, self.reserved.settled, job)
             pipe.append(b"delete %d\r\n" % job.id, slot)
             (self.outcomes or pipe).wait(slot)
             return
@@ -263,11 +262,11 @@ class Link:
         """Delete a job that we hold; nobody waits for the reply. `failed` is told, in the hub, if it went wrong."""
 
         def settled(slot: Slot) -> None:
-            self._settled(slot)
+            self.reserved.settled(slot)
             if slot.error is not None:
                 failed(slot)
 
-        job._state = "settling"
+        self.reserved.settle(job)
         duty = settled if self.outcomes is None else self.outcomes.later(settled)
         self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
 
@@ -307,7 +306,7 @@ class Link:
         job_id = job.id if isinstance(job, Job) else checks.check_job_id(job)
         ours = job if isinstance(job, Job) and job._state in ("held", "settling") else None
         data = commands.by_id(commands.STATS_JOB, job_id)
-        stats: JobStats = self.call(commands.STATS_JOB, data, job_id, self._touched, ours)
+        stats: JobStats = self.call(commands.STATS_JOB, data, job_id, self._looked, ours)
         if isinstance(job, Job):
             job.tube = stats.tube
         return stats
@@ -335,7 +334,7 @@ class Link:
         pipe = self.pipe if job is not None else self.clear(command.name)
         slot = pipe.slot(command, job_id, self._settled, job)
         if job is not None:
-            job._state = "settling"
+            self.reserved.settle(job)
         pipe.append(data, slot)
         (self.outcomes or pipe).wait(slot)
 
@@ -352,10 +351,11 @@ class Link:
             duty = self.outcomes.later(duty)
         last = pipe.slot(command, job_id, duty, job)
         if job is not None:
-            job._state = "settling"
+            self.reserved.settle(job)
+        holds = self.reserved.holds
 
         def go_on(first: Slot) -> None:
-            if job is not None and job._state == "lost" and first.error is None:  # reserved again: another's, by now
+            if job is not None and first.error is None and not holds(job):  # reserved again: another's, by now
                 first.error = JobLostError(f"{last}: the server has taken the job back; nothing was sent")
             if first.error is None:
                 try:
@@ -373,35 +373,25 @@ class Link:
         pipe.append(commands.by_id(commands.STATS_JOB, job_id), first)
         return last
 
+    def look_after_jobs(self) -> None:
+        """Ask the server about jobs whose time to run may be over. Never switches; nobody waits for the replies."""
+        for job_id in self.reserved.doubtful(monotonic()):
+            slot = self.pipe.slot(commands.STATS_JOB, job_id, self._told)
+            self.pipe.append(commands.by_id(commands.STATS_JOB, job_id), slot)
+
+    # The duties of these commands; a bound method keeps the connection until its answer is there.
+
     def _settled(self, slot: Slot) -> None:
-        job: Job | None = slot.extra
-        error = slot.error
-        if error is None or isinstance(error, BuriedError):
-            for each in (job, self.held.get(slot.key)):
-                if each is not None and each._state != "lost":
-                    each._state = "finished"
-            self.held.pop(slot.key, None)  # last: what a signal leaves behind there is lost with the connection
-        elif isinstance(error, (NotFoundError, DisconnectedError)):
-            self._lose(slot, job)
-        elif job is not None and job._state == "settling":
-            job._state = "held"
-        if self.on_settled is not None:
-            self.on_settled()
+        self.reserved.settled(slot)
 
     def _touched(self, slot: Slot) -> None:
-        if isinstance(slot.error, NotFoundError):
-            self._lose(slot, slot.extra)
+        self.reserved.touched(slot, self.pipe.read_at)
 
-    def _lose(self, slot: Slot, job: Job | None) -> None:
-        """The server said that a job isn't there, or not ours."""
-        ours = self.held.get(slot.key)
-        if ours is not None and (job is None or job is ours):
-            del self.held[slot.key]
-            ours._state = "lost"
-        if job is not None and job._state != "finished":
-            job._state = "lost"
-            if isinstance(slot.error, NotFoundError):
-                slot.error = JobLostError(f"{slot}: the server has taken the job back; its time to run may be over")
+    def _looked(self, slot: Slot) -> None:
+        self.reserved.looked(slot)
+
+    def _told(self, slot: Slot) -> None:
+        self.reserved.told(slot, self.pipe.read_at)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -452,7 +442,7 @@ class Link:
         except ConnectError as error:
             pipe.fail(ConnectionLostError, f"could not connect again to end a reserve: {error}", error)
         except BaseException as error:
-            pipe.fail(ConnectionLostError, "interrupted while connecting again", error)
+            pipe.fail(ConnectionLostError, f"{type(error).__name__} hit while connecting again")
             raise
         finally:
             self._redialing = None
@@ -472,13 +462,12 @@ class Link:
         pipe.on_failure = failed
 
     def _failed(self) -> None:
-        for job in self.held.values():
-            if job._state in ("held", "settling"):
-                job._state = "lost"
-        self.held.clear()
+        self.reserved.lose_all()
         self._finalizer.detach()
         if self.on_failure is not None:
             self.on_failure()
+        # Last: whoever was told refers to this connection, and it to him.
+        self.on_failure = self.on_closing = self.reserved.on_settled = self._end_wait = None
 
     def close(self) -> None:
         """Let what settles jobs finish, at most `conn_timeout`, and close; idempotent."""
@@ -523,22 +512,18 @@ class Link:
         self.pipe.fail(ConnectionClosedError, "you closed it")
 
     def _may_settle(self) -> bool:
-        return any(s.command in _SETTLING or isinstance(s.extra, Slot) for s in self.pipe.slots)
+        return any(s.command in SETTLING or isinstance(s.extra, Slot) for s in self.pipe.slots)
 
     def _drain(self) -> None:
         """Wait for deletes, releases and buries; replies come in order, so one more command tells when they did."""
         pipe = self.pipe
-        pipe.give_up(lambda s: s.command not in _SETTLING and not isinstance(s.extra, Slot))
+        pipe.give_up(lambda s: s.command not in SETTLING and not isinstance(s.extra, Slot))
         if self.on_closing is not None:
             self.on_closing()
         while pipe.failure is None and self._may_settle():
             fence = pipe.slot(commands.LIST_TUBE_USED)
             pipe.append(commands.plain(commands.LIST_TUBE_USED), fence)
-            try:
-                pipe.wait(fence)
-            except GstalkError as error:
-                if error is not fence.error:  # the caller's own
-                    raise
+            join(self.hub, fence)
 
     @property
     def is_connected(self) -> bool:

@@ -45,6 +45,7 @@ from gevent.hub import Hub
 
 from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
+from gstalk._traces import bare
 from gstalk._transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,
@@ -163,10 +164,7 @@ class Pipeline:
         finally:
             slot.waiter = None
         if slot.error is not None:
-            try:
-                raise slot.error
-            finally:
-                del slot
+            raise slot.take_error()
         return slot.result
 
     def wait_room(self) -> None:
@@ -266,13 +264,13 @@ class Pipeline:
         Args:
             kind: What is raised in those who wait, and from now on.
             why: Its message.
-            cause: What is chained to it.
+            cause: What is chained to it, as a copy without its traceback, which would hold this connection.
             sent: How much of the stream counts as sent; `None`: what the kernel has taken.
         """
         if self.failure is not None:
             return
         sent = self.sent if sent is None else sent
-        self.failure = (kind, why, cause)
+        self.failure = (kind, why, None if cause is None else bare(cause))
         try:
             self._finish(sent)
         except BaseException:  # a signal's: again, from where it struck, or somebody would wait for ever
@@ -283,7 +281,7 @@ class Pipeline:
         """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
         if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
             self._wake_due = False  # the read that was to wake all has ended here
-            self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", error, sent=self._appended)
+            self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", sent=self._appended)
             self._wake_soon()  # also those of an end that it has hit
 
     def forsake(self) -> None:

@@ -10,6 +10,9 @@ A reserve that waits on the server stops every command behind it, so there are t
 What is asked is anonymous: a job goes to whoever stands first in line. A caller is told "none" only when his time is
 over and an ask that went out for him has been answered. A job that comes while nobody stands in line goes back.
 
+Where it finds nothing and jobs are held, the server is asked about those, too, now and then: it doesn't tell when a
+time to run is over, and a job that nobody has finished by then would have this ask for ever instead of wait.
+
 A wait that meets another command, or that nobody waits for any more, is called back: `Link` half-closes the socket,
 reads it to the end and dials anew. That happens once in a Conn's life; from then on it asks.
 """
@@ -167,7 +170,7 @@ class ReserveLine:
             return
         self._asked += 1
         caller.ask = self._asked
-        if self._may_wait and not link.held and not link.pipe.slots:
+        if self._may_wait and not link.reserved.by_id and not link.pipe.slots:
             endless = self._timed < len(self._callers)
             longest = INFINITY if endless else max(each.until for each in self._callers) - now
             seconds = int(min(longest, link.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
@@ -202,6 +205,8 @@ class ReserveLine:
             if missing > 0:
                 for caller in list(islice(self._callers, missing)):
                     self._ask(caller)
+        elif self._link.reserved.by_id:
+            self._link.look_after_jobs()  # or this might ask for ever, and never wait, for jobs that are gone
         if self._timed:
             self._dismiss()
         if not self._callers:

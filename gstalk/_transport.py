@@ -26,6 +26,7 @@ from gevent.hub import Hub
 from gevent.monkey import get_original
 
 from gstalk._clock import monotonic
+from gstalk._traces import bare
 from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.uri import Address, server_name
 
@@ -291,7 +292,7 @@ def connect(hub: Hub, address: Address, context: ssl.SSLContext | None, deadline
         Until connected; the caller bounds it with a `gevent.Timeout`.
     """
     places = _resolve(hub, address)
-    error: ConnectError | None = None
+    refusals: list[ConnectError] = []
     for number, (family, place) in enumerate(places, 1):
         left = len(places) - number
         share = None
@@ -307,10 +308,14 @@ def connect(hub: Hub, address: Address, context: ssl.SSLContext | None, deadline
         finally:
             if share is not None:
                 share.close()
+                share = None  # when it has struck, its traceback holds this frame
         if isinstance(made, Transport):
             return made
-        error = made
-    raise error or ConnectError(f"connect to {address}: the name stands for no address")
+        refusals.append(made)
+        del made
+    if not refusals:
+        raise ConnectError(f"connect to {address}: the name stands for no address")
+    raise refusals.pop()  # out of this frame, which its traceback holds
 
 
 def _connect_one(
@@ -362,7 +367,7 @@ def _connect_one(
 
 def _refused(address: Address, error: BaseException | None, what: str = "") -> ConnectError:
     refused = ConnectError(f"connect to {address}: {what}{_reason(error)}")
-    refused.__cause__ = error
+    refused.__cause__ = None if error is None else bare(error)
     return refused
 
 
@@ -385,7 +390,7 @@ def _resolve(hub: Hub, address: Address) -> list[tuple[int, SockAddr]]:
     lookup.join()
     found = lookup.value
     if not isinstance(found, list):
-        raise _refused(address, found) from found
+        raise _refused(address, found)
     return [(family, place) for family, _, _, _, place in found]
 
 
@@ -393,7 +398,7 @@ def _look_up(key: tuple[Hub, str, int]) -> object:
     try:
         return socket.getaddrinfo(key[1], key[2], type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        return error
+        return error.with_traceback(None)  # its frames hold what holds it: this greenlet, and gevent's thread's result
     finally:
         _lookups.pop(key, None)
 

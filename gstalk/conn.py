@@ -15,10 +15,11 @@ from typing import Any
 
 from gevent import get_hub, getcurrent
 
+from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._link import Link
-from gstalk._pipeline import Pipeline
 from gstalk._reserve import ReserveLine
+from gstalk._traces import forget, forgetful
 from gstalk.config import Config, PutParams, configure
 from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
 from gstalk.job import Job, Seconds
@@ -69,6 +70,7 @@ def merge(params: PutParams | None, priority: int | None, delay: Seconds | None,
     )
 
 
+@forgetful(but=("put",))
 class Conn:
     """A connection; made by `dial`. Also a context manager, which closes it.
 
@@ -153,25 +155,30 @@ class Conn:
         """
         link = self._link
         pipe = link.pipe
-        if not pipe.clear or get_hub() is not self._hub or getcurrent() is self._hub:
-            link.check("put")
-        if params is None and priority is None and delay is None and ttr is None:
-            params = _DEFAULTS
-        else:
-            params = merge(params, priority, delay, ttr)
-        data = commands.put(body, params.priority, params.delay, params.ttr)
-        if type(tube) is not str:
-            tube = checks.check_tube(tube)
-        if not pipe.clear:
-            checks.check_tube(tube)
-            pipe = link.clear("put")
-        slot = Slot(commands.PUT, pipe.session)
-        if tube == link.used:
-            pipe.append(data, slot)
-        else:
-            link.append_using(tube, data, slot)
-        job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
-        return job_id
+        try:
+            if not pipe.clear or get_hub() is not self._hub or getcurrent() is self._hub:
+                link.check("put")
+            if params is None and priority is None and delay is None and ttr is None:
+                params = _DEFAULTS
+            else:
+                params = merge(params, priority, delay, ttr)
+            data = commands.put(body, params.priority, params.delay, params.ttr)
+            if type(tube) is not str:
+                tube = checks.check_tube(tube)
+            if not pipe.clear:
+                checks.check_tube(tube)
+                pipe = link.clear("put")
+            slot = Slot(commands.PUT, pipe.session)
+            if tube == link.used:
+                pipe.append(data, slot)
+            else:
+                link.append_using(tube, data, slot)
+            job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
+            return job_id
+        except BaseException as error:
+            forget(error)
+            self = link = pipe = body = data = slot = None  # type: ignore[assignment]
+            raise
 
     def put_many(
         self,
@@ -221,17 +228,17 @@ class Conn:
             try:
                 data = commands.put(body, *numbers)
             except (TypeError, InvalidArgumentError) as error:
-                pending.append(error)
+                pending.append(error.with_traceback(None))  # in it stand the frames that hold these results
                 continue
             if not pipe.clear:
                 failed |= self._harvest(pending, results, tube)
+                link.wait_clear()
                 try:
-                    pipe = link.clear("put_many")
+                    link.check("put_many")
                 except DisconnectedError as error:
-                    if link.is_connected:  # the caller's own, which hit his wait
-                        raise
-                    pending.append(error)
+                    pending.append(error.with_traceback(None))
                     break
+                pipe = link.pipe
             slot = Slot(commands.PUT, pipe.session)
             if link.outcomes is not None:
                 slot.extra = monotonic()
@@ -243,7 +250,7 @@ class Conn:
         # Replies come in order: when the last one is there, all are.
         last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
         if last is not None:
-            _settle_down(pipe, last)
+            join(self._hub, last)
         failed |= self._harvest(pending, results, tube)
         if failed:
             wrong = sum(isinstance(result, BaseException) for result in results)
@@ -598,12 +605,3 @@ class Conn:
             `Config.conn_timeout` seconds; interrupted meanwhile, it closes at once.
         """
         self._link.close()
-
-
-def _settle_down(pipe: Pipeline, slot: Slot) -> None:
-    """Wait until a slot is answered, whatever the answer."""
-    try:
-        pipe.wait(slot)
-    except Exception as error:
-        if error is not slot.error:
-            raise

@@ -27,6 +27,7 @@ from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk._ruins import bury_ruined
+from gstalk._traces import forget, forgetful
 from gstalk.config import LEFT_OUT, Config, configure
 from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job, Seconds
@@ -42,6 +43,7 @@ LAST_WORDS = 0.75  # seconds that killed handlers get to end
 FAREWELL = 1.0  # seconds that a server has to let go, at least
 
 
+@forgetful()
 class Consumer:
     """A pool of connections to work jobs off with.
 
@@ -206,7 +208,11 @@ class _Run:
             self._stop_timer()
             self._aside.kill(block=False)
         if self._interruption is not None:
-            raise self._interruption
+            error, self._interruption = self._interruption, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
 
     def _guarded(self, phase: Any) -> None:
         """Carry out a phase; an interruption means stop, a second one stop at once, and the first is kept."""
@@ -343,6 +349,8 @@ class _Run:
             for lane, job in self._jobs:
                 lane.link.give_back(job)
             self._jobs.clear()
+        if isinstance(greenlet.value, BaseException):  # what killed it, and it hold each other
+            forget(greenlet.value)
         self._changed.set()
 
     # -- connections -------------------------------------------------------------------------------------------
@@ -350,7 +358,7 @@ class _Run:
     def _up(self, server: Server, link: Link) -> None:
         self._lanes[link] = lane = _ConsumerLane(server.uri, link, self._config.num_greenlets)
         self._asking.lanes.append(lane)
-        link.on_settled = self._pump_soon  # one that holds no job any more may wait on its server
+        link.reserved.on_settled = self._pump_soon  # one that holds no job any more may wait on its server
         self._connected.set()
         self._pump_soon()
 
@@ -390,7 +398,7 @@ class _Run:
         any_held = False
         for lane in list(self._lanes.values()):  # a send that fails takes its connection out
             pipe = lane.link.pipe
-            lane.held = bool(lane.link.held)
+            lane.held = bool(lane.link.reserved.by_id)
             lane.busy = bool(pipe.slots) or not pipe.attached
             any_held |= lane.held
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:

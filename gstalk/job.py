@@ -1,6 +1,6 @@
 """A job: its id, its body, and what its holder may do with it. The connection it came from carries that out.
 
-A job's states, kept in `_state` and moved by the connection when a reply is parsed, not when a caller resumes:
+A job's states, kept in `_state` and moved by `_reserved` alone, when a reply is parsed, not when a caller resumes:
 
     peeked      somebody else's, or nobody's: commands go out as they are
     held        reserved by this connection
@@ -16,6 +16,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal, Protocol
 
+from gstalk._traces import forget, forgetful
 from gstalk.protocol.stats import JobStats
 
 __all__ = ["Job", "Owner", "State"]
@@ -37,6 +38,7 @@ class Owner(Protocol):
     def stats_job(self, job: Job | int) -> JobStats: ...
 
 
+@forgetful(but=("delete",))
 class Job:
     """A job, reserved or peeked. Made by `Conn` and `Consumer` only.
 
@@ -93,7 +95,12 @@ class Job:
         Protocol:
             ``delete <id>`` -> ``DELETED``, ``NOT_FOUND``; doc/protocol.txt, "Worker Commands".
         """
-        self._owner.delete(self)
+        try:
+            self._owner.delete(self)
+        except BaseException as error:
+            forget(error)
+            del self
+            raise
 
     def release(self, priority: int | None = None, delay: Seconds = 0) -> None:
         """Give the job back to its tube, for another attempt.

@@ -19,6 +19,7 @@ from gevent.event import Event
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
+from gstalk._traces import bare
 from gstalk.config import Config
 from gstalk.errors import GstalkError
 from gstalk.schedule import Backoff
@@ -65,8 +66,9 @@ class Pool:
         self._config = config
         self._tubes = tubes
         self._hooks = hooks
-        self._up = up
-        self._down = down
+        # Weak: the pool's owner holds the pool, and must go when nobody refers to him.
+        self._up = weakref.WeakMethod(up)
+        self._down = weakref.WeakMethod(down)
         self._wanted = 0
         self._timers: set[Any] = set()
         self._connected = Event()
@@ -102,6 +104,12 @@ class Pool:
         self.is_stopped = True
         for keeper in self.keepers:
             keeper.kill(block=False)
+
+    def cut(self) -> None:
+        """Close all connections at once, and make no new ones; never switches."""
+        self.stop_dialing()
+        for link in list(self.links):
+            link.cut()
 
     def _begin(self, server: Server, after: float = 0) -> None:
         """Start a keeper; another one takes its place if a signal ends it."""
@@ -146,14 +154,17 @@ class Pool:
                 self.links.remove(link)
             if not self.links:
                 self._connected.clear()
-            self._down(server, link)
+            if (down := self._down()) is not None:
+                down(server, link)
             over.set()
 
         link.on_failure = failed
         self.links.append(link)
         self._connected.set()
         try:
-            self._up(server, link)
+            if (up := self._up()) is not None:
+                up(server, link)
+            del up  # it would be held for as long as this connection lives
             if server.is_down:
                 server.is_down = False
                 self._hooks.info(f"connected to {server.uri} again")
@@ -178,7 +189,7 @@ class Pool:
             self._hooks.info(f"{server.error}; connecting again")
 
     def _failed(self, server: Server, error: BaseException) -> None:
-        server.error = error
+        server.error = bare(error)
         if not server.is_down:
             server.is_down = True
             self._hooks.error(error, f"no connection to {server.uri}; trying again until there is one")

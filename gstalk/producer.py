@@ -11,6 +11,7 @@ Nothing is buffered: a returned id is the only success. What becomes of a put th
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable
@@ -20,9 +21,11 @@ import gevent
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
+from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._lanes import FULL, TICK, Lane, Lanes
+from gstalk._traces import forgetful
 from gstalk.config import LEFT_OUT, Config, PutParams, configure
 from gstalk.conn import merge
 from gstalk.errors import (
@@ -74,8 +77,11 @@ class _Attempt:
         self.causes: dict[str, BaseException] = {}
 
 
+@forgetful()
 class Producer:
     """A pool of connections to put jobs with. Also a context manager, which stops it.
+
+    One that nobody refers to any more closes its connections, with a `ResourceWarning`.
 
     Args:
         uris: The servers, or one.
@@ -99,6 +105,8 @@ class Producer:
 
     def _start(self) -> None:
         self._lanes = Lanes(self._addresses, self._config, self._hooks)
+        self._finalizer = weakref.finalize(self, _drop, self._lanes)
+        self._finalizer.atexit = False
         self._ready = True  # the one flag that the hot path looks at: not stopped, not forked
 
     def __enter__(self) -> Producer:
@@ -184,13 +192,12 @@ class Producer:
                 return self._try_again(_Attempt(lanes, tube, data, now, deadline), limit == 0)
             slot = lanes.send(lane, tube, data, deadline)
             try:
-                job_id: int = lane.link.pipe.wait(slot)
-                return job_id
-            except GstalkError as error:
-                if error is not slot.error:  # it is the caller's own, and hit his wait
-                    raise
+                join(lanes.hub, slot)
             finally:
                 lanes.done(lane)
+            if slot.error is None:
+                job_id: int = slot.result
+                return job_id
             attempt = _Attempt(lanes, tube, data, now, deadline)
             self._judge(attempt, lane, slot, limit == 0)
             return self._try_again(attempt, False)
@@ -268,7 +275,7 @@ class Producer:
                     data = commands.put(body, params.priority, params.delay, params.ttr)
                 except (TypeError, InvalidArgumentError) as error:
                     self._collect(pending, results, True, limit == 0)
-                    results.append(error)
+                    results.append(error.with_traceback(None))  # in it stand the frames that hold these results
                     continue
                 now = monotonic()
                 attempt = _Attempt(lanes, tube, data, now, None if not limit else now + limit)
@@ -279,7 +286,7 @@ class Producer:
                     try:
                         result = self._try_again(attempt, limit == 0)
                     except GstalkError as error:
-                        result = error
+                        result = error.with_traceback(None)
                     results.append(result)
                     if self._hooks.listens:
                         self._tell(attempt, result)
@@ -312,21 +319,16 @@ class Producer:
             if slot.result is PENDING and slot.error is None and not everything and len(pending) < FULL:
                 return
             result: int | BaseException
-            try:
-                result = lane.link.pipe.wait(slot)
-            except GstalkError as error:
-                if error is not slot.error:
-                    raise
-                pending.popleft()
-                lanes.done(lane)
+            join(lanes.hub, slot)
+            pending.popleft()
+            lanes.done(lane)
+            result = slot.result
+            if slot.error is not None:
                 try:
                     self._judge(attempt, lane, slot, once)
                     result = self._try_again(attempt, False)
                 except GstalkError as final:
-                    result = final
-            else:
-                pending.popleft()
-                lanes.done(lane)
+                    result = final.with_traceback(None)
             results.append(result)
             if self._hooks.listens:
                 self._tell(attempt, result)
@@ -371,13 +373,12 @@ class Producer:
             attempt.uri = lane.server.uri
             slot = lanes.send(lane, attempt.tube, attempt.data, attempt.deadline)
             try:
-                job_id: int = lane.link.pipe.wait(slot)
-                return job_id
-            except GstalkError as error:
-                if error is not slot.error:
-                    raise
+                join(lanes.hub, slot)
             finally:
                 lanes.done(lane)
+            if slot.error is None:
+                job_id: int = slot.result
+                return job_id
             self._judge(attempt, lane, slot, once)
 
     def _take(self, attempt: _Attempt, once: bool) -> Lane:
@@ -484,6 +485,18 @@ class Producer:
                 lanes.wait_idle(seconds)
         finally:
             lanes.close()
+            self._finalizer.detach()
+
+
+def _drop(lanes: Lanes) -> None:
+    """Close the connections of a Producer that nobody refers to any more. Never switches."""
+    if lanes.hub.loop is not None:
+        if get_hub() is lanes.hub:
+            lanes.pool.cut()
+        else:  # it was dropped in another thread
+            lanes.hub.loop.run_callback_threadsafe(lanes.pool.cut)
+        uris = ", ".join(server.uri for server in lanes.pool.servers)
+        warnings.warn(f"a Producer of {uris} was not stopped", ResourceWarning, stacklevel=2)  # last: may be an error
 
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()

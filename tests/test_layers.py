@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"protocol", "schedule", "errors", "uri", "config", "retry", "job"},
+    {"protocol", "schedule", "errors", "uri", "config", "retry", "job", "_reserved", "_traces"},
     {"_calls", "_clock", "_hooks", "_transport", "_dial", "_pipeline"},
     {"_misplaced", "_outcomes", "_ruins", "_link", "_reserve", "conn"},
     {"pool"},

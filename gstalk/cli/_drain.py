@@ -149,7 +149,7 @@ class Drain:
 
         def reserved(slot: Slot) -> None:
             if slot.error is None:
-                job = link._hold(*slot.result)
+                job = link.hold(*slot.result)
                 stats = asking.result if asking.error is None else None
                 self._held[job_id] = Taken(job, getattr(stats, "state", state), stats)
 

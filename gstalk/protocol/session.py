@@ -42,6 +42,13 @@ class Call:
         self.error: BaseException | None = None
         self.waiter: Any = None
 
+    def take_error(self) -> BaseException:
+        """Hand the error over to the one who raises it: kept here, it would hold the frames that hold this call."""
+        error = self.error
+        assert error is not None
+        self.result = self.error = None
+        return error
+
 
 class Slot(Call):
     """A command in flight.
@@ -201,7 +208,7 @@ class Session:
     def _refused(self, slot: Slot, error: ProtocolError) -> ProtocolError:
         """The slot whose reply broke the protocol has this error; `fail` gives the others that of a lost connection."""
         slot.result = PENDING
-        slot.error = error
+        slot.error = error.with_traceback(None)  # a parser may have raised it, and the slot stands in these frames
         return error
 
 

@@ -1237,6 +1237,27 @@ def test_dropped_conn_closes_its_socket_with_a_warning(own_server):
     watching.close()
 
 
+def test_dropped_conn_that_holds_jobs_gives_them_back_at_once(connect, server, tube):
+    """A job holds its connection, and is not held by it: no collector has to find out that both are gone."""
+    other = connect()
+    conn = gstalk.dial(server.uri)
+    conn.watch(tube)
+    ids = other.put_many(tube, [b"x"] * 3, ttr=3600)
+    job, _ = conn.reserve(), conn.reserve()
+    conn.reserve()  # nobody refers to this one, and it is reserved all the same
+    assert other.stats_tube(tube).current_jobs_reserved == 3
+    gc.disable()
+    try:
+        del conn
+        assert job.stats().state == "reserved"
+        with pytest.warns(ResourceWarning, match="unclosed connection to"):
+            del job, _
+            gevent.sleep(0)  # the read that woke us is over
+        wait_until(lambda: other.stats_tube(tube).current_jobs_ready == len(ids))
+    finally:
+        gc.enable()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_dropped_conn_closes_its_socket_also_where_warnings_are_errors(play):
     dropped = gstalk.dial(play().uri)
@@ -1499,6 +1520,37 @@ def test_job_reserved_again_by_the_same_connection_the_older_is_lost_and_its_del
     assert again.stats().state == "reserved"
     again.delete()
     assert not stale.is_finished
+
+
+@pytest.mark.parametrize("reply", [b"DELETED\r\n", b"NOT_FOUND\r\n", b"INTERNAL_ERROR\r\n"])
+def test_job_reserved_again_before_its_delete_is_answered_the_answer_decides(play, connect, reply):
+    """So it is after a process was stopped for longer than its job's time to run."""
+    played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", "delete": reply})
+    conn = connect(played.uri)
+    job = conn.reserve_with_timeout(0)
+    reserver, deleter = call(conn.reserve_with_timeout, 0), call(job.delete)
+    gevent.joinall([reserver, deleter])
+    assert played.lines[-2:] == [b"reserve-with-timeout 0", b"delete 7"]
+    again = reserver.get()
+    if reply == b"DELETED\r\n":
+        assert deleter.successful()
+        assert (job.is_finished, job.is_lost, again.is_finished, again.is_lost) == (True, False, True, False)
+        with pytest.raises(gstalk.JobFinishedError):
+            again.delete()
+    else:
+        assert type(deleter.exception) is (gstalk.JobLostError if b"NOT" in reply else gstalk.InternalError)
+        assert (job.is_finished, job.is_lost, again.is_finished, again.is_lost) == (False, True, False, False)
+
+
+def test_job_whose_touch_finds_it_gone_while_its_delete_is_under_way_is_finished_if_that_succeeds(play, connect):
+    """The server deletes a job whose time is over, though it refuses to touch it, as long as nobody else has it."""
+    conn = connect(play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", "touch": b"NOT_FOUND\r\n"}).uri)
+    job = conn.reserve_with_timeout(0)
+    toucher, deleter = call(job.touch), call(job.delete)
+    gevent.joinall([toucher, deleter])
+    assert type(toucher.exception) is gstalk.JobLostError
+    assert deleter.successful()
+    assert (job.is_finished, job.is_lost) == (True, False)
 
 
 def test_job_connection_gone_is_lost_and_sends_nothing(conn, other, tube):

@@ -14,6 +14,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 import gstalk
+from gstalk import _reserved
 from tests.servers import ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -506,6 +507,74 @@ def test_deadline_soon_hits_one_caller_and_the_others_wait_on(play, connect):
     assert all(type(each.exception) is gstalk.DeadlineSoonError for each in failed)
     assert {each.value.id for each in reservers if each.value} <= {7, 8}
     assert len([each for each in reservers if each.value]) == 1
+
+
+# -- jobs that ran out ---------------------------------------------------------------------------------------------
+
+
+def reserved(reserve):
+    """Reserve, and go on after DEADLINE_SOON."""
+    while True:
+        try:
+            return reserve()
+        except gstalk.DeadlineSoonError:
+            pass
+
+
+@pytest.mark.slow
+def test_jobs_that_ran_out_are_held_no_longer_and_the_conn_waits_again(conn, other, tube):
+    """Nobody refers to them, and the server doesn't tell that their time is over: it has to be asked."""
+    for _ in range(100):
+        hold(conn, other, tube, ttr=1)
+    reserver = start(reserved, conn.reserve)
+    wait_until(lambda: not conn._link.reserved.by_id, 20)
+    wait_until(lambda: other.stats().current_waiting == 1, 5)
+    before = other.stats().cmd_reserve_with_timeout
+    gevent.sleep(0.3)
+    assert other.stats().cmd_reserve_with_timeout == before
+    other.put(tube, b"x")
+    assert reserver.get().body == b"x"
+
+
+@pytest.mark.slow
+def test_jobs_that_ran_out_are_noticed_by_who_asks_without_waiting(conn, other, tube):
+    for _ in range(100):
+        hold(conn, other, tube, ttr=1)
+
+    def gone():
+        reserved(lambda: conn.reserve_with_timeout(0))
+        return not conn._link.reserved.by_id
+
+    wait_until(gone, 20)
+
+
+@pytest.mark.slow
+def test_job_that_ran_out_in_somebodys_hands_is_lost(conn, other, tube, monkeypatch):
+    monkeypatch.setattr(_reserved, "AGE", 0.1)
+    job = hold(conn, other, tube, ttr=3)
+    other.watch(f"{tube}-held")
+    reserver = start(reserved, conn.reserve)
+    taken = reserved(lambda: other.reserve_with_timeout(10))
+    assert taken.id == job.id
+    wait_until(lambda: (taken.touch(), job.is_lost)[1], 10)
+    with pytest.raises(gstalk.JobLostError):
+        job.delete()
+    assert taken.stats().state == "reserved"
+    taken.delete()
+    other.put(tube, b"x")
+    reserver.get().delete()
+
+
+@pytest.mark.slow
+def test_jobs_that_are_held_are_asked_about_once_in_their_time(own_server, connect, tube):
+    conn, other = connect(own_server.uri), connect(own_server.uri)
+    kept = [conn.reserve_job(other.put(tube, b"x", ttr=600)) for _ in range(3)]
+    dropped = [conn.reserve_job(other.put(tube, b"x", ttr=600)).id for _ in range(2)]
+    before = other.stats().cmd_stats_job
+    assert conn.reserve_with_timeout(2.5) is None
+    assert other.stats().cmd_stats_job - before == len(dropped)
+    assert all(job.time_left() > 500 for job in kept)
+    assert {other.stats_job(job_id).state for job_id in dropped} == {"reserved"}  # until their time is over
 
 
 # -- interruption ------------------------------------------------------------------------------------------------
