@@ -173,9 +173,11 @@ class Engine:
     # -- turns -------------------------------------------------------------------------------------------------
 
     def give_turn(self, client: Client) -> None:
-        """Append it to those that get a turn, if it has something to do and isn't among them yet."""
-        if client.is_due:
-            self._turns.setdefault(client)
+        """Something has come from it: it is appended to those that get a turn, if it isn't among them yet.
+
+        Also while it waits in a reserve. It is passed over then, or comes early if it has been answered meanwhile.
+        """
+        self._turns.setdefault(client)
 
     def hear(self, client: Client) -> None:
         """Something has happened to it: it gets a turn, and what has run out in its silence is noticed."""
@@ -199,7 +201,9 @@ class Engine:
     def _give_turns(self) -> None:
         """To those that were heard of, the last one first."""
         while self._heard:
-            self.give_turn(self._heard.pop())
+            client = self._heard.pop()
+            if client.is_due:
+                self._turns.setdefault(client)
 
     # -- time --------------------------------------------------------------------------------------------------
 
