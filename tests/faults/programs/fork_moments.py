@@ -294,7 +294,9 @@ def stop() -> None:
         stopping = gevent.spawn(producer.stop)
         gevent.sleep(number % 5 / 2500)
 
-        def child(receiving: gevent.Greenlet[..., Any] = receiving, stopping: gevent.Greenlet[..., Any] = stopping) -> None:
+        def child(
+            receiving: gevent.Greenlet[..., Any] = receiving, stopping: gevent.Greenlet[..., Any] = stopping
+        ) -> None:
             with gevent.Timeout(5):
                 receiving.join()
                 stopping.join()
