@@ -36,6 +36,7 @@ from gstalk.protocol.stats import JobStats
 
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
+_ENDS = (SystemExit, KeyboardInterrupt, GreenletExit)  # what gevent ends a process or a greenlet with
 BLOWS = 3  # that may hit the decision about one job, before it is just released
 
 Handler = Callable[[Job], Plain]
@@ -76,6 +77,7 @@ class Handling:
         for each in [self._handler] if self._by_tube is None else self._by_tube.values():
             if not callable(each):
                 raise TypeError(f"handler must be callable, got {type(each).__name__}")
+        self.is_copy = False  # a forked child's: the jobs are the parent's, and what ends a handler ends it as it likes
         self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
 
     def handle(self, link: Link, job: Job, look: bool) -> None:
@@ -101,11 +103,15 @@ class Handling:
             what = "its handler failed"
             if telling is not None:
                 telling.begin()
+            if self.is_copy:  # that has forked
+                return
             if self._config.time_limit is None:
                 handler(job)
             else:
                 with TimeLimitExceeded(self._config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
                     handler(job)
+            if self.is_copy:
+                return
             if job._state == "held":
                 if not self._config.auto_delete:
                     raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
@@ -115,7 +121,9 @@ class Handling:
         except BaseException as error:
             if telling is not None:
                 telling.error = error
-            if isinstance(error, KeyboardInterrupt):
+            if self.is_copy:
+                self._end_copy(job, error)
+            elif isinstance(error, KeyboardInterrupt):
                 link.give_back(job)
             else:
                 self._decide(link, job, error, what, telling)
@@ -124,8 +132,15 @@ class Handling:
         finally:
             if touching is not None:
                 touching.stop()
-            if telling is not None:
+            if telling is not None and not self.is_copy:
                 telling.end()
+
+    def _end_copy(self, job: Job, error: BaseException) -> None:
+        """In a forked child: the job is the parent's, and so are all errors that come of that."""
+        if isinstance(error, _ENDS):
+            raise error
+        if not _asked_for(error) and not isinstance(error, (JobLostError, DisconnectedError)):
+            self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed in a forked child")
 
     def _choose(self, job: Job, look: bool, telling: _Telling | None) -> Handler | None:
         """Find the job's handler; `None` if it is not to run."""
@@ -169,6 +184,8 @@ class Handling:
                 self._give_fate(job, error, what, telling)
                 break
             except BaseException as blow:
+                if self.is_copy and isinstance(blow, _ENDS):  # a hook has forked
+                    raise
                 blows += 1
                 if isinstance(blow, GreenletExit):
                     killed = blow

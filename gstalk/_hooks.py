@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 
+from gstalk import _forks
 from gstalk.config import Config, Event
 from gstalk.errors import GstalkError
 from gstalk.protocol import checks
@@ -66,6 +67,7 @@ class Hooks:
             context.run(self._call, self._config.event_func, event)
 
     def _call(self, hook: Any, *args: object, passing: bool = False) -> None:
+        generation = _forks.generation()
         try:
             result = hook(*args)
             if result is not None:
@@ -73,7 +75,8 @@ class Hooks:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            # A hook's own gevent.Timeout would else end the keeper or the worker that tells.
-            if passing and not isinstance(error, Exception):
+            # A hook's own gevent.Timeout would else end the keeper or the worker that tells. A child that the hook has
+            # forked ends as it likes.
+            if (passing or _forks.generation() != generation) and not isinstance(error, Exception):
                 raise
             logger.exception("a hook of gstalk's Config raised: %r", hook)

@@ -17,6 +17,7 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.queue import Empty, Queue
 
+from gstalk import _forks
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
@@ -241,6 +242,7 @@ class Lanes:
                 stack.callback(link.close)
 
     def forked(self) -> None:
-        """In the child: these are the parent's."""
-        self._wake_all()
-        self._stop_ticker()
+        """In a child: these are the parent's."""
+        if _forks.is_here(self.hub):
+            self._wake_all()
+            self._stop_ticker()

@@ -108,7 +108,7 @@ class Link:
 
     def check(self, what: str) -> None:
         """Refuse a command that can't be sent from here, or any more, before its arguments are looked at."""
-        if get_hub() is not self.hub:
+        if get_hub() is not self.hub and self.pipe.failure is None:
             raise WrongHubError(f"{what} at {self.uri}: this connection belongs to another thread's hub")
         if self._closed:
             raise ConnectionClosedError(f"{what} at {self.uri}: the connection is closed; it was not sent")

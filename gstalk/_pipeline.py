@@ -31,10 +31,8 @@ collected, its finalizer calls `fail`, and the socket closes.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +41,7 @@ from gevent import GreenletExit, get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
+from gstalk import _forks
 from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
 from gstalk._traces import bare
@@ -64,8 +63,6 @@ LARGE = 65536  # bytes of a write that may take longer on its way than a reply m
 HOLD = 0.001  # seconds for which commands may be kept to share a send
 LOOK = 0.1  # seconds between two looks at how far such a one has come
 UNLIMITED = 10.0  # seconds between two looks whether all is well where there is no `conn_timeout`
-
-_living: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
 class Pipeline:
@@ -113,7 +110,7 @@ class Pipeline:
         self._draining = False  # much was sent: what the kernel still holds is looked at, too
         self._delivered = 0  # how much of the stream had left the kernel at the last look
         self._on_end: Call | None = None
-        _living.add(self)
+        _forks.register("pipeline", self)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -284,11 +281,22 @@ class Pipeline:
             self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", sent=self._appended)
             self._wake_soon()  # also those of an end that it has hit
 
-    def forsake(self) -> None:
+    def forsake(self, why: str = "its thread has ended") -> None:
         """Close the socket, no more: the thread has ended, and with it its loop, its watchers and all who waited."""
-        self.failure = (ConnectionClosedError, "its thread has ended", None)
+        self.failure = (ConnectionClosedError, why, None)
+        self.clear = False
         if self._transport is not None:
             self._transport.close()
+
+    def forked(self) -> None:
+        """In a child: the connection is the parent's, who goes on and sends all of it."""
+        why = "this connection belongs to the parent process: dial again"
+        if _forks.is_here(self.hub):
+            self.fail(ConnectionClosedError, why, sent=self._appended)
+        elif self.failure is None:
+            self.forsake(why)
+            if self.on_failure is not None:  # its jobs are lost
+                self.on_failure()
 
     def error(self, what: str) -> DisconnectedError:
         """Build the error of a command that came too late."""
@@ -564,15 +572,3 @@ def drop(holder: list[Pipeline]) -> None:
         else:  # the collector ran in another thread
             pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
         warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)  # last: it may be an error
-
-
-def _after_fork() -> None:  # after the transport's own: the sockets are not the parent's any more
-    why = "this connection belongs to the parent process: dial again"
-    for pipeline in list(_living):
-        if pipeline.hub.loop is None:  # its thread has ended
-            pipeline.forsake()
-        else:
-            pipeline.fail(ConnectionClosedError, why, sent=pipeline._appended)  # the parent goes on and sends all of it
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -15,7 +15,6 @@ import fcntl
 import os
 import struct
 import termios
-import weakref
 from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,9 @@ from gevent import socket, ssl
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
+from gstalk import _forks
 from gstalk._clock import monotonic
+from gstalk._forks import look, under_way
 from gstalk._traces import bare
 from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.uri import Address, server_name
@@ -49,8 +50,7 @@ LEAVING = 0.1  # seconds for which a fork waits for look-ups under way
 
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 20_000))
 _native_sleep = get_original("time", "sleep")  # in a fork nothing may switch
-_lookups: dict[tuple[Hub, str, int], gevent.Greenlet[..., Any]] = {}
-_living: weakref.WeakSet[Transport] = weakref.WeakSet()
+_native_close = get_original("os", "close")  # and gevent's may
 
 
 def wait(hub: Hub, fd: int, events: int) -> None:
@@ -60,6 +60,8 @@ def wait(hub: Hub, fd: int, events: int) -> None:
         hub.wait(watcher)
     finally:
         watcher.close()
+    if under_way:
+        look()
 
 
 class Transport:
@@ -76,7 +78,7 @@ class Transport:
         self._backlog = bytearray()
         self._chunk = CHUNK
         self.sent = 0
-        _living.add(self)
+        _forks.register("transport", self)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -122,6 +124,8 @@ class Transport:
 
     def read(self) -> bytes | None:
         """Read what has come; `b""` at the end of the stream, `None` where nothing is there."""
+        if under_way:
+            look()
         try:
             data = self._sock.recv(self._chunk)
             self._chunk = CHUNK if len(data) < CHUNK else MUCH  # where much has come, more is on its way
@@ -133,6 +137,8 @@ class Transport:
 
     def half_close(self) -> bool:
         """Say that no more will come. `False` where that can't be said without ending the other direction too."""
+        if under_way:
+            look()
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -143,19 +149,26 @@ class Transport:
         """Close at once, with nothing said."""
         self._sock.close()
 
-    def abandon(self) -> None:
-        """Let go of the connection, with nothing said: a forked child leaves the parent's to the parent.
+    def forked(self) -> None:
+        """In a child: leave the parent's connection to the parent, with nothing said.
 
-        The null device takes the descriptor's place: a greenlet that was copied in the middle of a dial would read from
-        a file that somebody opened, if it were closed.
+        The null device takes the descriptor's place, so that a greenlet which was copied in the middle of a dial wakes
+        and finds no socket. With the number free it could wait for a file that somebody opens.
         """
-        null = os.open(os.devnull, os.O_RDWR)
+        if self._sock.fileno() < 0:
+            return
         try:
-            os.dup2(null, self._sock.fileno())
-        finally:
-            os.close(null)
+            null = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.dup2(null, self._sock.fileno(), inheritable=False)
+            finally:
+                _native_close(null)
+        except OSError:  # no descriptor left
+            self._sock.close()
 
     def _send(self, data: bytes | memoryview) -> int:
+        if under_way:
+            look()
         try:
             return self._sock.send(data)
         except BlockingIOError:
@@ -384,9 +397,9 @@ def _resolve(hub: Hub, address: Address) -> list[tuple[int, SockAddr]]:
         return [(family, (host, port))]
     # One look-up for all who ask: a resolver that hangs must not take one of gevent's few threads for each dial.
     key = (hub, host, port)
-    lookup = _lookups.get(key)
+    lookup = _lookups.by_key.get(key)
     if lookup is None:
-        lookup = _lookups[key] = gevent.spawn(_look_up, key)
+        lookup = _lookups.by_key[key] = gevent.spawn(_look_up, key)
     lookup.join()
     found = lookup.value
     if not isinstance(found, list):
@@ -400,7 +413,8 @@ def _look_up(key: tuple[Hub, str, int]) -> object:
     except (OSError, UnicodeError) as error:
         return error.with_traceback(None)  # its frames hold what holds it: this greenlet, and gevent's thread's result
     finally:
-        _lookups.pop(key, None)
+        if _lookups.by_key.get(key) is gevent.getcurrent():  # a child may have begun another one
+            del _lookups.by_key[key]
 
 
 def _tune(sock: Socket) -> None:
@@ -425,22 +439,30 @@ def _reason(error: BaseException | None) -> str:
     return str(text).lower() if text else type(error).__name__
 
 
-def _before_fork() -> None:
-    """Let look-ups in gevent's threads leave the C library's locks: a child that inherits one held can't look up again.
+class _Lookups:
+    """Look-ups under way, by who asks for what."""
 
-    Those who wait for the network hold none, so a moment is enough.
-    """
-    end = monotonic() + LEAVING
-    while monotonic() < end and any(len(hub.threadpool) for hub, _, _ in list(_lookups)):
-        _native_sleep(0.001)
+    def __init__(self) -> None:
+        self.by_key: dict[tuple[Hub, str, int], gevent.Greenlet[..., Any]] = {}
+
+    def let_them_leave(self) -> None:
+        """Before a fork: let gevent's threads leave the C library's locks.
+
+        A child that inherits one held can't look up again. Those who wait for the network hold none, so a moment is
+        enough.
+        """
+        end = monotonic() + LEAVING
+        while monotonic() < end and any(len(hub.threadpool) for hub, _, _ in list(self.by_key)):
+            _native_sleep(0.001)
+
+    def forked(self) -> None:
+        """In a child: end those who wait for a thread that isn't there."""
+        for (hub, _, _), lookup in list(self.by_key.items()):
+            if _forks.is_here(hub):
+                lookup.kill(block=False)
+        self.by_key.clear()
 
 
-def _after_fork() -> None:
-    """Leave the parent's sockets alone, those of dials under way included; the child's look-ups have no thread."""
-    _lookups.clear()
-    for transport in list(_living):
-        if transport.fileno() >= 0:
-            transport.abandon()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+_lookups = _Lookups()
+_forks.prepare(_lookups.let_them_leave)
+_forks.register("look-ups", _lookups)

@@ -21,6 +21,7 @@ from gevent.event import Event
 from gevent.pool import Group
 from gevent.pool import Pool as GreenletPool
 
+from gstalk import _forks
 from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
 from gstalk._handling import Handler, Handling
@@ -106,8 +107,9 @@ class Consumer:
         Blocks:
             Until after `stop` all handlers have finished and the server has let go of the connections. If it is
             interrupted itself, that counts as `stop`, a second interruption as `stop(0)`; then the first one goes on.
+            In a forked child the copy of a `receive` returns when the greenlet that forked has ended.
         """
-        if self._run is not None:
+        if self._run is not None and not self._run.is_copy:
             raise RuntimeError("a receive of this Consumer is running already")
         if self._was_run:
             self._requests.clear()  # made after the last one had returned
@@ -123,8 +125,9 @@ class Consumer:
         try:
             run.receive()
         finally:
-            self._run = None
-            self._connected.clear()
+            if self._run is run:  # else it is the copy of the parent's, and this process has begun its own
+                self._run = None
+                self._connected.clear()
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.
@@ -154,8 +157,12 @@ class _ConsumerLane(Lane):
         self.wait: Slot | None = None
 
 
+class _ForkedError(BaseException):
+    """This is a child's copy of a `receive`."""
+
+
 class _Run:
-    """One `receive`."""
+    """One `receive`. `is_copy`: it is a forked child's, and all of it is the parent's."""
 
     def __init__(
         self,
@@ -186,11 +193,13 @@ class _Run:
         self._interruption: BaseException | None = None
         self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
         self._requests = requests
+        self.is_copy = False
         self._leaving: list[gevent.Greenlet[..., Any]] = []  # of the servers, since `_finished_at`
         self._finished_at = 0.0
         self._async = self._hub.loop.async_(ref=False)
         self._async.start(self._on_request)
         self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
+        _forks.register("consumer", self)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
@@ -202,6 +211,8 @@ class _Run:
             self._stop_asking()
             self._guarded(self._until_finished)
             self._guarded(self._until_gone)
+        except _ForkedError:
+            self._until_forker_ended()
         finally:
             self.pool.want(-1)
             self._async.close()
@@ -221,6 +232,8 @@ class _Run:
                 phase()
                 return
             except BaseException as error:
+                if self.is_copy:
+                    raise
                 first = self._interruption is None
                 self._interruption = self._interruption or error
                 self._stop_within(self._config.stop_timeout if first else 0.0)
@@ -229,8 +242,7 @@ class _Run:
         while self._stop_at is None:
             while len(self._greenlets) < self._config.num_greenlets and self._stop_at is None:
                 self._greenlets.spawn(self._work).rawlink(self._ended)
-            self._changed.wait()
-            self._changed.clear()
+            self._wait_for_change()
 
     def _until_finished(self) -> None:
         """Let handlers finish; when their time is over, kill them, and give their jobs back."""
@@ -250,8 +262,7 @@ class _Run:
                 self._greenlets.kill(block=False)
                 self._stop_at = monotonic() + LAST_WORDS
                 continue
-            self._changed.wait(min(left, 3600.0))
-            self._changed.clear()
+            self._wait_for_change(min(left, 3600.0))
 
     def _until_gone(self) -> None:
         """Take leave of the servers, so that they have let go; what takes too long is cut."""
@@ -268,11 +279,42 @@ class _Run:
             left = max(self._stop_at, self._finished_at) + FAREWELL - monotonic()
             if left <= 0:
                 break
-            self._changed.wait(min(left, 3600.0))
-            self._changed.clear()
+            self._wait_for_change(min(left, 3600.0))
         for link in list(self.pool.links):
             link.cut()
         gevent.joinall([*self._leaving, *self.pool.keepers], timeout=FAREWELL)  # one of them may be in a user's hook
+
+    def _wait_for_change(self, seconds: float | None = None) -> None:
+        self._changed.wait(seconds)
+        self._changed.clear()
+        if self.is_copy:
+            raise _ForkedError
+
+    def forked(self) -> None:
+        """In a child: nothing is reserved or handled here, and the copy of `receive` is to end."""
+        self.is_copy = self._handling.is_copy = True
+        self._stop_at = None
+        self._requests.clear()
+        if _forks.is_here(self._hub):
+            self._async.close()
+            self._stop_timer()
+            for call in self._idle:
+                call.result = None
+                self._wake(call)
+            self._changed.set()
+
+    def _until_forker_ended(self) -> None:
+        """Wait for the greenlet that forked: what stands behind `receive` may well be the end of the process.
+
+        It does its work in this child, and ends it as it likes. One that has no end to wait for is the main greenlet's;
+        and a `stop` in the child means that nobody is to be waited for.
+        """
+        forker = _forks.forker()
+        if isinstance(forker, gevent.Greenlet) and forker is not getcurrent():
+            forker.rawlink(self._ended)
+            while not forker.ready() and self._stop_at is None:
+                self._changed.wait()
+                self._changed.clear()
 
     def _wake(self, call: Call) -> None:
         waiter = call.waiter
@@ -283,7 +325,10 @@ class _Run:
 
     def look(self) -> None:
         """Look at the requests to stop. From anywhere: another thread, a signal handler, a handler."""
-        self._async.send()
+        if self.is_copy:
+            self._on_request()
+        else:
+            self._async.send()
 
     def _on_request(self) -> None:
         while self._requests:
@@ -309,7 +354,7 @@ class _Run:
     def _work(self) -> None:
         """A greenlet of the Pool: job after job."""
         me = getcurrent()
-        while True:
+        while not self.is_copy:
             if self._jobs:
                 item = self._jobs.popleft()
             elif self._stop_at is not None:
@@ -330,6 +375,10 @@ class _Run:
                     continue
                 if item is None:
                     return
+            if _forks.under_way:
+                _forks.look()
+            if self.is_copy:  # the job was handed over before the fork, and the parent handles it
+                return
             lane, job = item
             self._current[me] = item
             look = lane.fresh > 0
@@ -337,6 +386,8 @@ class _Run:
             try:
                 self._handling.handle(lane.link, job, look)
             except KeyboardInterrupt as error:
+                if self.is_copy:
+                    raise
                 self._interruption = self._interruption or error
                 self._stop_within(self._config.stop_timeout)
             finally:
@@ -345,7 +396,7 @@ class _Run:
 
     def _ended(self, greenlet: Any) -> None:
         """A greenlet is gone; one of the Pool's is replaced by the receiving one."""
-        if self._jobs and self._stop_at is not None:
+        if self._jobs and self._stop_at is not None and not self.is_copy:
             for lane, job in self._jobs:
                 lane.link.give_back(job)
             self._jobs.clear()
@@ -482,6 +533,8 @@ class _Run:
 
     def _reserve_failed(self, lane: _ConsumerLane, error: BaseException) -> None:
         """Tell; and put a job that the server has ruined out of the way, or nobody would get beyond it."""
+        if self.is_copy:
+            return
         message = f"reserve at {lane.server} failed"
         if isinstance(error, ProtocolError) and error.job_id is not None:
             link, job_id = lane.link, error.job_id

@@ -6,7 +6,6 @@ somebody waits for a connection (`wanted`). After a fork the child's keepers end
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from random import random
@@ -16,6 +15,7 @@ import gevent
 from gevent import get_hub
 from gevent.event import Event
 
+from gstalk import _forks
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
@@ -28,8 +28,6 @@ from gstalk.uri import Address
 __all__ = ["Pool", "Server", "Wanted"]
 
 REPLACEMENT = 0.1  # seconds until a keeper that a signal has ended is replaced
-
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Server:
@@ -80,7 +78,7 @@ class Pool:
         for server in self.servers:
             for _ in range(config.multiply * list(addresses).count(server.address)):
                 self._begin(server)
-        _pools.add(self)
+        _forks.register("pool", self)
 
     @property
     def is_connected(self) -> bool:
@@ -111,6 +109,10 @@ class Pool:
         for link in list(self.links):
             link.cut()
 
+    def forked(self) -> None:
+        """In a child: no new connections; the keepers' copies end at their next wake."""
+        self.is_stopped = True
+
     def _begin(self, server: Server, after: float = 0) -> None:
         """Start a keeper; another one takes its place if a signal ends it."""
 
@@ -127,7 +129,11 @@ class Pool:
     def _keep(self, server: Server) -> None:
         backoff = Backoff(float(self._config.reconnect_timeout))  # type: ignore[arg-type]
         connects = 0
-        while not self.is_stopped:
+        while True:
+            if _forks.under_way:
+                _forks.look()
+            if self.is_stopped:
+                return
             began = monotonic()
             try:
                 link = Link(server.address, self._config, self._tubes)
@@ -215,11 +221,3 @@ class Wanted:
 
     def __exit__(self, *_: object) -> None:
         self._pool.want(-1)
-
-
-def _after_fork() -> None:
-    for pool in list(_pools):
-        pool.is_stopped = True
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -10,7 +10,6 @@ Nothing is buffered: a returned id is the only success. What becomes of a put th
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections import deque
@@ -21,8 +20,10 @@ import gevent
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
+from gstalk import _forks
 from gstalk._calls import join
 from gstalk._clock import monotonic
+from gstalk._forks import look, under_way
 from gstalk._hooks import Hooks
 from gstalk._lanes import FULL, TICK, Lane, Lanes
 from gstalk._traces import forgetful
@@ -101,7 +102,7 @@ class Producer:
         self._hooks = Hooks(self._config)
         self._stopped = False
         self._start()
-        _producers.add(self)
+        _forks.register("producer", self)
 
     def _start(self) -> None:
         self._lanes = Lanes(self._addresses, self._config, self._hooks)
@@ -172,7 +173,7 @@ class Producer:
             As `Conn.put`.
         """
         lanes = self._lanes
-        if not self._ready or get_hub() is not lanes.hub or getcurrent() is lanes.hub:
+        if not self._ready or under_way or get_hub() is not lanes.hub or getcurrent() is lanes.hub:
             lanes = self._check("put")
         if params is None and priority is None and delay is None and ttr is None:
             params = _DEFAULTS
@@ -453,6 +454,8 @@ class Producer:
     def _check(self, what: str) -> Lanes:
         if self._stopped:
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
+        if under_way:
+            look()
         if not self._ready:  # forked: the parent's connections are not ours
             self._start()
         hub = self._lanes.hub
@@ -487,6 +490,11 @@ class Producer:
             lanes.close()
             self._finalizer.detach()
 
+    def forked(self) -> None:
+        """In a child: the next put begins with connections of its own."""
+        self._ready = False
+        self._lanes.forked()
+
 
 def _drop(lanes: Lanes) -> None:
     """Close the connections of a Producer that nobody refers to any more. Never switches."""
@@ -497,15 +505,3 @@ def _drop(lanes: Lanes) -> None:
             lanes.hub.loop.run_callback_threadsafe(lanes.pool.cut)
         uris = ", ".join(server.uri for server in lanes.pool.servers)
         warnings.warn(f"a Producer of {uris} was not stopped", ResourceWarning, stacklevel=2)  # last: may be an error
-
-
-_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for producer in list(_producers):
-        producer._ready = False
-        producer._lanes.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)

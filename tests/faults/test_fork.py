@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 
 from gstalk.testing import Beanstalkd, FaultProxy
-from tests.faults.programs.running import Program
+from tests.faults.programs.running import Program, run
 from tests.servers import Terminator, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 CHILDREN = 8
 CONNECTIONS = 4  # of each child: a Producer's two, a Consumer's and a Conn's
+FORKS = 30  # of a program whose hooks let the hub run
+CONNECTIONS_WITH_HOOKS = 3  # of each of its children: a Producer's two, and a Conn's
 STYLES = ["gevent", "patched", "multiprocessing", "bare"]
 WAYS = [(style, "tcp") for style in STYLES] + [("gevent", "tls"), ("patched", "tls")]
 
@@ -187,3 +189,118 @@ def test_put_under_way_at_a_fork_is_done_once_and_by_the_parent(fork_in, connect
     assert [child["copies"] for child in children] == [["ConnectionClosedError"] * 8] * 4
     assert max(child["stop"] for child in children) < 5
     assert connect(own_server.uri).stats_tube("once").total_jobs == 8
+
+
+# -- hooks of other libraries ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("does", ["sleep", "lock", "put", "reserve"])
+@pytest.mark.parametrize("registered", ["first", "last"])
+def test_hooks_that_let_the_hub_run_harm_neither_parent_nor_child(own_server, registered, does):
+    """At each of the three times of a fork, before or after our own."""
+    *children, parent = run("fork_hooks", registered, does, own_server.uri, FORKS)
+    assert parent["problems"] == []
+    assert parent["stored"] == parent["acknowledged"] == parent["handled"]
+    assert parent["made"] == FORKS * CONNECTIONS_WITH_HOOKS  # the children's, and none of the parent's anew
+    assert len(children) == FORKS
+    for child in children:
+        assert child["problems"] == []
+        assert child["called"] == ["before", "child"]
+
+
+# -- how a child ends --------------------------------------------------------------------------------------------
+
+ENDS = ["_exit", "exit", "late-exit", "return", "late-return", "raise"]
+FROM = ["handler", "beside", "conn", "producer", "connect-hook", "error-hook", "handling-hook"]
+ENDINGS = [("gevent", where, ending) for where in FROM for ending in ENDS] + [
+    (way, where, ending)
+    for way, where in [("bare", "handler"), ("patched", "handler"), ("multiprocessing", "handler"), ("pty", "beside")]
+    for ending in ("late-exit", "return", "raise")
+]
+
+
+@pytest.mark.parametrize(("way", "where", "ending"), ENDINGS, ids=["-".join(each) for each in ENDINGS])
+def test_child_forked_within_gstalk_ends_as_in_plain_gevent(own_server, way, where, ending):
+    with Program("fork_endings", way, where, ending, own_server.uri, seconds=15) as program:
+        code, said, errors = program.end()
+    assert code == 0
+    parent = [(what, value) for who, what, value in said if who == "parent"]
+    in_child = {what: value for who, what, value in said if who == "child"}
+    plain = 3 if ending.endswith("exit") else 1 if (way, ending) == ("multiprocessing", "raise") else 0
+    puts = where in ("conn", "producer")
+    expected = [("status", plain), ("stored", 6), ("left", [6, 0, 0] if puts else [0, 0, 0])]
+    assert [each for each in parent if each[0] != "ids"] == expected  # and nothing went wrong there
+    assert in_child.pop("works", ()) is None
+    falls_off = plain == 0
+    if where == "handler" and way != "multiprocessing":
+        assert in_child.pop("job") == "JobLostError"
+        if ending == "raise":
+            assert in_child.pop("error") == ['ValueError("the child\'s own")', "its handler failed in a forked child"]
+    if puts and falls_off and ending != "raise":
+        assert in_child.pop("goes on") is None
+        assert in_child.pop("failed") == "PutManyError"
+    if falls_off and way != "multiprocessing":
+        assert in_child.pop("main goes on") is None
+    assert in_child == {}  # no handler ran there, no other error was told
+    if ending != "raise" and way != "pty":
+        assert errors == ""
+
+
+# -- moments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scenario", "children"),
+    [
+        ("no_descriptor_left", [{"child": "ConnectionClosedError"}, {"child": "works"}] * 2),
+        ("fork_fails", [{"fork": "BlockingIOError"}] * 10),
+        (
+            "child_of_a_child",
+            [
+                {"child": "ConnectionClosedError"},
+                {"grandchild": "ConnectionClosedError"},
+                {"child": "works"},
+                {"child": "works"},
+            ]
+            * 5,
+        ),
+        (
+            "in_a_thread",
+            [{"child": ["ConnectionClosedError", "JobLostError", "JobLostError"]}, {"child": "works"}] * 10,
+        ),
+        ("by_subprocess", []),
+    ],
+)
+def test_fork_under_load_leaves_one_writer_for_each_connection(own_server, scenario, children):
+    *others, parent = run("fork_moments", scenario, own_server.uri)
+    assert others == children
+    assert parent["problems"] == []
+    assert parent["stored"] == parent["acknowledged"] > 0
+
+
+def test_fork_during_a_look_up_leaves_nobody_waiting_for_a_thread_that_is_gone(own_server):
+    assert run("fork_moments", "look_up", own_server.uri) == [
+        {"child": ["ConnectError", True]},
+        {"child": "works"},
+        {"problems": [], "parent": ["ConnectError"]},
+    ]
+
+
+def test_fork_while_a_waiting_reserve_is_called_back_leaves_it_to_the_parent(own_server):
+    assert run("fork_moments", "redial", own_server.uri) == [{"problems": []}]
+
+
+def test_fork_during_stops_ends_in_both_processes(own_server):
+    assert run("fork_moments", "stop", own_server.uri) == [{"problems": [], "stored": 400, "reserved": 0}]
+
+
+def test_fork_hook_of_ours_that_raises_keeps_no_other_from_running(own_server):
+    with Program("fork_moments", "broken_hook", own_server.uri) as program:
+        code, said, errors = program.end()
+    assert code == 0
+    *children, parent = said
+    assert children == [{"child": "ConnectionClosedError"}, {"child": "works"}]
+    assert parent["problems"] == []
+    assert parent["stored"] == parent["acknowledged"]
+    assert errors.startswith("Exception ignored in: <function _after_in_child")
+    assert errors.count("ValueError: this one can't let go") == 1

@@ -210,9 +210,9 @@ def test_keeper_that_is_struck_has_a_successor(server, tube):
 
 
 def _pools() -> list[Pool]:
-    from gstalk import pool
+    from gstalk import _forks
 
-    return list(pool._pools)
+    return [each for each in _forks._living["pool"] if isinstance(each, Pool)]
 
 
 def test_timeout_that_a_connect_hook_left_behind_costs_no_connection(server, other, tube):
