@@ -6,10 +6,14 @@ a tube's name for the end of the command, and reads ``1e3`` as 1.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 from collections.abc import Iterable
 from datetime import timedelta
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
 
 from gstalk.errors import InvalidArgumentError
 
@@ -18,6 +22,7 @@ __all__ = [
     "Body",
     "check_body",
     "check_bound",
+    "check_callable",
     "check_delay",
     "check_job_id",
     "check_priority",
@@ -147,3 +152,69 @@ def check_body(body: object) -> bytes:
     if size > MAX_BODY:
         raise InvalidArgumentError(f"body has {size} bytes, more than beanstalkd can hold: {MAX_BODY}")
     return bytes(body)
+
+
+def check_callable(name: str, value: object, arguments: int) -> None:
+    """Check a function of the user's, which is called with so many positional arguments, and runs to its end then.
+
+    What can be seen is refused: a call of an `async def` or of a generator function only makes an object, and runs
+    nothing. What can't be seen, a lambda that returns a coroutine for instance, shows itself at the call.
+
+    Args:
+        name: What the user calls it.
+        value: The function, or whatever else can be called.
+        arguments: How many positional arguments it gets.
+
+    Raises:
+        TypeError: It can't be called so, or would run nothing.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+    called = _called(value)
+    is_function = type(called) is FunctionType
+    if is_function and (inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called)):
+        what = "async def: a call of it would run nothing"
+    elif is_function and inspect.isgeneratorfunction(called):
+        what = "a generator function (it has a yield): a call of it would run nothing"
+    else:
+        _check_arguments(name, value, called, arguments)
+        return
+    raise TypeError(f"{name} must be a plain function, which runs to its end when it is called; this one is {what}")
+
+
+def _called(value: object) -> object:
+    """Find the function that runs when `value` is called, through partials, methods and objects with a `__call__`.
+
+    By the real type: a mock or a proxy pretends to be the function that it stands for, and does what it likes. A
+    decorated function is the decorator's: it may well run an `async def` to its end.
+    """
+    for _ in range(16):  # nobody goes deeper, but an object that is its own `__call__` has no end
+        kind = type(value)
+        if value.__class__ is not kind:
+            break
+        call = getattr(kind, "__call__", None)  # noqa: B004
+        if isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, (MethodType, staticmethod, classmethod)):
+            value = value.__func__
+        elif kind is not FunctionType and not isinstance(value, type) and isinstance(call, (FunctionType, MethodType)):
+            value = call
+        else:
+            break
+    return value
+
+
+def _check_arguments(name: str, value: Any, called: object, arguments: int) -> None:
+    """Check the number of arguments, where the function that is called tells it."""
+    known = type(called) in (FunctionType, BuiltinFunctionType) or issubclass(type(called), type)
+    if not known or hasattr(called, "__signature__"):  # a decorator may set that, and pass on other arguments
+        return
+    try:
+        signature = inspect.signature(value, follow_wrapped=False)
+    except (TypeError, ValueError):  # some of C's have none
+        return
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError as error:
+        many = "one argument" if arguments == 1 else f"{arguments} arguments"
+        raise TypeError(f"{name} is called with {many}, which this one can't be: {error}") from None
