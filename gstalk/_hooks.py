@@ -1,7 +1,7 @@
 """Where messages, errors and events go: to the user's functions, or to the standard logger `gstalk`.
 
-A hook that raises is logged and harms nothing. Hooks are never called from the hub: whoever has something to tell
-there spawns a greenlet for it, or has `event_later` do so.
+A hook that raises, or gives back a coroutine, is logged and harms nothing. Hooks are never called from the hub: whoever
+has something to tell there spawns a greenlet for it, or has `event_later` do so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gevent
 
 from gstalk.config import Config, Event
 from gstalk.errors import GstalkError
+from gstalk.protocol import checks
 
 __all__ = ["Hooks"]
 
@@ -66,7 +67,9 @@ class Hooks:
 
     def _call(self, hook: Any, *args: object, passing: bool = False) -> None:
         try:
-            hook(*args)
+            result = hook(*args)
+            if result is not None:
+                checks.check_returned("a hook", result)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -133,10 +133,10 @@ class Config:
             raise InvalidArgumentError(f"reserve_timeout must be 1 second or more, got {self.reserve_timeout}")
         if self.tls_context is not None and not hasattr(self.tls_context, "wrap_bio"):
             raise TypeError(f"tls_context must be an ssl.SSLContext, got {type(self.tls_context).__name__}")
-        for name in ("info_func", "error_func", "event_func"):
+        for name, arguments in (("info_func", 1), ("error_func", 2), ("event_func", 1)):
             value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+            if value is not None:
+                checks.check_callable(name, value, arguments)
         if not isinstance(self.retry, RetryPolicy):
             raise TypeError(f"retry must be a RetryPolicy, got {type(self.retry).__name__}")
         for name in ("retry_ambiguous", "auto_delete", "auto_touch"):

@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Iterable
 from datetime import timedelta
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = [
     "check_delay",
     "check_job_id",
     "check_priority",
+    "check_returned",
     "check_ttr",
     "check_tube",
     "check_tubes",
@@ -218,3 +219,18 @@ def _check_arguments(name: str, value: Any, called: object, arguments: int) -> N
     except TypeError as error:
         many = "one argument" if arguments == 1 else f"{arguments} arguments"
         raise TypeError(f"{name} is called with {many}, which this one can't be: {error}") from None
+
+
+def check_returned(name: str, result: object) -> None:
+    """Check what such a function gave back: an awaitable or a generator means that it has not run; it is closed.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if isinstance(result, (Awaitable, Generator, AsyncGenerator)):
+        if isinstance(result, (Coroutine, Generator)):
+            result.close()  # else Python warns that it was never awaited
+        kind = type(result).__name__
+        raise TypeError(
+            f"{name} must run to its end when it is called; this one gave back an object that has yet to: {kind}"
+        )

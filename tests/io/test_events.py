@@ -16,6 +16,7 @@ import pytest
 from gevent import socket
 
 import gstalk
+from gstalk._hooks import Hooks
 from gstalk.config import EVENT_KINDS
 from tests.servers import CUT, Played, wait_until
 
@@ -388,6 +389,29 @@ def test_wait_of_a_job_is_told_where_it_is_known(work, conn, tube, told):
     assert first.duration is not None
     assert 2 <= first.duration < 60
     assert all(event.duration is None for event in told.of("handling") if event.attempt != 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tell"),
+    [
+        ("info_func", lambda hooks: hooks.info("message")),
+        ("error_func", lambda hooks: hooks.error(ValueError(), "message")),
+        ("event_func", lambda hooks: hooks.event("put")),
+        ("event_func", lambda hooks: hooks.event("put", passing=True)),
+    ],
+)
+def test_hook_that_gives_back_a_coroutine_is_logged(caplog, name, tell):
+    """It can't be seen before the call; the coroutine is closed, for a warning that it never ran is an error here."""
+
+    async def told() -> None: ...
+
+    hooks: dict[str, Any] = {name: lambda *what: told()}
+    tell(Hooks(gstalk.Config(**hooks)))
+    [record] = caplog.records
+    assert record.getMessage().startswith("a hook of gstalk's Config raised: ")
+    assert str(record.exc_info[1]) == (
+        "a hook must run to its end when it is called; this one gave back an object that has yet to: coroutine"
+    )
 
 
 def test_hook_that_raises_harms_neither_puts_nor_handlers(server, tube, conn, caplog):

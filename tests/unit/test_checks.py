@@ -263,3 +263,39 @@ def test_callable_that_is_its_own_call_ends():
     endless: Any = Endless()
     Endless.__call__ = types.MethodType(endless, 1)  # type: ignore[method-assign]
     checks.check_callable("handler", endless, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (coroutine, "coroutine"),
+        (generator, "generator"),
+        (old_coroutine, "generator"),
+        (async_generator, "async_generator"),
+        (lambda job: coroutine(job).__await__(), "coroutine_wrapper"),
+        (lambda job: Awaited(), "Awaited"),
+    ],
+)
+def test_returned_object_that_has_yet_to_run_is_refused_and_closed(make, kind):
+    with pytest.raises(TypeError) as caught:
+        checks.check_returned(
+            "a hook", make(None)
+        )  # a coroutine that isn't closed is a warning, which is an error here
+    assert str(caught.value) == (
+        f"a hook must run to its end when it is called; this one gave back an object that has yet to: {kind}"
+    )
+
+
+class Awaited:
+    """Something to wait for that isn't a coroutine, as asyncio's tasks are; it isn't ours to close."""
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+    def close(self) -> None:
+        raise AssertionError("closed")
+
+
+@pytest.mark.parametrize("result", [None, 0, "", [], iter([]), mock.MagicMock(), object(), coroutine, generator])
+def test_returned_value_passes(result):
+    checks.check_returned("a hook", result)

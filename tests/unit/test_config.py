@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import ssl
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -131,6 +133,31 @@ def test_config_hook_must_be_callable(name):
     assert getattr(Config(**{name: print}), name) is print
     with pytest.raises(TypeError, match=f"^{name} must be callable, got str$"):
         Config(**{name: "print"})
+
+
+async def told_async(*told: object) -> None: ...
+
+
+def told_yielding(*told: object) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("hook", [told_async, functools.partial(told_async), told_yielding])
+def test_config_hook_that_would_run_nothing_is_refused(name, hook):
+    with pytest.raises(TypeError, match=f"^{name} must be a plain function, "):
+        Config(**{name: hook})
+    with pytest.raises(TypeError, match=f"^{name} must be a plain function, "):
+        Config().replace(**{name: hook})
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [("info_func", lambda: None), ("error_func", lambda error: None), ("event_func", lambda kind, uri: None)],
+)
+def test_config_hook_that_takes_other_arguments_is_refused(name, hook):
+    with pytest.raises(TypeError, match=f"^{name} is called with .* argument"):
+        Config(**{name: hook})
 
 
 def test_config_tls_context_must_be_one():
