@@ -63,6 +63,8 @@ class Link:
         pipe: The commands in flight; another one after a `redial`.
         held: The jobs that this connection has reserved, by id.
         outcomes: What tells of the ends of commands; `None`: nobody listens.
+        unattended: Jobs with a delete, release or bury under way that nobody waits for, and what is called, in the hub,
+            with its slot if it fails. It must not switch.
         used: The tube that the last command appended will find in use.
         watched: The tubes watched, as the server confirmed them.
         on_failure: Called once, when the connection is over; must not switch.
@@ -72,7 +74,7 @@ class Link:
 
     __slots__ = (
         "__weakref__ _closed _end_wait _finalizer _holder _limit _redialing address config held hub "
-        "on_closing on_failure on_settled outcomes pipe server uri used watched"
+        "on_closing on_failure on_settled outcomes pipe server unattended uri used watched"
     ).split()
 
     def __init__(self, address: Address, config: Config, tubes: tuple[str, ...] = ()) -> None:
@@ -90,6 +92,7 @@ class Link:
         self.hub: Hub = get_hub()
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.held: dict[int, Job] = {}
+        self.unattended: dict[Job, Callable[[Slot], None]] = {}
         self.used = "default"
         self.watched = list(tubes) or ["default"]
         self.on_failure: Callable[[], None] | None = None
@@ -243,6 +246,7 @@ class Link:
 
     def _given_back(self, slot: Slot) -> None:
         """If the server does not take a job back, the connection's end makes it: else it would keep it for its ttr."""
+        self.unattended.pop(slot.extra, None)  # so it is attended to
         self._settled(slot)
         if slot.extra._state == "held":
             self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
@@ -260,16 +264,10 @@ class Link:
         job_id, ours = self._whose(job, "delete")
         self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
 
-    def delete_unwaited(self, job: Job, failed: Callable[[Slot], None]) -> None:
-        """Delete a job that we hold; nobody waits for the reply. `failed` is told, in the hub, if it went wrong."""
-
-        def settled(slot: Slot) -> None:
-            self._settled(slot)
-            if slot.error is not None:
-                failed(slot)
-
+    def delete_unwaited(self, job: Job) -> None:
+        """Delete a job that we hold; nobody waits for the reply."""
         job._state = "settling"
-        duty = settled if self.outcomes is None else self.outcomes.later(settled)
+        duty = self._settled if self.outcomes is None else self.outcomes.later(self._settled)
         self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
@@ -387,6 +385,10 @@ class Link:
             self._lose(slot, job)
         elif job is not None and job._state == "settling":
             job._state = "held"
+        if self.unattended and job is not None:
+            failed = self.unattended.pop(job, None)
+            if failed is not None and error is not None and job._state != "finished":
+                failed(slot)
         if self.on_settled is not None:
             self.on_settled()
 
