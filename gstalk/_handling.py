@@ -7,11 +7,14 @@ pass on after the job has been given back, a kill of the greenlet and Ctrl-C.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context, copy_context
+from functools import partial
 from random import random
 from typing import Any
 
 import gevent
 from gevent import GreenletExit
+from gevent.pool import Group
 
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
@@ -33,11 +36,14 @@ from gstalk.job import Job
 from gstalk.protocol import checks, commands
 from gstalk.protocol.session import Slot
 from gstalk.protocol.stats import JobStats
+from gstalk.retry import Fate, RetryPolicy, judged
 
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
 _ENDS = (SystemExit, KeyboardInterrupt, GreenletExit)  # what gevent ends a process or a greenlet with
 BLOWS = 3  # that may hit the decision about one job, before it is just released
+PAUSE = 1.0  # seconds before a job goes back whose release or bury the server has refused: it would run at once again
+PAST = {commands.DELETE: "deleted", commands.RELEASE: "released", commands.BURY: "buried"}
 
 Handler = Callable[[Job], Plain]
 
@@ -57,7 +63,8 @@ class Handling:
         tubes: The tubes watched, each of which such a mapping must name.
 
     Raises:
-        TypeError, InvalidArgumentError: The handler isn't callable, or a tube has none.
+        TypeError: A handler can't be called with one argument, or a call of it would run nothing.
+        InvalidArgumentError: A tube has no handler.
     """
 
     def __init__(
@@ -75,10 +82,10 @@ class Handling:
         else:
             self._handler = handler
         for each in [self._handler] if self._by_tube is None else self._by_tube.values():
-            if not callable(each):
-                raise TypeError(f"handler must be callable, got {type(each).__name__}")
+            checks.check_callable("handler", each, 1)
         self.is_copy = False  # a forked child's: the jobs are the parent's, and what ends a handler ends it as it likes
         self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
+        self.aside = Group()  # greenlets that see to jobs which their handlers have left
 
     def handle(self, link: Link, job: Job, look: bool) -> None:
         """Run the handler, and see that the job has a fate.
@@ -90,32 +97,45 @@ class Handling:
         Raises:
             GreenletExit, KeyboardInterrupt: They hit the handler; the job has been given back.
         """
-        touching = _Touching(link, job) if self._config.auto_touch else None
+        config = self._config
+        touching = _Touching(link, job) if config.auto_touch else None
         telling = _Telling(self._hooks, job) if self._hooks.listens else None
-        what = "it could not be looked at"
+        stats: JobStats | None = None
+        fate: Fate | None = None
+        is_called = False
         try:
-            try:
-                handler = self._choose(job, look, telling)
-            except (JobLostError, DisconnectedError):
-                return  # it goes back by itself, and nobody has failed
-            if handler is None:
-                return
-            what = "its handler failed"
-            if telling is not None:
+            look = look and config.retry.max_attempts is not None
+            if look or (self._by_tube is not None and job.tube is None):
+                stats = job.stats()
+                if telling is not None:
+                    telling.stats = stats
+                if look and (fate := Fate.of_reserved(config.retry, stats)) is not None:
+                    attempts = stats.reserves or 0
+                    why = f"job {job.id} was lost with its worker too often: {attempts} attempts"
+                    raise RetriesExhaustedError(why, job.id, attempts)
+            handler = self._handler if self._by_tube is None else self._find(job)
+            if telling is not None and job._state == "held":
                 telling.begin()
             if self.is_copy:  # that has forked
                 return
-            if self._config.time_limit is None:
-                handler(job)
+            if job._state != "held":  # lost while it waited for its handler, or for the hook: nobody has failed
+                if telling is not None:
+                    telling.error = JobLostError(f"the server has taken job {job.id} back before its handler ran")
+                return
+            is_called = True
+            if config.time_limit is None:
+                result = handler(job)  # type: ignore[misc]  # `None` where there is a mapping
             else:
-                with TimeLimitExceeded(self._config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
-                    handler(job)
+                with TimeLimitExceeded(config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
+                    result = handler(job)  # type: ignore[misc]
             if self.is_copy:
                 return
+            if result is not None:
+                checks.check_returned("handler", result)
             if job._state == "held":
-                if not self._config.auto_delete:
+                if not config.auto_delete:
                     raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
-                link.delete_unwaited(job, self._not_deleted)
+                link.delete_unwaited(job)
             elif job._state == "lost":
                 raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
         except BaseException as error:
@@ -125,11 +145,14 @@ class Handling:
                 self._end_copy(job, error)
             elif isinstance(error, KeyboardInterrupt):
                 link.give_back(job)
-            else:
-                self._decide(link, job, error, what, telling)
+            elif is_called or job._state != "lost" or not isinstance(error, GstalkError):  # else nobody has failed
+                what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
+                self._settle(_Failure(link, job, error, what, stats, fate), telling)
             if isinstance(error, (KeyboardInterrupt, GreenletExit)):
                 raise
         finally:
+            if job._state == "settling":  # an automatic delete, or one whose caller was interrupted: nobody waits
+                link.reserved.unattended[job] = partial(self._left, link, job, copy_context())
             if touching is not None:
                 touching.stop()
             if telling is not None and not self.is_copy:
@@ -139,125 +162,147 @@ class Handling:
         """In a forked child: the job is the parent's, and so are all errors that come of that."""
         if isinstance(error, _ENDS):
             raise error
-        if not _asked_for(error) and not isinstance(error, (JobLostError, DisconnectedError)):
+        if not isinstance(error, (Retry, Bury, JobLostError, DisconnectedError)):
             self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed in a forked child")
 
-    def _choose(self, job: Job, look: bool, telling: _Telling | None) -> Handler | None:
-        """Find the job's handler; `None` if it is not to run."""
-        look = look and self._config.retry.max_attempts is not None
-        if look or (self._by_tube is not None and job.tube is None):
-            stats = job.stats()
-            if telling is not None:
-                telling.stats = stats
-            if look and self._lost_too_often(stats):
-                attempts = _count(stats.reserves)
-                error = RetriesExhaustedError(
-                    f"job {job.id} was lost with its worker too often: {attempts} attempts", job.id, attempts
-                )
-                self._hooks.error(error, f"job {job.id} of {job.uri}: attempt {attempts}; {self._exhaust(job, stats)}")
-                return None
-        if self._by_tube is None:
-            return self._handler
+    def _find(self, job: Job) -> Handler:
+        """Find the handler of the job's tube."""
+        assert self._by_tube is not None
         handler = self._by_tube.get(str(job.tube))
         if handler is None:
             raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
         return handler
 
-    def _lost_too_often(self, stats: JobStats) -> bool:
-        return self._config.retry.is_exhausted_by_losses(
-            _count(stats.reserves),
-            _count(stats.releases),
-            _count(stats.timeouts),
-            _count(stats.buries),
-            _count(stats.kicks),
-        )
-
-    def _decide(self, link: Link, job: Job, error: BaseException, what: str, telling: _Telling | None) -> None:
-        """Give a job its fate. A timeout that the handler forgot, or another kill, may hit this greenlet meanwhile."""
-        if self.is_killing and isinstance(error, (GreenletExit, JobFinishedError)):
+    def _settle(self, failure: _Failure, telling: _Telling | None) -> None:
+        """Give a job its fate, and tell. A timeout that the handler forgot, or another kill, may hit us meanwhile."""
+        link, job = failure.link, failure.job
+        if self.is_killing and isinstance(failure.error, (GreenletExit, JobFinishedError)):
             link.give_back(job)  # as `stop` does with all of them; that is no failure of the handler's
             return
-        killed: GreenletExit | None = None
+        killed: BaseException | None = None
         blows = 0
-        while True:
+        done = ""
+        while not done:
             try:
-                self._give_fate(job, error, what, telling)
-                break
+                done = failure.settle(self._config.retry)
             except BaseException as blow:
                 if self.is_copy and isinstance(blow, _ENDS):  # a hook has forked
                     raise
                 blows += 1
-                if isinstance(blow, GreenletExit):
+                if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
                     killed = blow
-                elif not isinstance(blow, KeyboardInterrupt):
-                    self._hooks.error(blow, f"job {job.id} of {job.uri}: hit while its fate was decided")
+                else:
+                    self._hooks.error(blow, failure.message("hit while its fate was decided"))
                 if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
                     link.give_back(job)
-                    if not _asked_for(error):
-                        self._hooks.error(error, f"job {job.id} of {job.uri}: {what}; released")
-                    if isinstance(blow, KeyboardInterrupt):
-                        raise
-                    break
+                    done = "released"
+        if telling is not None:
+            telling.stats = failure.stats
+        try:
+            if not isinstance(failure.error, (Retry, Bury)):
+                self._hooks.error(failure.error, failure.message(failure.what, done))
+            if job._state == "held" and killed is None and link.is_connected:  # the server has refused it
+                self._pause(failure)
+        finally:
+            link.give_back(job)
         if killed is not None:
             raise killed
 
-    def _give_fate(self, job: Job, error: BaseException, what: str, telling: _Telling | None) -> None:
-        """Release, bury or delete a job that isn't finished, and tell of the error."""
-        told = None if _asked_for(error) else error
+    def _pause(self, failure: _Failure) -> None:
         try:
-            if job._state == "lost":
-                what += "; the server has taken the job back"
-            elif job._state != "held":
-                what += "; the job was finished"
-            elif isinstance(error, Bury):
-                job.bury(error.priority)
-            else:
-                stats = job.stats()
-                if telling is not None:
-                    telling.stats = stats
-                what += f", attempt {stats.reserves}"
-                what += f"; {self._retry(job, stats, error)}"
-        except (JobLostError, DisconnectedError):
-            what += "; the job goes back by itself"
-        except (GstalkError, TypeError) as wrong:  # the handler's delay or priority, or the server in trouble
-            link: Any = job._owner
-            link.give_back(job)
-            fate = "buried by the server" if isinstance(wrong, BuriedError) else "released"
-            if told is None:
-                told, what = wrong, f"could not be retried or buried; {fate}"
-            else:
-                what += f"; {fate}, since it could not be retried: {wrong}"
-        if told is not None:
-            self._hooks.error(told, f"job {job.id} of {job.uri}: {what}")
+            gevent.sleep(PAUSE)
+        except (GreenletExit, KeyboardInterrupt):
+            raise
+        except BaseException as blow:
+            self._hooks.error(blow, failure.message("hit before it was given back"))
 
-    def _retry(self, job: Job, stats: JobStats, error: BaseException) -> str:
-        """Release a failed job, or give it up; returns what was done, in words."""
-        policy = self._config.retry
-        attempt = _count(stats.reserves)
-        if policy.is_exhausted(attempt, _count(stats.kicks)):
-            return self._exhaust(job, stats)
-        delay: Any = policy.delay(attempt, random())
-        priority = stats.pri
-        if isinstance(error, Retry):
-            delay = delay if error.delay is None else error.delay
-            priority = priority if error.priority is None else error.priority
-        seconds = checks.check_delay(delay)
-        job.release(priority, seconds)
-        return f"released, with a delay of {seconds} s"
-
-    def _exhaust(self, job: Job, stats: JobStats) -> str:
-        if self._config.retry.exhausted == "delete":
-            job.delete()
-            return "given up and deleted"
-        job.bury(stats.pri)
-        return "given up and buried"
-
-    def _not_deleted(self, slot: Slot) -> None:
-        """In the hub: an automatic delete failed."""
+    def _left(self, link: Link, job: Job, context: Context, slot: Slot) -> None:
+        """In the hub: a delete, release or bury has failed after the job's handler had ended."""
         assert slot.error is not None
-        gevent.spawn(
-            self._hooks.error, slot.error, f"job {slot.key} of {slot.session.uri}: not deleted; it may run again"
-        )
+        failure = _Failure(link, job, slot.error, f"not {PAST[slot.command]}", None)
+        failure.lost = "it may run again"
+        self.aside.spawn(context.run, self._settle, failure, None)
+
+
+class _Failure:
+    """A job that its handler has not finished, and what is known of it.
+
+    Attributes:
+        link: The connection that holds it.
+        job: The job.
+        error: What is told, unless it is a `Retry` or a `Bury`.
+        what: What has failed, in words.
+        stats: The job's, if known.
+        lost: What is said of a job that the server has taken back.
+    """
+
+    __slots__ = ("_fate", "error", "job", "link", "lost", "stats", "what")
+
+    def __init__(
+        self, link: Link, job: Job, error: BaseException, what: str, stats: JobStats | None, fate: Fate | None = None
+    ) -> None:
+        self.link = link
+        self.job = job
+        self.error = judged(error)
+        self.what = what
+        self.stats = stats
+        self.lost = "the server has taken the job back"
+        self._fate = fate
+
+    def settle(self, policy: RetryPolicy) -> str:
+        """Decide what becomes of the job, and carry it out: the one place that does.
+
+        The job's state tells what came of it, whoever's exception ends a wait here. It is still held afterwards if the
+        server has refused: then it has to go back. May be called again after an interruption.
+
+        Returns:
+            What was done, in words.
+        """
+        job = self.job
+        was = job._state
+        try:
+            if self.stats is None and was != "held":
+                self.stats = self._ask()
+            if job._state == "held":
+                stats = self.stats = self.stats or job.stats()
+            if job._state == "held":
+                self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random())
+                self._carry_out(self._fate)
+        except GstalkError as refusal:
+            if job._state == "settling":
+                raise  # not the server's
+            if job._state == "held" or isinstance(refusal, BuriedError):
+                done = "released" if job._state == "held" else "buried by the server"
+                if isinstance(self.error, (Retry, Bury)):
+                    self.error, self.what = refusal, "could not be retried or buried"
+                    return done
+                return f"{done}, since it could not be retried: {refusal}"
+        if job._state == "lost":
+            return self.lost if was == "lost" else "the job goes back by itself"
+        return "the job was finished" if self._fate is None else str(self._fate)
+
+    def _ask(self) -> JobStats | None:
+        """Ask about a job that isn't in our hands; `None` if the server can't tell our attempt any more."""
+        try:
+            stats = self.job.stats()
+        except GstalkError:
+            return None
+        return None if stats.state == "reserved" else stats
+
+    def _carry_out(self, fate: Fate) -> None:
+        if fate.command == "release":
+            self.job.release(fate.priority, fate.delay)
+        elif fate.command == "bury":
+            self.job.bury(fate.priority)
+        else:
+            self.job.delete()
+
+    def message(self, what: str, done: str = "") -> str:
+        """Name the job, its server and its attempt."""
+        known = None if self.stats is None else self.stats.reserves
+        attempt = f"attempt {'unknown' if known is None else known}"
+        words = f"{what}, {attempt}" if what else attempt
+        return f"job {self.job.id} of {self.job.uri}: {words}" + (f"; {done}" if done else "")
 
 
 class _Telling:
@@ -313,15 +358,17 @@ class _Touching:
         link.pipe.append(commands.by_id(commands.STATS_JOB, job.id), slot)
 
     def _told(self, slot: Slot) -> None:
-        if slot.error is None and not self._stopped:
-            third = max(_count(slot.result.ttr), 1) / 3
+        if not self._stopped and not isinstance(slot.error, DisconnectedError):
+            # A server that won't tell is told of the job as if its time was the shortest.
+            third = (1 if slot.error is not None else max(_count(slot.result.ttr), 1)) / 3
             self._timer = self._link.hub.loop.timer(third, third, ref=False)
             self._timer.start(self._touch)
 
     def _touch(self) -> None:
-        if self._job._state == "held":
+        state = self._job._state
+        if state == "held":
             self._link.touch_unwaited(self._job)
-        else:
+        elif state != "settling":  # that may be refused, and the job is held again
             self.stop()
 
     def stop(self) -> None:
@@ -329,10 +376,6 @@ class _Touching:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
-
-
-def _asked_for(error: BaseException) -> bool:
-    return isinstance(error, (Retry, Bury))
 
 
 def _count(value: int | None) -> int:

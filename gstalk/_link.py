@@ -241,6 +241,7 @@ class Link:
 
     def _given_back(self, slot: Slot) -> None:
         """If the server does not take a job back, the connection's end makes it: else it would keep it for its ttr."""
+        self.reserved.unattended.pop(slot.extra, None)  # so it is attended to
         self.reserved.settled(slot)
         if slot.extra._state == "held":
             self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
@@ -258,16 +259,10 @@ class Link:
         job_id, ours = self._whose(job, "delete")
         self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
 
-    def delete_unwaited(self, job: Job, failed: Callable[[Slot], None]) -> None:
-        """Delete a job that we hold; nobody waits for the reply. `failed` is told, in the hub, if it went wrong."""
-
-        def settled(slot: Slot) -> None:
-            self.reserved.settled(slot)
-            if slot.error is not None:
-                failed(slot)
-
+    def delete_unwaited(self, job: Job) -> None:
+        """Delete a job that we hold; nobody waits for the reply."""
         self.reserved.settle(job)
-        duty = settled if self.outcomes is None else self.outcomes.later(settled)
+        duty = self._settled if self.outcomes is None else self.outcomes.later(self._settled)
         self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:

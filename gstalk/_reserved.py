@@ -62,13 +62,16 @@ class ReservedJobs:
         by_id: A weak reference to each Job that is reserved or whose settling is under way; others only look whether
             there are any.
         on_settled: Called when a delete, release or bury has been answered; must not switch.
+        unattended: Jobs with a delete, release or bury under way that nobody waits for, and what is called, in the hub,
+            with its slot if that fails; it must not switch.
     """
 
-    __slots__ = ("_look_at", "_notes", "by_id", "on_settled")
+    __slots__ = ("_look_at", "_notes", "by_id", "on_settled", "unattended")
 
     def __init__(self) -> None:
         self.by_id: dict[int, ref[Job]] = {}
         self.on_settled: Callable[[], None] | None = None
+        self.unattended: dict[Job, Callable[[Slot], None]] = {}
         self._notes: dict[int, _Note] = {}
         self._look_at = 0.0
 
@@ -114,6 +117,10 @@ class ReservedJobs:
             job._state = "held" if held and not isinstance(error, DisconnectedError) else "lost"
             if held and job._state == "lost":
                 del self.by_id[job_id]
+        if self.unattended and job is not None:
+            failed = self.unattended.pop(job, None)
+            if failed is not None and error is not None and job._state != "finished":
+                failed(slot)
         if self.on_settled is not None:
             self.on_settled()
 

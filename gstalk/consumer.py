@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import gevent
 from gevent import get_hub, getcurrent
 from gevent.event import Event
-from gevent.pool import Group
 from gevent.pool import Pool as GreenletPool
 
 from gstalk import _forks
@@ -94,14 +94,16 @@ class Consumer:
 
         The handler finishes its job. One that returns without doing so, or raises, has failed: `Config.error_func` is
         told, and `Config.retry` says what becomes of the job. It may raise `Retry` or `Bury` instead.
+        Each job runs in a fresh copy of the `contextvars` context in which this was called.
 
         Args:
             handler: Called with each `Job`, in one of `num_greenlets` greenlets; or a mapping from tube to handler
-                that names every tube watched.
+                that names every tube watched. It must run to its end when it is called: no `async def`, no generator.
 
         Raises:
             RuntimeError: A `receive` of this Consumer is running.
-            TypeError, InvalidArgumentError: The handler isn't callable, or a tube has none.
+            TypeError: A handler can't be called with one argument, or a call of it would run nothing.
+            InvalidArgumentError: A tube has no handler.
             KeyboardInterrupt: Ctrl-C hit a handler, or this greenlet; as `stop`.
 
         Blocks:
@@ -178,6 +180,7 @@ class _Run:
         self._hooks = hooks
         self._handling = handling
         self._hub = get_hub()
+        self._context = copy_context()
         self._asking = Asking(config.num_greenlets)
         self._lanes: dict[Link, _ConsumerLane] = {}
         self._idle: list[Call] = []  # greenlets that wait for a job
@@ -185,7 +188,7 @@ class _Run:
         self._jobs: deque[tuple[_ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
         self._current: dict[Any, tuple[_ConsumerLane, Job]] = {}  # what each greenlet works at
         self._greenlets = GreenletPool(config.num_greenlets)
-        self._aside = Group()  # greenlets that tell of reserves which failed
+        self._aside = handling.aside  # here also greenlets that tell of reserves which failed
         self._pump_due = False
         self._timer: Any = None
         self._changed = Event()  # the receiving greenlet is to look
@@ -282,7 +285,8 @@ class _Run:
             self._wait_for_change(min(left, 3600.0))
         for link in list(self.pool.links):
             link.cut()
-        gevent.joinall([*self._leaving, *self.pool.keepers], timeout=FAREWELL)  # one of them may be in a user's hook
+        # One of them may be in a user's hook.
+        gevent.joinall([*self._leaving, *self._aside, *self.pool.keepers], timeout=FAREWELL)
 
     def _wait_for_change(self, seconds: float | None = None) -> None:
         self._changed.wait(seconds)
@@ -355,6 +359,7 @@ class _Run:
         """A greenlet of the Pool: job after job."""
         me = getcurrent()
         while not self.is_copy:
+            me.gr_context = self._context.copy()  # what a handler sets there is gone with its job
             if self._jobs:
                 item = self._jobs.popleft()
             elif self._stop_at is not None:

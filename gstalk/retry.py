@@ -1,4 +1,4 @@
-"""What becomes of a job whose handler failed: when it is tried again, and when no more."""
+"""What becomes of a job: a `Fate`, decided from values alone. `_handling` carries it out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from gstalk.errors import InvalidArgumentError
+from gstalk.errors import Bury, InvalidArgumentError, Retry
 from gstalk.protocol import checks
+from gstalk.protocol.stats import JobStats
 
-__all__ = ["RetryPolicy"]
+__all__ = ["Fate", "RetryPolicy", "judged"]
+
+LEAST_LOSSES = 3  # a stop that meets a job on its way counts like a loss: one or two of them say nothing about a job
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,13 @@ class RetryPolicy:
     """How failed jobs are tried again.
 
     Attributes:
-        max_attempts: After so many a job is given up; `None`: never.
+        max_attempts: After so many a job is given up; `None`: never. One that was lost with its worker so often, and at
+            least three times, is buried.
         first_delay: Seconds before the second attempt.
         factor: What each delay is multiplied with to get the next; 1 or more.
         max_delay: The longest delay, in seconds.
         jitter: Whether a delay is shortened at random, to between half of it and all of it.
-        exhausted: What becomes of a job that is given up: "bury" or "delete".
+        exhausted: What becomes of a job that failed so often: "bury" or "delete".
     """
 
     max_attempts: int | None = 25
@@ -72,4 +76,77 @@ class RetryPolicy:
     def is_exhausted_by_losses(self, reserves: int, releases: int, timeouts: int, buries: int, kicks: int) -> bool:
         """Tell the same of a job just reserved, counting only attempts that were lost with their worker."""
         losses = reserves - releases - timeouts - buries - 1
-        return self.max_attempts is not None and losses >= self.max_attempts * (kicks + 1)
+        return self.max_attempts is not None and losses >= max(self.max_attempts, LEAST_LOSSES) * (kicks + 1)
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of a job.
+
+    Attributes:
+        command: What is sent for it.
+        priority: Of a release or a bury; `None`: the job's own.
+        delay: Of a release, in whole seconds.
+        is_given_up: Whether its attempts are used up.
+    """
+
+    command: Literal["release", "bury", "delete"]
+    priority: int | None = None
+    delay: int = 0
+    is_given_up: bool = False
+
+    def __str__(self) -> str:
+        if self.command == "release":
+            return f"released, with a delay of {self.delay} s"
+        return "given up and " * self.is_given_up + {"bury": "buried", "delete": "deleted"}[self.command]
+
+    @classmethod
+    def of_failed(cls, policy: RetryPolicy, stats: JobStats, error: BaseException, chance: float) -> Fate:
+        """Decide about a job whose handler has failed.
+
+        Args:
+            policy: Says when it is tried again, and when no more.
+            stats: The job's.
+            error: What `judged` returned for the handler's exception.
+            chance: A random number from 0 to below 1.
+        """
+        if isinstance(error, Bury):
+            return cls("bury", stats.pri if error.priority is None else error.priority)
+        attempt = stats.reserves or 0
+        if policy.is_exhausted(attempt, stats.kicks or 0):
+            return cls(policy.exhausted, stats.pri, is_given_up=True)
+        delay, priority = checks.check_delay(policy.delay(attempt, chance)), stats.pri
+        if isinstance(error, Retry):
+            delay = delay if error.delay is None else error.delay
+            priority = priority if error.priority is None else error.priority
+        return cls("release", priority, delay)
+
+    @classmethod
+    def of_reserved(cls, policy: RetryPolicy, stats: JobStats) -> Fate | None:
+        """Decide about a job just reserved; `None`: its handler is to run.
+
+        One that was lost with its worker too often is buried, never deleted: it may not have run at all.
+        """
+        reserves, kicks = stats.reserves or 0, stats.kicks or 0
+        if policy.is_exhausted_by_losses(reserves, stats.releases or 0, stats.timeouts or 0, stats.buries or 0, kicks):
+            return cls("bury", stats.pri, is_given_up=True)
+        return None
+
+
+def judged(error: BaseException) -> BaseException:
+    """Judge what a handler raised, before a `Fate` is made of it.
+
+    Returns:
+        A right `Retry` or `Bury`: one in the builtin values that it holds. A wrong one: what is wrong with it, for such
+        a handler has failed like any other, so that its delays grow and its attempts end. Anything else: itself.
+    """
+    if not isinstance(error, (Retry, Bury)):
+        return error
+    try:
+        priority = None if error.priority is None else checks.check_priority(error.priority)
+        if isinstance(error, Bury):
+            return Bury(priority)
+        return Retry(None if error.delay is None else checks.check_delay(error.delay), priority)
+    except Exception as wrong:  # also what an heir's own property raises, or a number's own method
+        wrong.__cause__ = error  # shows where it was raised
+        return wrong

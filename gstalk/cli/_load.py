@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 import gstalk
+from gstalk.protocol import checks
 
 __all__ = ["WRONG", "Handler", "Unusable", "load"]
 
@@ -71,10 +71,10 @@ def _find(target: str) -> Any:
 
 
 def _checked(found: Any, target: str) -> Handler:
-    if not callable(found):
-        raise Unusable(f"{target} is not callable: it is of type {type(found).__name__}")
-    if inspect.iscoroutinefunction(found):
-        raise Unusable(f"{target} is an async function; gstalk calls plain ones, in greenlets")
+    try:
+        checks.check_callable(target, found, 1)
+    except TypeError as error:
+        raise Unusable(str(error)) from None
     handler: Handler = found
     return handler
 

@@ -112,17 +112,17 @@ class Worker:
         return dict.fromkeys(self._work.tubes, self._guard(found)) if several else self._guard(found)
 
     def _guard(self, handler: Handler) -> Handler:
-        def handle(job: gstalk.Job) -> None:
+        def handle(job: gstalk.Job) -> object:
             if self._begun == self._work.max_jobs:
                 # It was on its way when the last one began.
                 job.release()
-                return
+                return None
             self._begun += 1
             if self._begun == self._work.max_jobs:
                 self._code = AGAIN
                 self._stop()
             self._current[getcurrent()] = job, monotonic()
-            handler(job)
+            return handler(job)
 
         return handle
 

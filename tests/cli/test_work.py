@@ -60,6 +60,8 @@ def counts(conn: gstalk.Conn, tube: str) -> tuple[int | None, ...]:
 
 # -- the handler -------------------------------------------------------------------------------------------------
 
+PLAIN = "must be a plain function, which runs to its end when it is called; this one is"
+
 
 @pytest.mark.parametrize(
     ("target", "sentence"),
@@ -69,8 +71,14 @@ def counts(conn: gstalk.Conn, tube: str) -> tuple[int | None, ...]:
         ("nowhere.tasks:quick", "there is no module 'nowhere' in {place} or on Python's path"),
         ("tasks.deeper:quick", "there is no module 'tasks.deeper' in {place} or on Python's path"),
         ("tasks:nothing", "module 'tasks' has no 'nothing'"),
-        ("tasks:number", "tasks:number is not callable: it is of type int"),
-        ("tasks:waits", "tasks:waits is an async function; gstalk calls plain ones, in greenlets"),
+        ("tasks:number", "tasks:number must be callable, got int"),
+        ("tasks:waits", f"tasks:waits {PLAIN} async def: a call of it would run nothing"),
+        ("tasks:by_tube_async", f"tasks:by_tube_async {PLAIN} async def: a call of it would run nothing"),
+        ("tasks:yields", f"tasks:yields {PLAIN} a generator function (it has a yield): a call of it would run nothing"),
+        (
+            "tasks:none",
+            "tasks:none is called with one argument, which this one can't be: too many positional arguments",
+        ),
         ("tasks:by_tube", "tasks:by_tube has no handler for tube 'c'"),
     ],
 )
@@ -103,6 +111,26 @@ def test_target_that_is_no_handler_ends_the_worker_with_one_sentence(start):
     worker = start("tasks:nothing")
     assert worker.end() == 2
     assert worker.errors == "gstalk: module 'tasks' has no 'nothing'\n"
+
+
+def test_target_whose_call_would_run_nothing_is_wrong_usage_and_its_jobs_stay(start, conn, tube):
+    """It once said "10 jobs done", and nothing was."""
+    job_id = conn.put(tube, b"x")
+    worker = start("tasks:yields", *BURST)
+    assert worker.end() == 2
+    assert worker.errors == (
+        f"gstalk: tasks:yields {PLAIN} a generator function (it has a yield): a call of it would run nothing\n"
+    )
+    assert conn.stats_job(job_id).reserves == 0
+
+
+def test_handler_that_gives_back_a_coroutine_has_failed(start, conn, tube):
+    job_id = conn.put(tube, b"x")
+    worker = start("tasks:waits_in_a_lambda", *BURST)
+    assert worker.end() == 0
+    assert "0 jobs done, 1 failed" in worker.errors
+    assert "never awaited" not in worker.errors
+    assert conn.stats_job(job_id).state == "delayed"
 
 
 def test_several_processes_whose_target_is_no_handler_end(start):

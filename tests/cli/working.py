@@ -66,7 +66,17 @@ async def waits(job):
     pass
 
 
+def yields(job):
+    yield
+
+
+def none():
+    pass
+
+
+waits_in_a_lambda = lambda job: waits(job)
 by_tube = {"a": returns, "b": fails}
+by_tube_async = {"c": waits}
 """
 
 

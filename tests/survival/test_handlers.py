@@ -170,7 +170,7 @@ def test_handler_that_cannot_be_looked_at_has_its_job_released_though_the_server
     ((error, message),) = worker.told
     assert isinstance(error, gstalk.InternalError)
     assert message == (
-        f"job 7 of {played.uri}: it could not be looked at; released, since it could not be retried: "
+        f"job 7 of {played.uri}: it could not be looked at, attempt unknown; released, since it could not be retried: "
         f"stats-job 7 at {played.uri}: a bug in the server; it may have acted"
     )
 

@@ -1,17 +1,19 @@
-"""gstalk.retry: the pauses between attempts, and when there are no more."""
+"""gstalk.retry: the pauses between attempts, when there are no more, and what becomes of a job."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from datetime import timedelta
+from enum import IntEnum
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gstalk.errors import InvalidArgumentError
-from gstalk.retry import RetryPolicy
+from gstalk.errors import Bury, InvalidArgumentError, Retry
+from gstalk.protocol.stats import JobStats
+from gstalk.retry import Fate, RetryPolicy, judged
 
 
 def test_policy_defaults_are_the_documented_ones():
@@ -83,6 +85,126 @@ def test_exhausted_each_kick_grants_a_fresh_set(reserves, kicks, exhausted):
 def test_exhausted_by_losses_counts_nothing_else(reserves, releases, timeouts, buries, kicks, exhausted):
     policy = RetryPolicy(max_attempts=3)
     assert policy.is_exhausted_by_losses(reserves, releases, timeouts, buries, kicks) is exhausted
+
+
+@pytest.mark.parametrize(
+    ("most", "losses", "kicks", "exhausted"),
+    [
+        (1, 1, 0, False),
+        (1, 2, 0, False),
+        (1, 3, 0, True),
+        (2, 3, 0, True),
+        (4, 3, 0, False),
+        (4, 4, 0, True),
+        (1, 5, 1, False),  # each kick grants as many again
+        (1, 6, 1, True),
+    ],
+)
+def test_exhausted_by_losses_takes_three_of_them_however_few_the_attempts(most, losses, kicks, exhausted):
+    """A stop that meets a job on its way looks like a loss; a job that kills its worker is lost each time."""
+    assert RetryPolicy(max_attempts=most).is_exhausted_by_losses(losses + 1, 0, 0, 0, kicks) is exhausted
+
+
+# -- the fate of a job -------------------------------------------------------------------------------------------
+
+STATS = JobStats(pri=7, reserves=2, kicks=0, releases=1, timeouts=0, buries=0)
+STEADY = RetryPolicy(max_attempts=3, first_delay=10, factor=2, jitter=False)
+
+
+class MyRetry(Retry):
+    """Its constructor forgets the fields."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Priority(IntEnum):
+    HIGH = 5
+
+
+@pytest.mark.parametrize(
+    ("error", "reserves", "fate"),
+    [
+        (ValueError("own"), 1, Fate("release", 7, 10)),
+        (ValueError("own"), 2, Fate("release", 7, 20)),
+        (ValueError("own"), 3, Fate("bury", 7, is_given_up=True)),
+        (Retry(), 2, Fate("release", 7, 20)),
+        (Retry(delay=0), 2, Fate("release", 7, 0)),
+        (Retry(delay=1.2), 2, Fate("release", 7, 2)),
+        (Retry(delay=timedelta(minutes=1)), 2, Fate("release", 7, 60)),
+        (Retry(priority=0), 2, Fate("release", 0, 20)),
+        (Retry(priority=Priority.HIGH), 2, Fate("release", 5, 20)),
+        (Retry(delay=0, priority=3), 3, Fate("bury", 7, is_given_up=True)),  # it counts as an attempt
+        (Bury(), 1, Fate("bury", 7)),
+        (Bury(priority=0), 1, Fate("bury", 0)),
+        (Bury(), 3, Fate("bury", 7)),
+    ],
+)
+def test_fate_of_failed_job(error, reserves, fate):
+    stats = dataclasses.replace(STATS, reserves=reserves)
+    assert Fate.of_failed(STEADY, stats, judged(error), 0.5) == fate
+
+
+WRONG: list[tuple[Retry | Bury, type[Exception]]] = [
+    (Bury(-1), InvalidArgumentError),
+    (Bury(2**32), InvalidArgumentError),
+    (Bury(True), TypeError),
+    (Bury(1.0), TypeError),
+    (Bury("1"), TypeError),
+    (Bury([]), TypeError),
+    (Retry(delay=-1), InvalidArgumentError),
+    (Retry(delay=timedelta(seconds=-1)), InvalidArgumentError),
+    (Retry(delay=math.nan), InvalidArgumentError),
+    (Retry(delay=math.inf), InvalidArgumentError),
+    (Retry(delay=2**32), InvalidArgumentError),
+    (Retry(delay=10**5000), InvalidArgumentError),
+    (Retry(delay=True), TypeError),
+    (Retry(delay="1"), TypeError),
+    (Retry(delay=1, priority=-1), InvalidArgumentError),
+    (Retry(priority="x"), TypeError),
+    (MyRetry(), AttributeError),
+]
+
+
+@pytest.mark.parametrize(("error", "kind"), WRONG)
+def test_fate_of_a_wrong_retry_or_bury_is_that_of_any_failure(error, kind):
+    wrong = judged(error)
+    assert type(wrong) is kind
+    assert wrong.__cause__ is error
+    fates = [Fate.of_failed(STEADY, dataclasses.replace(STATS, reserves=n), wrong, 0.5) for n in (1, 2, 3)]
+    assert fates == [Fate("release", 7, 10), Fate("release", 7, 20), Fate("bury", 7, is_given_up=True)]
+
+
+def test_fate_of_a_wrong_retry_without_a_limit_is_a_release_with_the_policys_delay():
+    policy = dataclasses.replace(STEADY, max_attempts=None)
+    assert Fate.of_failed(policy, STATS, judged(Retry(delay=-1)), 0.5) == Fate("release", 7, 20)
+
+
+def test_judged_other_errors_are_themselves():
+    error = InvalidArgumentError("the handler's own")
+    assert judged(error) is error
+
+
+def test_fate_delete_is_of_failed_jobs_only():
+    """One that was lost may never have run: somebody should look."""
+    policy = RetryPolicy(max_attempts=1, exhausted="delete")
+    stats = JobStats(pri=7, reserves=4)  # a server that tells no more than this
+    assert Fate.of_failed(policy, stats, ValueError(), 0.5) == Fate("delete", 7, is_given_up=True)
+    assert Fate.of_reserved(policy, stats) == Fate("bury", 7, is_given_up=True)
+    assert Fate.of_reserved(policy, dataclasses.replace(stats, reserves=3)) is None
+
+
+@pytest.mark.parametrize(
+    ("fate", "words"),
+    [
+        (Fate("release", 7, 0), "released, with a delay of 0 s"),
+        (Fate("bury", 7), "buried"),
+        (Fate("bury", 7, is_given_up=True), "given up and buried"),
+        (Fate("delete", 7, is_given_up=True), "given up and deleted"),
+    ],
+)
+def test_fate_in_words(fate, words):
+    assert str(fate) == words
 
 
 def test_exhausted_never_without_a_limit():
