@@ -15,6 +15,7 @@ from gevent import GreenletExit
 
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
+from gstalk._interrupts import calls_handlers
 from gstalk._link import Link
 from gstalk.config import Config
 from gstalk.errors import (
@@ -78,6 +79,7 @@ class Handling:
                 raise TypeError(f"handler must be callable, got {type(each).__name__}")
         self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
 
+    @calls_handlers
     def handle(self, link: Link, job: Job, look: bool) -> None:
         """Run the handler, and see that the job has a fate.
 

@@ -25,6 +25,7 @@ from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
+from gstalk._interrupts import CtrlC
 from gstalk._link import Link
 from gstalk._ruins import bury_ruined
 from gstalk.config import LEFT_OUT, Config
@@ -99,11 +100,13 @@ class Consumer:
         Raises:
             RuntimeError: A `receive` of this Consumer is running.
             TypeError, InvalidArgumentError: The handler isn't callable, or a tube has none.
-            KeyboardInterrupt: Ctrl-C hit a handler, or this greenlet; as `stop`.
+            KeyboardInterrupt: Ctrl-C was pressed, or a handler raised it; as `stop`.
 
         Blocks:
             Until after `stop` all handlers have finished and the server has let go of the connections. If it is
             interrupted itself, that counts as `stop`, a second interruption as `stop(0)`; then the first one goes on.
+            In the main thread, where SIGINT has Python's handler, Ctrl-C meanwhile is raised in a handler that
+            computes, never in gstalk's own work.
         """
         if self._run is not None:
             raise RuntimeError("a receive of this Consumer is running already")
@@ -114,15 +117,23 @@ class Consumer:
         if self._requests:
             self._requests.clear()
             return
-        # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
-        run = self._run = _Run(
-            self._addresses, self._tubes, self._config, self._hooks, handling, self._connected, self._requests
-        )
-        try:
-            run.receive()
-        finally:
-            self._run = None
-            self._connected.clear()
+        with CtrlC() as ctrl_c:
+            # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
+            run = self._run = _Run(
+                self._addresses,
+                self._tubes,
+                self._config,
+                self._hooks,
+                handling,
+                self._connected,
+                self._requests,
+                ctrl_c,
+            )
+            try:
+                run.receive()
+            finally:
+                self._run = None
+                self._connected.clear()
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.
@@ -164,6 +175,7 @@ class _Run:
         handling: Handling,
         connected: Event,
         requests: list[float],
+        ctrl_c: CtrlC,
     ) -> None:
         self._config = config
         self._hooks = hooks
@@ -181,13 +193,15 @@ class _Run:
         self._timer: Any = None
         self._changed = Event()  # the receiving greenlet is to look
         self._connected = connected
-        self._interruption: BaseException | None = None
+        self._interruptions: list[BaseException] = []  # of this `receive`; the first one is raised at its end
         self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
         self._requests = requests
         self._leaving: list[gevent.Greenlet[..., Any]] = []  # of the servers, since `_finished_at`
         self._finished_at = 0.0
         self._async = self._hub.loop.async_(ref=False)
         self._async.start(self._on_request)
+        self._ctrl_c = ctrl_c
+        ctrl_c.working, ctrl_c.wake = self._current, self.look
         self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
@@ -202,11 +216,16 @@ class _Run:
             self._guarded(self._until_gone)
         finally:
             self.pool.want(-1)
+            self._ctrl_c.wake = None
             self._async.close()
             self._stop_timer()
             self._aside.kill(block=False)
-        if self._interruption is not None:
-            raise self._interruption
+        if self._interruptions:
+            interruptions, self._interruptions = self._interruptions, []
+            try:
+                raise interruptions[0]
+            finally:
+                del interruptions  # the traceback would hold the frame, and the frame the error
 
     def _guarded(self, phase: Any) -> None:
         """Carry out a phase; an interruption means stop, a second one stop at once, and the first is kept."""
@@ -215,9 +234,7 @@ class _Run:
                 phase()
                 return
             except BaseException as error:
-                first = self._interruption is None
-                self._interruption = self._interruption or error
-                self._stop_within(self._config.stop_timeout if first else 0.0)
+                self._interrupted(error)
 
     def _until_stopped(self) -> None:
         while self._stop_at is None:
@@ -282,6 +299,14 @@ class _Run:
     def _on_request(self) -> None:
         while self._requests:
             self._stop_within(self._requests.pop(0))
+        for error in self._ctrl_c.take():
+            self._interrupted(error)
+
+    def _interrupted(self, error: BaseException) -> None:
+        """Stop because of an interruption; at once, if it is the second one."""
+        if not any(error is each for each in self._interruptions):  # Ctrl-C is told of, and then leaves a handler, too
+            self._interruptions.append(error)
+            self._stop_within(self._config.stop_timeout if len(self._interruptions) == 1 else 0.0)
 
     def _stop_within(self, seconds: Any) -> None:
         at = float("inf") if seconds is None else monotonic() + float(seconds)
@@ -331,8 +356,7 @@ class _Run:
             try:
                 self._handling.handle(lane.link, job, look)
             except KeyboardInterrupt as error:
-                self._interruption = self._interruption or error
-                self._stop_within(self._config.stop_timeout)
+                self._interrupted(error)
             finally:
                 del self._current[me]
                 self._pump_soon()
