@@ -414,14 +414,17 @@ class _Run:
         any_held = False
         for lane in list(self._lanes.values()):  # a send that fails takes its connection out
             pipe = lane.link.pipe
+            if lane.asks and lane.is_late(
+                now
+            ):  # or so it seems: the hub may have been blocked, and the answer be there
+                pipe.catch_up()
             lane.held = bool(lane.link.held)
             lane.busy = bool(pipe.slots) or not pipe.attached
             any_held |= lane.held
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:
                 # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
                 pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
-        self._handed = [call for call in self._handed if call.waiter is not None]
-        self._asking.running = len(self._current) + len(self._jobs) + len(self._handed)
+        self._count_running()
         actions, again = self._asking.decide(now)
         for what, each, count in actions:
             assert isinstance(each, _ConsumerLane)
@@ -442,6 +445,10 @@ class _Run:
         if again < float("inf"):
             self._timer = self._hub.loop.timer(again, again)  # again, if a signal strikes before the first line
             self._timer.start(self._on_timer, update=True)
+
+    def _count_running(self) -> None:
+        self._handed = [call for call in self._handed if call.waiter is not None]
+        self._asking.running = len(self._current) + len(self._jobs) + len(self._handed)
 
     @whole
     def _on_timer(self) -> None:
@@ -476,15 +483,22 @@ class _Run:
                     self._aside.spawn(self._reserve_failed, lane, slot.error)
         elif slot.result is None:
             if waited:
-                self._asking.slice_over(lane)
+                self._asking.slice_over(lane, now)
             else:
                 self._asking.answered(lane, False, now)
         else:
+            was_overdue = lane.overdue > 0
             self._asking.answered(lane, True, now)
             job: Job = slot.result
             if self._stop_at is not None:
                 lane.link.give_back(job)
                 return
+            if was_overdue:
+                self._count_running()
+                if not self._asking.has_room():  # its permit has been used elsewhere
+                    lane.link.give_back(job)
+                    self._pump_soon()
+                    return
             while self._idle and self._idle[-1].waiter is None:  # a signal has struck below, and he is at work
                 self._idle.pop()
             if self._idle:
