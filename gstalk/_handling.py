@@ -18,6 +18,7 @@ from gevent.pool import Group
 
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
+from gstalk._interrupts import calls_handlers
 from gstalk._link import Link
 from gstalk.config import Config, Plain
 from gstalk.errors import (
@@ -87,6 +88,7 @@ class Handling:
         self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
         self.aside = Group()  # greenlets that see to jobs which their handlers have left
 
+    @calls_handlers
     def handle(self, link: Link, job: Job, look: bool) -> None:
         """Run the handler, and see that the job has a fate.
 

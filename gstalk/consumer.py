@@ -26,6 +26,7 @@ from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
+from gstalk._interrupts import CtrlC
 from gstalk._link import Link
 from gstalk._ruins import bury_ruined
 from gstalk._traces import forget, forgetful
@@ -104,11 +105,13 @@ class Consumer:
             RuntimeError: A `receive` of this Consumer is running.
             TypeError: A handler can't be called with one argument, or a call of it would run nothing.
             InvalidArgumentError: A tube has no handler.
-            KeyboardInterrupt: Ctrl-C hit a handler, or this greenlet; as `stop`.
+            KeyboardInterrupt: Ctrl-C was pressed, or a handler raised it; as `stop`.
 
         Blocks:
             Until after `stop` all handlers have finished and the server has let go of the connections. If it is
             interrupted itself, that counts as `stop`, a second interruption as `stop(0)`; then the first one goes on.
+            In the main thread, where SIGINT has Python's handler, Ctrl-C meanwhile is raised in a handler that
+            computes, never in gstalk's own work.
             In a forked child the copy of a `receive` returns when the greenlet that forked has ended.
         """
         if self._run is not None and not self._run.is_copy:
@@ -120,16 +123,24 @@ class Consumer:
         if self._requests:
             self._requests.clear()
             return
-        # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
-        run = self._run = _Run(
-            self._addresses, self._tubes, self._config, self._hooks, handling, self._connected, self._requests
-        )
-        try:
-            run.receive()
-        finally:
-            if self._run is run:  # else it is the copy of the parent's, and this process has begun its own
-                self._run = None
-                self._connected.clear()
+        with CtrlC() as ctrl_c:
+            # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
+            run = self._run = _Run(
+                self._addresses,
+                self._tubes,
+                self._config,
+                self._hooks,
+                handling,
+                self._connected,
+                self._requests,
+                ctrl_c,
+            )
+            try:
+                run.receive()
+            finally:
+                if self._run is run:  # else it is the copy of the parent's, and this process has begun its own
+                    self._run = None
+                    self._connected.clear()
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.
@@ -175,6 +186,7 @@ class _Run:
         handling: Handling,
         connected: Event,
         requests: list[float],
+        ctrl_c: CtrlC,
     ) -> None:
         self._config = config
         self._hooks = hooks
@@ -193,7 +205,7 @@ class _Run:
         self._timer: Any = None
         self._changed = Event()  # the receiving greenlet is to look
         self._connected = connected
-        self._interruption: BaseException | None = None
+        self._interruptions: list[BaseException] = []  # of this `receive`; the first one is raised at its end
         self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
         self._requests = requests
         self.is_copy = False
@@ -201,6 +213,8 @@ class _Run:
         self._finished_at = 0.0
         self._async = self._hub.loop.async_(ref=False)
         self._async.start(self._on_request)
+        self._ctrl_c = ctrl_c
+        ctrl_c.working, ctrl_c.wake = self._current, self.look
         self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
         _forks.register("consumer", self)
 
@@ -218,15 +232,16 @@ class _Run:
             self._until_forker_ended()
         finally:
             self.pool.want(-1)
+            self._ctrl_c.wake = None
             self._async.close()
             self._stop_timer()
             self._aside.kill(block=False)
-        if self._interruption is not None:
-            error, self._interruption = self._interruption, None
+        if self._interruptions:
+            interruptions, self._interruptions = self._interruptions, []
             try:
-                raise error
+                raise interruptions[0]
             finally:
-                del error  # its traceback holds this frame
+                del interruptions  # the traceback would hold the frame, and the frame the error
 
     def _guarded(self, phase: Any) -> None:
         """Carry out a phase; an interruption means stop, a second one stop at once, and the first is kept."""
@@ -237,9 +252,7 @@ class _Run:
             except BaseException as error:
                 if self.is_copy:
                     raise
-                first = self._interruption is None
-                self._interruption = self._interruption or error
-                self._stop_within(self._config.stop_timeout if first else 0.0)
+                self._interrupted(error)
 
     def _until_stopped(self) -> None:
         while self._stop_at is None:
@@ -337,6 +350,14 @@ class _Run:
     def _on_request(self) -> None:
         while self._requests:
             self._stop_within(self._requests.pop(0))
+        for error in self._ctrl_c.take():
+            self._interrupted(error)
+
+    def _interrupted(self, error: BaseException) -> None:
+        """Stop because of an interruption; at once, if it is the second one."""
+        if not any(error is each for each in self._interruptions):  # Ctrl-C is told of, and then leaves a handler, too
+            self._interruptions.append(error)
+            self._stop_within(self._config.stop_timeout if len(self._interruptions) == 1 else 0.0)
 
     def _stop_within(self, seconds: Any) -> None:
         at = float("inf") if seconds is None else monotonic() + float(seconds)
@@ -393,8 +414,7 @@ class _Run:
             except KeyboardInterrupt as error:
                 if self.is_copy:
                     raise
-                self._interruption = self._interruption or error
-                self._stop_within(self._config.stop_timeout)
+                self._interrupted(error)
             finally:
                 del self._current[me]
                 self._pump_soon()
@@ -454,14 +474,16 @@ class _Run:
         any_held = False
         for lane in list(self._lanes.values()):  # a send that fails takes its connection out
             pipe = lane.link.pipe
+            # Late, or so it seems: the hub may have been blocked, and the answer be there.
+            if lane.asks and lane.is_late(now):
+                pipe.catch_up()
             lane.held = bool(lane.link.reserved.by_id)
             lane.busy = bool(pipe.slots) or not pipe.attached
             any_held |= lane.held
             if lane.held and not lane.busy and now - pipe.read_at > SILENT:
                 # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
                 pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
-        self._handed = [call for call in self._handed if call.waiter is not None]
-        self._asking.running = len(self._current) + len(self._jobs) + len(self._handed)
+        self._count_running()
         actions, again = self._asking.decide(now)
         for what, each, count in actions:
             assert isinstance(each, _ConsumerLane)
@@ -482,6 +504,10 @@ class _Run:
         if again < float("inf"):
             self._timer = self._hub.loop.timer(again, again)  # again, if a signal strikes before the first line
             self._timer.start(self._on_timer, update=True)
+
+    def _count_running(self) -> None:
+        self._handed = [call for call in self._handed if call.waiter is not None]
+        self._asking.running = len(self._current) + len(self._jobs) + len(self._handed)
 
     @whole
     def _on_timer(self) -> None:
@@ -516,15 +542,22 @@ class _Run:
                     self._aside.spawn(self._reserve_failed, lane, slot.error)
         elif slot.result is None:
             if waited:
-                self._asking.slice_over(lane)
+                self._asking.slice_over(lane, now)
             else:
                 self._asking.answered(lane, False, now)
         else:
+            was_overdue = lane.overdue > 0
             self._asking.answered(lane, True, now)
             job: Job = slot.result
             if self._stop_at is not None:
                 lane.link.give_back(job)
                 return
+            if was_overdue:
+                self._count_running()
+                if not self._asking.has_room():  # its permit has been used elsewhere
+                    lane.link.give_back(job)
+                    self._pump_soon()
+                    return
             while self._idle and self._idle[-1].waiter is None:  # a signal has struck below, and he is at work
                 self._idle.pop()
             if self._idle:

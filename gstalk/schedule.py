@@ -19,6 +19,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # between asks that found nothing
 QUIET = 0.25  # seconds without a reserve after DEADLINE_SOON
 STARVED = 0.03  # seconds without a permit after which one is taken from a wait
 RECALL_EVERY = 1.0  # seconds between two recalls of one connection: each costs a dial
+OVERDUE = 1.0  # seconds without an answer after which the permits of a connection's asks are used elsewhere
 SILENT = 1.0  # a connection that holds jobs says something so often
 
 
@@ -63,6 +64,7 @@ class Lane:
         busy: Whether anything else is in flight on it.
         asks: Reserves in flight, each of which holds a permit.
         waiting: Whether its one ask waits on the server.
+        overdue: How many of the asks have gone unanswered for too long, and hold no permit any more.
     """
 
     def __init__(self, server: str) -> None:
@@ -71,6 +73,8 @@ class Lane:
         self.busy = False
         self.asks = 0
         self.waiting = False
+        self.overdue = 0
+        self.since = 0.0  # when it last answered, or was asked while nothing was unanswered
         self.hot = False  # its last answer was a job
         self.next_ask = 0.0
         self.pause = FIRST_PAUSE
@@ -81,6 +85,10 @@ class Lane:
     def may_wait(self, now: float) -> bool:
         """Whether a wait on the server would stop nothing behind it, and hasn't just been called back."""
         return not self.held and not self.busy and now >= self.recalled_at + LONGEST_PAUSE
+
+    def is_late(self, now: float) -> bool:
+        """Whether it owes an answer for too long, and that has not been noted yet."""
+        return self.asks > self.overdue and not self.waiting and now >= self.since + OVERDUE
 
 
 class Action(NamedTuple):
@@ -98,6 +106,10 @@ class Asking:
     are never more jobs than handlers. Every server has its turn at least every 50 ms; what is left over goes to the
     connections that find jobs; and while there are as many permits as servers, each server has a wait instead of a
     turn, which costs nothing and hands a job over at once.
+
+    A server that stands still must not keep the others from being served: asks that are unanswered for a second hold
+    their permits no longer, and that connection is asked nothing more until it answers. A job that comes so late is
+    one too many if its permit is in use by then (`has_room` says so) and goes back at once.
     """
 
     def __init__(self, permits: int) -> None:
@@ -108,7 +120,10 @@ class Asking:
     def decide(self, now: float) -> tuple[list[Action], float]:
         """Say what to do now, and in how many seconds to ask again (infinity: only when something happens)."""
         lanes = self.lanes
-        free = self.permits - self.running - sum(lane.asks for lane in lanes)
+        for lane in lanes:
+            if lane.is_late(now):
+                lane.overdue = lane.asks
+        free = self._free()
         actions: list[Action] = []
         again = float("inf")
         servers: dict[str, list[Lane]] = {}
@@ -137,7 +152,7 @@ class Asking:
                 again = min(again, self._starve(lane, now, actions))
 
         # Then the connections that find jobs get all the others, in equal shares.
-        hot_lanes = [lane for lane in lanes if lane.hot and not lane.waiting and lane.next_ask <= now]
+        hot_lanes = [lane for lane in lanes if lane.hot and not (lane.waiting or lane.overdue) and lane.next_ask <= now]
         for number, lane in enumerate(hot_lanes):
             share = -(-free // (len(hot_lanes) - number))
             if share > 0:
@@ -148,12 +163,27 @@ class Asking:
                 lane.starved_since = 0.0
             else:  # it has found jobs, and could use more permits than there are
                 again = min(again, self._starve(lane, now, actions))
+        if free <= 0:  # somebody's may come free
+            since = [lane.since for lane in lanes if lane.asks > lane.overdue and not lane.waiting]
+            since += [now for action in actions if action.what == "ask"]
+            if since:
+                again = min(again, min(since) + OVERDUE - now)
         return actions, again
+
+    def has_room(self) -> bool:
+        """Tell whether a permit is free: whether a job that comes too late still finds a handler."""
+        return self._free() > 0
+
+    def _free(self) -> int:
+        return self.permits - self.running - sum(lane.asks - lane.overdue for lane in self.lanes)
 
     def answered(self, lane: Lane, found: bool, now: float) -> None:
         """Take note of an answer to an ask of this connection."""
-        lane.asks -= 1
+        lane.asks -= 1  # `_end_ask`, spelled out for the sake of the hot path
         lane.waiting = False
+        lane.since = now
+        if lane.overdue:
+            lane.overdue -= 1
         lane.hot = found
         if found:
             lane.pause = FIRST_PAUSE
@@ -163,29 +193,36 @@ class Asking:
             lane.next_ask = now + lane.pause
             lane.pause = min(lane.pause * 2, LONGEST_PAUSE)
 
-    def slice_over(self, lane: Lane) -> None:
+    def slice_over(self, lane: Lane, now: float) -> None:
         """A wait ended with nothing, in its time: it may be begun again at once."""
-        lane.asks -= 1
-        lane.waiting = False
+        self._end_ask(lane, now)
         lane.hot = False
         lane.next_ask = 0.0
 
     def deadline_soon(self, lane: Lane, now: float) -> None:
         """The connection must ask nothing for a while."""
-        lane.asks -= 1
-        lane.waiting = lane.hot = False
+        self._end_ask(lane, now)
+        lane.hot = False
         lane.next_ask = now + QUIET
 
     def recalled(self, lane: Lane, now: float) -> None:
         """A wait was called back."""
-        lane.asks -= 1
-        lane.waiting = False
+        self._end_ask(lane, now)
         lane.recalled_at = now
         lane.next_ask = now + LONGEST_PAUSE
         lane.pause = LONGEST_PAUSE
 
+    def _end_ask(self, lane: Lane, now: float) -> None:
+        lane.asks -= 1
+        lane.waiting = False
+        lane.since = now
+        if lane.overdue:  # answers come in order: the overdue ones first
+            lane.overdue -= 1
+
     def _fed(self, lane: Lane, now: float) -> None:
         lane.asked_at = now
+        if not lane.asks:
+            lane.since = now
         if not lane.hot:
             lane.starved_since = 0.0
 

@@ -167,7 +167,7 @@ def test_conn_argument_in_disguise_is_what_it_holds(server, sent, as_, steps, ex
         link = conn._link
         assert is_builtin(link.used)
         assert all(map(is_builtin, link.watched))
-        assert all(map(is_builtin, link.held))
+        assert all(map(is_builtin, link.reserved.by_id))
         assert all(map(is_builtin, checks._known))
         if isinstance(result, gstalk.Job):
             assert is_builtin(result.id)

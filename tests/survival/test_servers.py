@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -247,3 +248,85 @@ def test_ten_handlers_go_to_the_only_one_of_ten_servers_with_jobs(many_servers):
     finally:
         consumer.stop(0)
         receiver.get(timeout=20)
+
+
+def holding(
+    servers: list[Beanstalkd], handle: Callable[[gstalk.Job], object], handlers: int, error_func: Any = None
+) -> tuple[Any, Any]:
+    """A Consumer that has connections to all of them."""
+    quiet: dict[str, Any] = {"info_func": lambda message: None, "error_func": error_func}
+    consumer = gstalk.Consumer([server.uri for server in servers], "t", num_greenlets=handlers, **quiet)
+    receiver = gevent.spawn(consumer.receive, handle)
+    wait_until(lambda: consumer._run and len(consumer._run.pool.links) == len(servers))
+    return consumer, receiver
+
+
+def owes(consumer: Any, server: Beanstalkd) -> bool:
+    """Whether a server has been asked for a job, and says nothing."""
+    return any(lane.asks and lane.server == server.uri for lane in consumer._run._asking.lanes)
+
+
+def test_one_handler_and_a_server_that_stands_still_serves_the_other_after_a_second(many_servers):
+    good, sick = servers = many_servers(2)
+    handled: list[float] = []
+
+    def handle(job: gstalk.Job) -> None:
+        handled.append(monotonic())
+        job.delete()
+
+    consumer, receiver = holding(servers, handle, 1)
+    try:
+        sick.pause()
+        handled.append(monotonic())
+        with gstalk.dial(good.uri) as conn:
+            while monotonic() < handled[0] + CONN_TIMEOUT + 1:  # until that connection has been given up, and beyond
+                conn.put("t", b"")
+                gevent.sleep(0.01)
+        longest = max(then - now for now, then in pairwise(handled))
+        assert 0.5 < longest < 1.5
+    finally:
+        sick.resume()
+        consumer.stop(0)
+        receiver.get(timeout=20)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["holds nothing", "holds a job"])
+def test_job_that_comes_late_goes_back_while_all_handlers_are_at_work(many_servers, held):
+    """The connection that owes it may hold others, whose handlers run: they keep them."""
+    good, sick = servers = many_servers(2)
+    gate = gevent.event.Event()
+    running: list[gstalk.Job] = []
+    told: list[object] = []
+
+    def handle(job: gstalk.Job) -> None:
+        running.append(job)
+        if job.body == b"gate":
+            gate.wait()
+        job.delete()
+
+    with gstalk.dial(good.uri) as conn, gstalk.dial(sick.uri) as watcher:
+        consumer, receiver = holding(servers, handle, 1 + held, lambda *error: told.append(error))
+        try:
+            if held:
+                watcher.put("t", b"gate")
+                wait_until(lambda: len(running) == 1)
+            late = watcher.put("t", b"late", delay=1, priority=7)
+            sick.pause()
+            wait_until(lambda: owes(consumer, sick))
+            conn.put("t", b"gate")
+            wait_until(lambda: len(running) == 1 + held, 3)
+            gevent.sleep(0.5)  # the late one is ready by now, and the ask that will find it is on its way
+            sick.resume()
+            wait_until(lambda: (watcher.stats_job(late).releases or 0) == 1)
+            stats = watcher.stats_job(late)
+            assert (stats.state, stats.pri, stats.reserves) == ("ready", 7, 1)
+            assert len(running) == 1 + held
+            gate.set()
+            wait_until(lambda: watcher.peek(late) is None)
+            assert [job.body for job in running] == [b"gate"] * (1 + held) + [b"late"]
+            assert told == []
+        finally:
+            sick.resume()
+            gate.set()
+            consumer.stop(0)
+            receiver.get(timeout=20)

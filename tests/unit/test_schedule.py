@@ -93,3 +93,106 @@ def test_deadline_soon_keeps_a_connection_quiet_for_a_quarter_of_a_second():
     schedule.deadline_soon(lanes[0], 10)
     assert carry_out(schedule, 10.2) == []
     assert carry_out(schedule, 10.26) == [("ask", 0, 1)]
+
+
+def test_starved_connection_takes_nothing_from_its_own_server():
+    """That would cost a dial, and the wait is for the same jobs."""
+    schedule, lanes = asking(2, "a", "a", "b")
+    schedule.running, lanes[0].held, lanes[0].hot = 1, True, True
+    lanes[1].asks, lanes[1].waiting = 1, True
+    lanes[2].next_ask = 100.0  # was found empty
+    for now in (10.0, 10.031, 10.1, 12.0):
+        assert carry_out(schedule, now) == []
+
+
+def test_connection_that_was_called_back_asks_nothing_for_50_ms():
+    """The permit is for the one that starves, and the connection is being dialed anew."""
+    schedule, lanes = asking(2, "a", "b")
+    carry_out(schedule, 10)
+    schedule.recalled(lanes[1], 10)
+    schedule.answered(lanes[0], False, 10)
+    lanes[0].next_ask = 100.0
+    for now in (10.0, 10.001, 10.049):
+        assert [lane for _, lane, _ in carry_out(schedule, now) if lane == 1] == []
+    assert ("wait", 1, 1) in carry_out(schedule, 10.051)
+
+
+def owing(permits: int, held: bool) -> tuple[Asking, list[Lane]]:
+    """Servers a and b; a finds nothing now and then, and b owes an answer since 10."""
+    schedule, lanes = asking(permits, "a", "b")
+    lanes[0].next_ask = 20.0
+    lanes[1].held = held
+    schedule.running = permits - 1
+    assert carry_out(schedule, 10) == [("ask", 1, 1)]
+    lanes[0].next_ask = 0.0
+    return schedule, lanes
+
+
+@pytest.mark.parametrize("permits", [1, 2, 5])
+@pytest.mark.parametrize("held", [False, True])
+def test_permit_of_an_ask_without_an_answer_is_used_elsewhere_after_a_second(permits, held):
+    schedule, lanes = owing(permits, held)
+    assert asking(1, "a", "b")[0].decide(10)[1] == 1.0  # when an ask of now will be late
+    actions, again = schedule.decide(10.25)
+    assert (actions, again) == ([], 0.75)  # when it will be time
+    assert carry_out(schedule, 10.999) == []
+    assert carry_out(schedule, 11) == [("ask", 0, 1)]
+    assert not schedule.has_room()
+    schedule.answered(lanes[0], False, 11.001)
+    assert schedule.has_room()
+    lanes[1].hot = True
+    assert carry_out(schedule, 11.0015) == []  # the other is asked no more, though there is a permit
+    assert carry_out(schedule, 11.06) == [("ask", 0, 1)]
+
+
+def test_ask_behind_others_is_overdue_a_second_after_the_last_answer():
+    schedule, lanes = asking(3, "a")
+    lanes[0].hot, lanes[0].held = True, True
+    assert carry_out(schedule, 10) == [("ask", 0, 1), ("ask", 0, 2)]
+    schedule.answered(lanes[0], False, 10.9)
+    assert not lanes[0].is_late(11.5)
+    assert lanes[0].is_late(11.9)
+
+
+def test_connection_that_owes_an_answer_is_late_however_often_it_is_asked_and_for_all_of_it():
+    schedule, lanes = asking(4, "a")
+    lanes[0].hot, lanes[0].held, schedule.running = True, True, 3
+    carry_out(schedule, 10)
+    schedule.running = 1
+    carry_out(schedule, 10.5)
+    assert (lanes[0].asks, schedule.has_room()) == (3, False)
+    assert carry_out(schedule, 11) == []
+    schedule.running = 3
+    assert schedule.has_room()
+
+
+def test_wait_on_the_server_is_never_overdue():
+    schedule, lanes = asking(2, "a", "b")
+    carry_out(schedule, 10)
+    assert carry_out(schedule, 30) == []
+    assert not any(lane.is_late(40) for lane in lanes)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_late_answer_finds_room_only_while_its_permit_is_not_in_use(found):
+    schedule, lanes = owing(1, False)
+    carry_out(schedule, 11)
+    schedule.answered(lanes[1], found, 12)
+    assert (lanes[1].asks, lanes[1].overdue) == (0, 0)
+    assert not schedule.has_room()  # the other server's ask holds it
+    schedule.answered(lanes[0], False, 12)
+    assert schedule.has_room()
+    schedule.running = 1
+    assert not schedule.has_room()
+
+
+def test_late_answers_come_before_those_of_later_asks():
+    schedule, lanes = owing(2, True)
+    carry_out(schedule, 11)
+    schedule.answered(lanes[1], False, 12)
+    assert lanes[1].overdue == 0
+    schedule.running = 0
+    lanes[1].next_ask = 0.0
+    assert ("ask", 1, 1) in carry_out(schedule, 12.01)
+    assert (lanes[1].asks, lanes[1].overdue) == (1, 0)
+    assert not lanes[1].is_late(13)
