@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.hub import Hub
 
 from gstalk.protocol.session import PENDING, Call
 
-__all__ = ["wait_for", "whole"]
+__all__ = ["join", "wait_for", "wake", "whole"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -34,6 +35,28 @@ def wait_for(hub: Hub, call: Call) -> Any:
         finally:
             del call  # the traceback would hold the frame, and the frame the error
     return call.result
+
+
+def join(hub: Hub, call: Call) -> None:
+    """Wait until a call is settled. Only what interrupts the caller is raised here; then he looks at the call."""
+    call.waiter = getcurrent()
+    try:
+        while call.result is PENDING and call.error is None:
+            hub.switch()
+    finally:
+        call.waiter = None
+
+
+def wake(hub: Hub, call: Call) -> None:
+    """In the hub: switch to whoever waits for a call that is settled, if he still does."""
+    waiter = call.waiter
+    if waiter is not None:
+        try:
+            waiter.switch()
+        except GreenletExit:  # the hub's own end
+            raise
+        except BaseException:  # a raw greenlet that dies of it ends here, not the hub's work
+            hub.handle_error(waiter, *sys.exc_info())
 
 
 def whole(method: Method) -> Method:

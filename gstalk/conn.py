@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from gevent import get_hub, getcurrent
+from gevent import get_hub, getcurrent, sleep
 
+from gstalk._calls import join
 from gstalk._clock import monotonic
 from gstalk._link import Link
-from gstalk._pipeline import Pipeline
 from gstalk._reserve import ReserveLine
 from gstalk.config import Config, PutParams
-from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
+from gstalk.errors import PutManyError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
@@ -32,6 +32,7 @@ from gstalk.uri import parse_uri
 __all__ = ["Conn", "dial", "merge"]
 
 _DEFAULTS = PutParams()
+BREATH = 0.01  # seconds of bad bodies, which cost no wait, after which others have their turn
 
 
 def dial(uri: str, config: Config | None = None, **options: Any) -> Conn:
@@ -213,23 +214,25 @@ class Conn:
         results: list[int | BaseException] = []
         pending: deque[Slot | BaseException] = deque()
         failed = False
-        pipe = link.pipe
+        breath = monotonic() + BREATH
         for body in bodies:
-            pipe = link.pipe
             try:
                 data = commands.put(body, *numbers)
-            except (TypeError, InvalidArgumentError) as error:
-                pending.append(error)
+            except Exception as error:  # whatever is wrong with a body is wrong with it alone
+                pending.append(error.with_traceback(None))  # it holds this frame, and this frame holds it
+                if monotonic() > breath:
+                    failed |= self._harvest(pending, results, tube)
+                    sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
+                    breath = monotonic() + BREATH
                 continue
-            if not pipe.clear:
+            if not link.pipe.clear:
                 failed |= self._harvest(pending, results, tube)
-                try:
-                    pipe = link.clear("put_many")
-                except DisconnectedError as error:
-                    if link.is_connected:  # the caller's own, which hit his wait
-                        raise
-                    pending.append(error)
+                while not link.pipe.clear and link.is_connected:
+                    link.wait_room()
+                if not link.is_connected:
+                    pending.append(link.gone("put_many"))
                     break
+            pipe = link.pipe
             slot = Slot(commands.PUT, pipe.session)
             if link.outcomes is not None:
                 slot.extra = monotonic()
@@ -241,7 +244,7 @@ class Conn:
         # Replies come in order: when the last one is there, all are.
         last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
         if last is not None:
-            _settle_down(pipe, last)
+            join(self._hub, last)
         failed |= self._harvest(pending, results, tube)
         if failed:
             wrong = sum(isinstance(result, BaseException) for result in results)
@@ -595,12 +598,3 @@ class Conn:
             `Config.conn_timeout` seconds; interrupted meanwhile, it closes at once.
         """
         self._link.close()
-
-
-def _settle_down(pipe: Pipeline, slot: Slot) -> None:
-    """Wait until a slot is answered, whatever the answer."""
-    try:
-        pipe.wait(slot)
-    except Exception as error:
-        if error is not slot.error:
-            raise
