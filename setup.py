@@ -40,6 +40,7 @@ setup(
         "test": [
             "beanstalkc3>=0.4",
             "flask>=3",
+            "freezegun>=1.5",
             "greenstalk>=2",
             "gunicorn>=23",
             "hypothesis>=6.100",

@@ -213,7 +213,7 @@ def test_put_many_body_has_its_own_time_while_the_iterable_waits(own_server, pro
         assert producer.wait_connected(5)
 
     with pytest.raises(gstalk.PutManyError) as caught:
-        producer.put_many("t", bodies(), timeout=0.4)
+        producer.put_many("default", bodies(), timeout=0.4)
     (result,) = caught.value.results
     assert isinstance(result, gstalk.PutTimeoutError)
     assert result.sent == "maybe"
