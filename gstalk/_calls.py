@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.hub import Hub
 
 from gstalk.protocol.session import PENDING, Call
 
-__all__ = ["join", "wait_for", "whole"]
+__all__ = ["join", "wait_for", "wake", "whole"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def join(hub: Hub, call: Call) -> None:
-    """Wait until a call is answered, whatever the answer: all that this raises is what has hit the caller.
+    """Wait until a call is settled. Only what interrupts the caller is raised here; then he looks at the call.
 
-    If the wait is interrupted, nobody waits for the call any more.
+    No signal handler can run between the look and the switch: Python runs them behind calls and jumps only, and this
+    way round there is none. Else one that waits for something of gstalk's would take the wake-up that is meant here.
     """
-    if call.result is PENDING and call.error is None:
-        call.waiter = getcurrent()
-        try:
-            while call.result is PENDING and call.error is None:
-                hub.switch()
-        finally:
-            call.waiter = None
+    call.waiter = getcurrent()
+    switch = hub.switch
+    try:
+        while True:
+            if call.result is PENDING and call.error is None:
+                switch()
+                continue
+            break
+    finally:
+        call.waiter = None
 
 
 def wait_for(hub: Hub, call: Call) -> Any:
-    """Wait until a call is answered, and return its result or raise its error."""
+    """Wait until a call is settled, and return its result or raise its error."""
     join(hub, call)
     if call.error is not None:
         raise call.take_error()
     return call.result
+
+
+def wake(hub: Hub, call: Call) -> None:
+    """In the hub: switch to whoever waits for a call that is settled, if he still does."""
+    waiter = call.waiter
+    if waiter is not None:
+        try:
+            waiter.switch()
+        except GreenletExit:  # the hub's own end
+            raise
+        except BaseException:  # a raw greenlet that dies of it ends here, not the hub's work
+            hub.handle_error(waiter, *sys.exc_info())
 
 
 def whole(method: Method) -> Method:

@@ -1,51 +1,78 @@
 """The connections that a Producer puts on, in one process: a gevent queue in which each stands once.
 
 A put takes the connection at the head of the queue, counts itself on it, and the connection goes to the tail, or
-stays out while it is full. So the queue spreads the load, waits while nothing is connected, and pushes back when
-everything is busy.
+stays out while it is full. So the queue spreads the load.
 
-A put's time is looked at by one timer for all puts, 20 times a second, instead of one for each.
+Who finds the queue empty stands in line (`Place`), and those that come later behind him. When a connection joins the
+queue, or there is nothing to wait for any more, the hub has those in line look again, the oldest first and some at a
+time: the work grows with their number alone, and nobody holds the hub for long. This is why nobody waits in the
+queue's own `get`: it can end a wait only by an item, or by a timer for each.
+
+A timer looks at everything else 20 times a second, while any put is under way: at the time of puts, at connections
+that have room again though nobody has said so, and at what a signal's exception has left half done.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from gevent import get_hub
+import gevent
+from gevent import get_hub, getcurrent
 from gevent.event import Event
-from gevent.queue import Empty, Queue
+from gevent.queue import Queue
 
 from gstalk import _forks
+from gstalk._calls import join, wake
 from gstalk._clock import monotonic
 from gstalk._hooks import Hooks
 from gstalk._link import Link
+from gstalk._pipeline import Pipeline
 from gstalk.config import Config
-from gstalk.errors import CommandTimeoutError, DrainingError, OutOfMemoryError, PutTimeoutError
+from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError, renewed
 from gstalk.pool import Pool, Server, Wanted
 from gstalk.protocol import commands
-from gstalk.protocol.session import Slot
+from gstalk.protocol.session import PENDING, Call, Slot
 from gstalk.schedule import ALONE, Health
 from gstalk.uri import Address
 
 __all__ = ["FULL", "TICK", "Lane", "Lanes"]
 
-FULL = 512  # puts in flight on one connection: then others come first
+FULL = 1000  # puts in flight on one connection: a little less than it takes
 TICK = 0.05  # seconds between two looks at the time of puts
+AT_A_TIME = 64  # how many of those in line look again before others have their turn
+BREATH = 0.01  # seconds that puts may end without a wait before others have their turn
+NEVER = float("inf")
 
 
 class Lane:
-    """A connection in the queue, and what is in flight on it."""
+    """A connection in the queue, and what is in flight on it.
 
-    __slots__ = ("health", "in_flight", "in_queue", "link", "server")
+    Attributes:
+        earliest: No put in flight on it has to end before this.
+    """
 
-    def __init__(self, server: Server, health: Health, link: Link) -> None:
+    __slots__ = ("earliest", "health", "in_flight", "in_queue", "link", "server")
+
+    def __init__(self, server: Server, link: Link) -> None:
         self.server = server
-        self.health = health
+        self.health: Health = server.health
         self.link = link
         self.in_flight = 0
         self.in_queue = False
+        self.earliest = NEVER
+
+
+class Place(Call):
+    """A put's place in the line for a connection; settled when it is to look again."""
+
+    __slots__ = ("deadline",)
+
+    def __init__(self, deadline: float | None) -> None:
+        super().__init__()
+        self.deadline = NEVER if deadline is None else deadline
 
 
 class Lanes:
@@ -53,196 +80,275 @@ class Lanes:
 
     Attributes:
         hub: The hub that they belong to.
+        config, hooks: The Producer's.
         pool: What keeps them connected; once it is stopped, no put begins another try.
-        health: How each server's URI is.
         puts: The number of puts under way.
+        is_ending: The Producer was told to stop: puts under way finish.
     """
 
     def __init__(self, addresses: Iterable[Address], config: Config, hooks: Hooks) -> None:
-        addresses = list(addresses)
         self.hub = get_hub()
-        self.health = {str(address): Health() for address in addresses}
+        self.config = config
+        self.hooks = hooks
         self.puts = 0
+        self.is_ending = False
         self._idle: Event | None = None
-        self._queue: Queue[Lane | None] = Queue()
-        self._getters = 0
+        self._queue: Queue[Lane] = Queue()
         self._lanes: dict[Link, Lane] = {}
-        self._last_refusal: DrainingError | OutOfMemoryError | None = None
+        self._line: OrderedDict[Place, None] = OrderedDict()
+        self._earliest = NEVER  # nobody in line has to leave it before this
+        self._serving = False  # those in line are about to be served
+        self._refusing: set[str] = set()  # the servers that are left alone
+        self._refusal: DrainingError | OutOfMemoryError | None = None  # the last one
+        self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
-        self.pool = Pool(addresses, config, (), hooks, self._up, self._down)
+        self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down)
 
-    # -- puts --------------------------------------------------------------------------------------------------
+    # -- taking a connection -----------------------------------------------------------------------------------
 
-    def usable_now(self) -> Lane | None:
-        """Take the connection at the head of the queue; it goes to the tail, unless it is full."""
+    def take(self, in_turn: bool = False) -> Lane | None:
+        """Take the connection at the head of the queue; it goes to the tail, unless it is full.
+
+        Args:
+            in_turn: Whether the caller's turn has come; else those in line come first.
+        """
+        if self._line and not in_turn:
+            return None
         queue = self._queue
-        wake_ups = 0
-        found = None
-        while found is None and queue.qsize():
+        while queue.qsize():
             lane = queue.get_nowait()
-            if lane is None:
-                wake_ups += 1
-            elif lane.link.pipe.clear and lane.health.is_usable:
-                found = lane
-            else:
-                lane.in_queue = False
-        for _ in range(min(wake_ups, self._getters)):  # they were for others, who have not run yet
-            queue.put_nowait(None)
-        if found is not None:
-            found.in_flight += 1
-            found.in_queue = found.in_flight < FULL
-            if found.in_queue:
-                queue.put_nowait(found)
-        return found
-
-    def usable_for(self, tried: set[str]) -> Lane | None:
-        """As `usable_now`, but a connection to a server that wasn't tried yet if there is one."""
-        second_best = None
-        for _ in range(self._queue.qsize()):
-            lane = self.usable_now()
-            if lane is None:
-                break
-            if second_best is not None:
-                self.done(second_best)
-            if lane.server.uri not in tried:
+            if lane.link.pipe.clear and lane.health.is_usable:
+                lane.in_flight += 1
+                if lane.in_flight < FULL:
+                    queue.put_nowait(lane)
+                else:
+                    lane.in_queue = False
                 return lane
-            second_best = lane
-        return second_best
+            lane.in_queue = False
+        return None
 
-    def wait(self, left: float | None) -> None:
-        """Wait until one may be usable, or there is another reason to look again; at most `left` seconds."""
-        empty = not self._queue.qsize()
-        for lane in self._lanes.values():
-            if empty:  # a signal may have struck when it was taken out, before that was noted
-                lane.in_queue = False
-            self._enqueue(lane)
-            if not lane.link.pipe.clear:  # busy with puts that nobody waits for any more: nobody tells when it isn't
-                left = TICK if left is None else min(left, TICK)
-        self._getters += 1
+    def take_other(self, tried: frozenset[str], in_turn: bool) -> Lane | None:
+        """As `take`, but only a connection to a server that wasn't tried yet."""
+        for _ in range(self._queue.qsize()):
+            lane = self.take(in_turn)
+            if lane is None or lane.server.uri not in tried:
+                return lane
+            self.done(lane)
+        return None
+
+    def wait(self, deadline: float | None) -> None:
+        """Stand in line until a connection may be had, or there is another reason to look again."""
+        place = Place(deadline)
+        place.waiter = getcurrent()
+        self._line[place] = None
+        self._earliest = min(self._earliest, place.deadline)
+        self._start_ticker()
         try:
             with Wanted(self.pool):
-                found = self._queue.get(timeout=left)
-        except Empty:
-            return
+                join(self.hub, place)
         finally:
-            self._getters -= 1
-        if found is not None:  # `usable_now` looks at it
-            found.in_queue = False
-            self._enqueue(found)
+            self._line.pop(place, None)
+            if self._line and place.result is not PENDING:  # interrupted when its turn had come: it is the next one's
+                self._serve_soon()
 
-    def send(self, lane: Lane, tube: str, data: bytes, deadline: float | None) -> Slot:
+    def send(self, lane: Lane, tube: str, data: bytes, deadline: float | None, slot: Slot | None = None) -> Slot:
+        """Send a put; `slot` is where the answer goes, if it has been made already."""
         link = lane.link
         pipe = link.pipe
-        slot = Slot(commands.PUT, pipe.session, None, None, deadline)
+        if slot is None:
+            slot = Slot(commands.PUT, pipe.session, None, None, deadline)
+        if deadline is not None and deadline < lane.earliest:
+            lane.earliest = deadline
         if tube == link.used:
             pipe.append(data, slot)
         else:
             link.append_using(tube, data, slot)
-        if self._ticker is None and deadline is not None:
-            self._ticker = self.hub.loop.timer(TICK, TICK, ref=False)
-            self._ticker.start(self._tick)
+        if self._ticker is None:
+            self._start_ticker()
         return slot
 
     def done(self, lane: Lane) -> None:
-        """A put has ended, well or not."""
+        """A put has ended on this connection, well or not."""
         lane.in_flight -= 1
         if not lane.in_queue:
             self._enqueue(lane)
 
-    def leave(self) -> None:
-        """A put is no longer under way."""
-        self.puts -= 1
-        if self._idle is not None and not self.puts:
+    def _enqueue(self, lane: Lane) -> None:
+        if not lane.in_queue and lane.in_flight < FULL and lane.link.pipe.clear and lane.health.is_usable:
+            lane.in_queue = True
+            self._queue.put_nowait(lane)
+            if self._line:
+                self._serve_soon()
+
+    def _enqueue_all(self, server: Server) -> None:
+        for lane in self._lanes.values():
+            if lane.server is server:
+                self._enqueue(lane)
+
+    # -- those in line -----------------------------------------------------------------------------------------
+
+    def _serve_soon(self) -> None:
+        if not self._serving:
+            self._serving = True
+            self.hub.loop.run_callback(self._serve)
+
+    def _serve(self) -> None:
+        """In the hub: have those in line look again, some at a time, while there is anything to see for them."""
+        self._serving = False
+        now = monotonic()
+        for _ in range(AT_A_TIME):
+            place = next(iter(self._line), None)
+            if place is None or not (self._queue.qsize() or self.is_hopeless or place.deadline <= now):
+                return
+            place.result = None
+            wake(self.hub, place)  # it leaves the line by itself: a signal that strikes before that loses nobody
+        self._serve_soon()
+
+    @property
+    def is_hopeless(self) -> bool:
+        """No connection will come: all servers are left alone, or this is the end."""
+        return len(self._refusing) == len(self.pool.servers) or self.pool.is_stopped
+
+    def breathe(self) -> None:
+        """Have others run now and then, where puts end without a wait. Who is interrupted here has ended his put."""
+        if self._held_since is None:
+            self._held_since = monotonic()
+            self.hub.loop.run_callback(self._breathed)
+        elif monotonic() - self._held_since > BREATH:
+            gevent.sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
+
+    def _breathed(self) -> None:
+        self._held_since = None
+
+    # -- puts under way ----------------------------------------------------------------------------------------
+
+    def leave(self, puts: int = 1) -> None:
+        """A put is no longer under way, or so many."""
+        self.puts -= puts
+        if self._idle is not None and self.puts <= 0:
             self._idle.set()
 
     def wait_idle(self, seconds: float | None) -> None:
         """Wait until no put is under way."""
-        if self.puts:
-            self._idle = Event()
-            self._idle.wait(seconds)
+        deadline = None if seconds is None else monotonic() + seconds
+        self._idle = Event()
+        while self.puts > 0:
+            left = None if deadline is None else deadline - monotonic()
+            if (left is not None and left <= 0) or not self._idle.wait(left):
+                return
+            self._idle.clear()
 
-    def _enqueue(self, lane: Lane) -> None:
-        if not lane.in_queue and lane.link in self._lanes and lane.link.pipe.clear and lane.health.is_usable:
-            lane.in_queue = True
-            self._queue.put_nowait(lane)
-
-    def _enqueue_all(self, health: Health) -> None:
-        for lane in self._lanes.values():
-            if lane.health is health:
-                self._enqueue(lane)
-
-    def _wake_all(self) -> None:
-        """Have those who wait for a connection look again: none will come."""
-        for _ in range(self._getters):
-            self._queue.put_nowait(None)
-
-    def _tick(self) -> None:
-        """In the hub: end the wait of puts whose time is over."""
-        now = monotonic()
-        any_left = False
-        for lane in list(self._lanes.values()):
-            pipe = lane.link.pipe
-            if any(slot.extra is not None and slot.extra <= now and slot.error is None for slot in pipe.slots):
-                pipe.catch_up()
-            for slot in pipe.slots:
-                if slot.extra is not None and slot.error is None:
-                    if slot.extra <= now:
-                        slot.error = PutTimeoutError(f"{slot}: no answer in time", "maybe")
-                        pipe.complete(slot)
-                    any_left = True
-        if not any_left and not self.puts:
-            self._stop_ticker()
+    def _start_ticker(self) -> None:
+        if self._ticker is None:
+            self._ticker = self.hub.loop.timer(TICK, TICK, ref=False)
+            self._ticker.start(self._tick)
 
     def _stop_ticker(self) -> None:
         if self._ticker is not None:
             self._ticker.close()
             self._ticker = None
 
+    def _tick(self) -> None:
+        """In the hub: end the wait of puts whose time is over, and mend what a signal has left."""
+        now = monotonic()
+        lanes = list(self._lanes.values())
+        for lane in lanes:
+            if lane.earliest <= now:
+                lane.earliest = _end_late(lane.link.pipe, now)
+        if self._queue.qsize() != sum(lane.in_queue for lane in lanes if lane.health.is_usable):
+            self._fill_queue(lanes)
+        for lane in lanes:
+            self._enqueue(lane)  # it may have room again, once puts are answered that nobody waits for any more
+        if self._earliest <= now:
+            self._end_late_in_line(now)
+        if self._line:
+            self._serving = False
+            self._serve_soon()
+        elif self.puts <= 0:
+            self._stop_ticker()
+
+    def _fill_queue(self, lanes: list[Lane]) -> None:
+        """Begin the queue anew: it holds what it should not, or a signal struck when a connection was between."""
+        while self._queue.qsize():
+            self._queue.get_nowait()
+        for lane in lanes:
+            lane.in_queue = False
+
+    def _end_late_in_line(self, now: float) -> None:
+        """Have those whose time is over come first."""
+        self._earliest = min((place.deadline for place in self._line if place.deadline > now), default=NEVER)
+        for place in [place for place in reversed(self._line) if place.deadline <= now]:
+            self._line.move_to_end(place, last=False)
+
     # -- servers -----------------------------------------------------------------------------------------------
 
     def _up(self, server: Server, link: Link) -> None:
-        health = self.health[server.uri]
-        health.stalled = False  # it has just answered
-        self._lanes[link] = Lane(server, health, link)
-        self._enqueue_all(health)
+        self._lanes[link] = Lane(server, link)
+        self._enqueue_all(server)
 
     def _down(self, server: Server, link: Link) -> None:
-        failure = link.pipe.failure
-        if failure is not None and failure[0] is CommandTimeoutError:
-            self.health[server.uri].stalled = True
         self._lanes.pop(link, None)
 
-    def leave_alone(self, health: Health, error: DrainingError | OutOfMemoryError) -> None:
+    def leave_alone(self, server: Server, error: DrainingError | OutOfMemoryError) -> None:
         """Give a server that takes no jobs a rest."""
-        if not health.refusal:
-            timer = self.hub.loop.timer(ALONE, ref=False)
-            timer.start(self._rested, health, timer)
-        health.refusal = error
-        self._last_refusal = error
-        if self.refusal is not None:
-            self._wake_all()
+        if server.uri not in self._refusing:
+            self._refusing.add(server.uri)
+            timer = self.hub.loop.timer(ALONE, ALONE, ref=False)  # repeated: a signal may strike before the first line
+            timer.start(self._rested, server, timer)
+        self._refusal = renewed(error)
+        server.health.refuse(self._refusal)
+        self.pool.changed()
+        if self.is_hopeless and self._line:
+            self._serve_soon()
 
-    def _rested(self, health: Health, timer: Any) -> None:
+    def _rested(self, server: Server, timer: Any) -> None:
+        server.health.rest()
+        self._refusing.discard(server.uri)
+        self._enqueue_all(server)
+        self.pool.changed()
         timer.close()
-        health.refusal = None
-        self._enqueue_all(health)
 
     @property
     def refusal(self) -> DrainingError | OutOfMemoryError | None:
         """The last DRAINING or OUT_OF_MEMORY, if every server is left alone after one."""
-        return self._last_refusal if all(health.refusal for health in self.health.values()) else None
+        return self._refusal if len(self._refusing) == len(self.pool.servers) else None
 
     # -- the end -----------------------------------------------------------------------------------------------
 
+    def begin_end(self) -> None:
+        """Puts under way finish; nobody waits for a connection any more but they."""
+        self.is_ending = True
+        self.pool.changed()
+
     def close(self) -> None:
+        self.is_ending = True
         self.pool.stop_dialing()
         with ExitStack() as stack:  # all of them, also if one is interrupted
-            stack.callback(self._wake_all)
+            stack.callback(self._serve_soon)
             for link in self._lanes:
                 stack.callback(link.close)
 
     def forked(self) -> None:
-        """In a child: these are the parent's."""
+        """In the child: these are the parent's."""
         if _forks.is_here(self.hub):
-            self._wake_all()
+            self.pool.changed()
+            self._serving = False
+            self._serve_soon()
             self._stop_ticker()
+
+
+def _end_late(pipe: Pipeline, now: float) -> float:
+    """End the wait of a connection's puts whose time is over; tell when the next one's is."""
+    if any(slot.extra is not None and slot.extra <= now and slot.error is None for slot in pipe.slots):
+        pipe.catch_up()
+    earliest = NEVER
+    for slot in pipe.slots:
+        if slot.extra is not None and slot.error is None:
+            if slot.extra > now:
+                earliest = min(earliest, slot.extra)
+                continue
+            slot.error = PutTimeoutError(f"{slot}: no answer in time", "maybe")
+            if slot.duty is not None:
+                slot.duty(slot)
+            pipe.complete(slot)
+    return earliest

@@ -110,27 +110,30 @@ class Link:
         """Refuse a command that can't be sent from here, or any more, before its arguments are looked at."""
         if get_hub() is not self.hub and self.pipe.failure is None:
             raise WrongHubError(f"{what} at {self.uri}: this connection belongs to another thread's hub")
-        if self._closed:
-            raise ConnectionClosedError(f"{what} at {self.uri}: the connection is closed; it was not sent")
-        if self.pipe.failure is not None:
-            raise self.pipe.error(what)
+        if self._closed or self.pipe.failure is not None:
+            raise self.gone(what)
         if getcurrent() is self.hub:
             self.pipe.check_may_wait()
+
+    def gone(self, what: str) -> DisconnectedError:
+        """Build the error of a command that comes after the connection's end."""
+        if self._closed:
+            return ConnectionClosedError(f"{what} at {self.uri}: the connection is closed; it was not sent")
+        return self.pipe.error(what)
 
     def clear(self, what: str) -> Pipeline:
         """Return the pipe when a command may be appended to it; may wait for room, and ends a wait on the server."""
         while not self.pipe.clear:
-            self.wait_clear()
+            self.wait_room()
             self.check(what)
         return self.pipe
 
-    def wait_clear(self) -> None:
-        """Wait until a command may be appended, or can't be any more: all that this raises is what hits the caller."""
-        while not self.pipe.clear and self.is_connected:
-            if self._end_wait is not None:
-                self._end_wait()
-            else:
-                self.pipe.wait_room()
+    def wait_room(self) -> None:
+        """Wait until a command may be appended, or the connection is over. Only what interrupts is raised here."""
+        if self._end_wait is not None:
+            self._end_wait()
+        else:
+            self.pipe.wait_room()
 
     def call(self, command: Command, data: bytes, key: Any = None, duty: Any = None, extra: Any = None) -> Any:
         """Send a command, wait for its reply, and return its result or raise its error."""

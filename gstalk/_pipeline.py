@@ -152,12 +152,15 @@ class Pipeline:
             raise
 
     def wait(self, slot: Call) -> Any:
-        """`wait_for`, spelled out for the sake of the hot path."""
+        """`wait_for`, spelled out for the sake of the hot path; `join` says why the loop is written so."""
         slot.waiter = getcurrent()
         switch = self.hub.switch
         try:
-            while slot.result is PENDING and slot.error is None:
-                switch()
+            while True:
+                if slot.result is PENDING and slot.error is None:
+                    switch()
+                    continue
+                break
         finally:
             slot.waiter = None
         if slot.error is not None:

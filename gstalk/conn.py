@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from gevent import get_hub, getcurrent
+from gevent import get_hub, getcurrent, sleep
 
 from gstalk._calls import join
 from gstalk._clock import monotonic
@@ -21,7 +21,7 @@ from gstalk._link import Link
 from gstalk._reserve import ReserveLine
 from gstalk._traces import forget, forgetful
 from gstalk.config import Config, PutParams, configure
-from gstalk.errors import DisconnectedError, InvalidArgumentError, PutManyError
+from gstalk.errors import PutManyError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
@@ -33,6 +33,7 @@ from gstalk.uri import parse_uri
 __all__ = ["Conn", "dial", "merge"]
 
 _DEFAULTS = PutParams()
+BREATH = 0.01  # seconds of bad bodies, which cost no wait, after which others have their turn
 
 
 def dial(uri: str, config: Config | None = None, **options: Any) -> Conn:
@@ -222,23 +223,25 @@ class Conn:
         results: list[int | BaseException] = []
         pending: deque[Slot | BaseException] = deque()
         failed = False
-        pipe = link.pipe
+        breath = monotonic() + BREATH
         for body in bodies:
-            pipe = link.pipe
             try:
                 data = commands.put(body, *numbers)
-            except (TypeError, InvalidArgumentError) as error:
-                pending.append(error.with_traceback(None))  # in it stand the frames that hold these results
+            except Exception as error:  # whatever is wrong with a body is wrong with it alone
+                pending.append(error.with_traceback(None))  # it holds this frame, and this frame holds it
+                if monotonic() > breath:
+                    failed |= self._harvest(pending, results, tube)
+                    sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
+                    breath = monotonic() + BREATH
                 continue
-            if not pipe.clear:
+            if not link.pipe.clear:
                 failed |= self._harvest(pending, results, tube)
-                link.wait_clear()
-                try:
-                    link.check("put_many")
-                except DisconnectedError as error:
-                    pending.append(error.with_traceback(None))
+                while not link.pipe.clear and link.is_connected:
+                    link.wait_room()
+                if not link.is_connected:
+                    pending.append(link.gone("put_many"))
                     break
-                pipe = link.pipe
+            pipe = link.pipe
             slot = Slot(commands.PUT, pipe.session)
             if link.outcomes is not None:
                 slot.extra = monotonic()

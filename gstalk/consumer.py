@@ -86,8 +86,12 @@ class Consumer:
             Whether it has one.
         """
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
-        if not self.is_connected:
-            self._connected.wait(seconds)
+        deadline = None if seconds is None else monotonic() + seconds
+        while not self.is_connected:
+            self._connected.clear()  # a connection that is up may not be usable
+            left = None if deadline is None else deadline - monotonic()
+            if (left is not None and left <= 0) or not self._connected.wait(left):
+                break
         return self.is_connected
 
     def receive(self, handler: Handler | Mapping[str, Handler]) -> None:

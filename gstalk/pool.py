@@ -21,8 +21,8 @@ from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk._traces import bare
 from gstalk.config import Config
-from gstalk.errors import GstalkError
-from gstalk.schedule import Backoff
+from gstalk.errors import CommandTimeoutError, ConnectError, DisconnectedError, GstalkError
+from gstalk.schedule import Backoff, Health
 from gstalk.uri import Address
 
 __all__ = ["Pool", "Server", "Wanted"]
@@ -31,13 +31,30 @@ REPLACEMENT = 0.1  # seconds until a keeper that a signal has ended is replaced
 
 
 class Server:
-    """One server's outage, told once however many connections it has. `error`: what failed last there."""
+    """One server, however many connections it has; its outage is told once.
+
+    Attributes:
+        error: What failed last there.
+        health: Whether it may be used.
+        links: How many connections it has now.
+    """
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.uri = str(address)
-        self.error: BaseException | None = None
+        self.error: BaseException = ConnectError(f"no connection to {self.uri} yet")
+        self.health = Health()
         self.is_down = False
+        self.links = 0
+
+    @property
+    def is_usable(self) -> bool:
+        return self.links > 0 and self.health.is_usable
+
+    @property
+    def trouble(self) -> BaseException:
+        """Why it isn't usable."""
+        return self.health.refusal if self.links and self.health.refusal is not None else self.error
 
 
 class Pool:
@@ -69,7 +86,8 @@ class Pool:
         self._down = weakref.WeakMethod(down)
         self._wanted = 0
         self._timers: set[Any] = set()
-        self._connected = Event()
+        self._changed = Event()
+        self._troubles: dict[str, BaseException] | None = None  # once asked for, until the next change
         self.hub = get_hub()
         self.links: list[Link] = []
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
@@ -82,24 +100,38 @@ class Pool:
 
     @property
     def is_connected(self) -> bool:
-        return bool(self.links)
+        """Whether at least one connection is usable."""
+        return any(server.is_usable for server in self.servers)
 
-    def wait_connected(self, timeout: float | None) -> bool:
-        """Wait until a connection is there; `False` if none came in time."""
-        if not self.links:
-            with Wanted(self):
-                self._connected.wait(timeout)
-        return bool(self.links)
+    def wait_change(self, timeout: float | None) -> bool:
+        """Wait until `is_connected` may be another; `False` if that took longer than so many seconds."""
+        with Wanted(self):
+            self._changed.clear()
+            return self._changed.wait(timeout)
+
+    def changed(self) -> None:
+        """Have those who wait for a change look again: a server is, or isn't, usable any more; or the end has come."""
+        self._troubles = None
+        self._changed.set()
+
+    def troubles(self) -> dict[str, BaseException]:
+        """Why the servers that are not usable are not; empty if all of them are."""
+        if self._troubles is None:
+            self._troubles = {server.uri: server.trouble for server in self.servers if not server.is_usable}
+        return self._troubles
 
     def want(self, change: int) -> None:
         """Somebody waits for a connection (1), or no longer (-1): pauses keep the process alive meanwhile."""
+        was_wanted = self._wanted > 0
         self._wanted += change
-        for timer in self._timers:
-            timer.ref = self._wanted > 0
+        if was_wanted != (self._wanted > 0):  # the first one or the last: the others find it done
+            for timer in self._timers:
+                timer.ref = not was_wanted
 
     def stop_dialing(self) -> None:
         """No new connections from here on; never switches."""
         self.is_stopped = True
+        self.changed()
         for keeper in self.keepers:
             keeper.kill(block=False)
 
@@ -156,17 +188,22 @@ class Pool:
         over = Event()
 
         def failed() -> None:
-            if link in self.links:
+            if link in self.links:  # else this is the second time: a signal has struck in the first
                 self.links.remove(link)
-            if not self.links:
-                self._connected.clear()
+                server.links -= 1
+                server.error = _loss(server, link)
+                if isinstance(server.error, CommandTimeoutError):
+                    server.health.stall()
+                self.changed()
             if (down := self._down()) is not None:
                 down(server, link)
             over.set()
 
         link.on_failure = failed
         self.links.append(link)
-        self._connected.set()
+        server.links += 1
+        server.health.answer()
+        self.changed()
         try:
             if (up := self._up()) is not None:
                 up(server, link)
@@ -188,14 +225,13 @@ class Pool:
             raise
         if not self.is_stopped:
             # A cut alone is no outage: proxies cut idle connections all day.
-            assert link.pipe.failure is not None
-            kind, why, _ = link.pipe.failure
-            server.error = kind(f"lost connection to {server.uri}: {why}")
-            self._hooks.event("disconnect", uri=server.uri, exception=server.error)
-            self._hooks.info(f"{server.error}; connecting again")
+            loss = _loss(server, link)
+            self._hooks.event("disconnect", uri=server.uri, exception=loss)
+            self._hooks.info(f"{loss}; connecting again")
 
     def _failed(self, server: Server, error: BaseException) -> None:
         server.error = bare(error)
+        self.changed()
         if not server.is_down:
             server.is_down = True
             self._hooks.error(error, f"no connection to {server.uri}; trying again until there is one")
@@ -208,6 +244,12 @@ class Pool:
         finally:
             self._timers.discard(timer)
             timer.close()
+
+
+def _loss(server: Server, link: Link) -> DisconnectedError:
+    assert link.pipe.failure is not None
+    kind, why, _ = link.pipe.failure
+    return kind(f"lost connection to {server.uri}: {why}")
 
 
 class Wanted:

@@ -1,81 +1,37 @@
-"""A pool to put with: a put takes a connection from the queue, and where it fails another one. `_lanes` has the queue.
+"""A pool to put with: a put takes a connection from the queue, and where it fails another one.
 
-Nothing is buffered: a returned id is the only success. What becomes of a put that failed:
-
-    not sent: no connection, or lost before its last byte was handed over    another connection
-    sent, no reply; INTERNAL_ERROR; the server broke the protocol            another, unless retry_ambiguous=False
-    DRAINING, OUT_OF_MEMORY                                                  another server; this one rests for 5 s
-    BAD_FORMAT, UNKNOWN_COMMAND, EXPECTED_CRLF; JOB_TOO_BIG; BURIED          raised at once
+`_lanes` has the queue, `_puts` what becomes of a put that failed. Nothing is buffered: a returned id is the only
+success.
 """
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-import gevent
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
 from gstalk import _forks
-from gstalk._calls import join
 from gstalk._clock import monotonic
-from gstalk._forks import look, under_way
+from gstalk._forks import under_way
 from gstalk._hooks import Hooks
-from gstalk._lanes import FULL, TICK, Lane, Lanes
+from gstalk._lanes import Lanes
+from gstalk._puts import Batch, Put, run
 from gstalk._traces import forgetful
 from gstalk.config import LEFT_OUT, Config, PutParams, configure
 from gstalk.conn import merge
-from gstalk.errors import (
-    BadFormatError,
-    BuriedError,
-    CommandTimeoutError,
-    ConnectionClosedError,
-    DisconnectedError,
-    DrainingError,
-    ExpectedCrlfError,
-    GstalkError,
-    InvalidArgumentError,
-    JobTooBigError,
-    OutOfMemoryError,
-    PutManyError,
-    PutTimeoutError,
-    Sent,
-    UnknownCommandError,
-    WrongHubError,
-)
+from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError, WrongHubError
 from gstalk.job import Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
-from gstalk.protocol.session import PENDING, Slot
 from gstalk.uri import validate_uris
 
 __all__ = ["Producer"]
 
-_FINAL = (BadFormatError, UnknownCommandError, ExpectedCrlfError, JobTooBigError, BuriedError)
 _DEFAULTS = PutParams()
-
-
-class _Attempt:
-    """One put on its way through its tries."""
-
-    __slots__ = ("began", "causes", "data", "deadline", "lanes", "refused", "sent", "tried", "tries", "tube", "uri")
-
-    def __init__(self, lanes: Lanes, tube: str, data: bytes, began: float, deadline: float | None) -> None:
-        self.began = began
-        self.uri: str | None = None  # the server of the last try
-        self.lanes = lanes
-        self.tube = tube
-        self.data = data
-        self.deadline = deadline
-        self.tried: set[str] = set()
-        self.tries = 0
-        self.refused = False  # the last try was answered: its connection goes on, and could say the same at once
-        self.sent: Sent = "no"
-        self.causes: dict[str, BaseException] = {}
 
 
 @forgetful()
@@ -106,9 +62,9 @@ class Producer:
 
     def _start(self) -> None:
         self._lanes = Lanes(self._addresses, self._config, self._hooks)
+        self._ready = True  # the one flag that the hot path looks at: not stopped, not forked
         self._finalizer = weakref.finalize(self, _drop, self._lanes)
         self._finalizer.atexit = False
-        self._ready = True  # the one flag that the hot path looks at: not stopped, not forked
 
     def __enter__(self) -> Producer:
         return self
@@ -128,10 +84,16 @@ class Producer:
             timeout: Seconds; `None`: for ever.
 
         Returns:
-            Whether one is.
+            Whether one is; `False` when the time is over, or when the Producer is stopped meanwhile.
         """
-        self._check("wait_connected")
-        return self._lanes.pool.wait_connected(None if timeout is None else checks.seconds("timeout", timeout))
+        pool = self._check("wait_connected").pool
+        limit = _limit(timeout)
+        deadline = None if limit is None else monotonic() + limit
+        while not self.is_connected and not self._stopped and not pool.is_stopped:
+            left = None if deadline is None else deadline - monotonic()
+            if (left is not None and left <= 0) or not pool.wait_change(left):
+                break
+        return self.is_connected
 
     # -- putting -----------------------------------------------------------------------------------------------
 
@@ -163,7 +125,8 @@ class Producer:
             DrainingError, OutOfMemoryError: No server takes jobs.
             JobTooBigError: The server takes no body of this size.
             BuriedError: The job is stored, but buried.
-            DisconnectedError, InternalError, ProtocolError: With `retry_ambiguous=False`, or `timeout=0`.
+            DisconnectedError, InternalError, ProtocolError: Three tries may have stored the job, or one with
+                `retry_ambiguous=False` or `timeout=0`; `sent` is "maybe". Also if all servers broke the protocol.
             ConnectionClosedError: The Producer was stopped.
 
         Blocks:
@@ -181,52 +144,22 @@ class Producer:
             params = merge(params, priority, delay, ttr)
         data = commands.put(body, params.priority, params.delay, params.ttr)
         tube = checks.check_tube(tube)
-        limit = self._limit(timeout)
+        limit: Any = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
+        deadline = monotonic() + limit if limit else None
         lanes.puts += 1
         try:
-            now = monotonic()
-            deadline = None if not limit else now + limit
             if self._hooks.listens:
-                return self._put_telling(_Attempt(lanes, tube, data, now, deadline), limit == 0)
-            lane = lanes.usable_now()
-            if lane is None:
-                return self._try_again(_Attempt(lanes, tube, data, now, deadline), limit == 0)
-            slot = lanes.send(lane, tube, data, deadline)
-            try:
-                join(lanes.hub, slot)
-            finally:
-                lanes.done(lane)
-            if slot.error is None:
-                job_id: int = slot.result
-                return job_id
-            attempt = _Attempt(lanes, tube, data, now, deadline)
-            self._judge(attempt, lane, slot, limit == 0)
-            return self._try_again(attempt, False)
+                outcome = _run_telling(Put(lanes, tube, data, deadline, limit == 0))
+            else:
+                outcome = run(lanes, tube, data, deadline, limit == 0)
         finally:
             lanes.leave()
-
-    def _put_telling(self, attempt: _Attempt, once: bool) -> int:
-        """Put, and tell of the end."""
+        if outcome.__class__ is int:
+            return outcome
         try:
-            job_id = self._try_again(attempt, once)
-        except BaseException as error:
-            self._tell(attempt, error)
-            raise
-        self._tell(attempt, job_id)
-        return job_id
-
-    def _tell(self, attempt: _Attempt, result: int | BaseException) -> None:
-        error = result if isinstance(result, BaseException) else None
-        self._hooks.event(
-            "put",
-            passing=True,
-            uri=attempt.uri,
-            tube=attempt.tube,
-            job_id=getattr(error, "job_id", None) if isinstance(result, BaseException) else result,
-            attempt=attempt.tries + (error is None) or None,
-            exception=error,
-            duration=monotonic() - attempt.began,
-        )
+            raise outcome  # type: ignore[misc]
+        finally:
+            del outcome  # the error has this frame in its traceback
 
     def put_many(
         self,
@@ -251,7 +184,7 @@ class Producer:
         Raises:
             PutManyError: Some failed; `results` has an id or an exception for each body taken, in order.
             TypeError, InvalidArgumentError: An argument other than a body; nothing was sent.
-            Exception: Whatever the iterable raised, unchanged; the bodies taken before it are on their way.
+            Exception: Whatever the iterable raised, unchanged, once the bodies taken before it are put or have failed.
 
         Blocks:
             Until all are put or have failed.
@@ -263,199 +196,39 @@ class Producer:
         params = merge(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
         checks.check_bodies(bodies)
-        limit = self._limit(timeout)
-        results: list[int | BaseException] = []
-        pending: deque[tuple[_Attempt, Lane, Slot]] = deque()
-        lanes.puts += 1
+        limit: Any = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
+        iterator = iter(bodies)
+        batch = Batch(lanes, tube, limit == 0)
         try:
-            for body in bodies:
+            while True:
+                try:
+                    body = next(iterator)
+                except StopIteration:
+                    break
+                except Exception:
+                    batch.end()
+                    raise
                 if lanes.pool.is_stopped:
-                    results.append(self._ended("no"))
+                    batch.refuse(ConnectionClosedError("put: this Producer is stopped", "no"))
                     break
                 try:
                     data = commands.put(body, params.priority, params.delay, params.ttr)
-                except (TypeError, InvalidArgumentError) as error:
-                    self._collect(pending, results, True, limit == 0)
-                    results.append(error.with_traceback(None))  # in it stand the frames that hold these results
+                except Exception as error:  # whatever is wrong with a body is wrong with it alone
+                    batch.refuse(error)
                     continue
                 now = monotonic()
-                attempt = _Attempt(lanes, tube, data, now, None if not limit else now + limit)
-                lane = lanes.usable_now()
-                if lane is None:
-                    self._collect(pending, results, True, limit == 0)
-                    result: int | BaseException
-                    try:
-                        result = self._try_again(attempt, limit == 0)
-                    except GstalkError as error:
-                        result = error.with_traceback(None)
-                    results.append(result)
-                    if self._hooks.listens:
-                        self._tell(attempt, result)
-                    continue
-                attempt.uri = lane.server.uri
-                pending.append((attempt, lane, lanes.send(lane, tube, data, attempt.deadline)))
-                if len(pending) >= FULL:
-                    self._collect(pending, results, False, limit == 0)
-            self._collect(pending, results, True, limit == 0)
+                batch.add(data, now, now + limit if limit else None)
+            batch.end()
         finally:
-            for _, lane, _ in pending:
-                lanes.done(lane)
-            lanes.leave()
-        wrong = sum(isinstance(result, BaseException) for result in results)
-        if wrong:
-            raise PutManyError(f"put_many to {tube!r}: {wrong} of {len(results)} failed", results)
+            batch.leave()
+        results = batch.results
+        if batch.failures:
+            raise PutManyError(f"put_many to {tube!r}: {batch.failures} of {len(results)} failed", results)
         return results  # type: ignore[return-value]
-
-    def _collect(
-        self,
-        pending: deque[tuple[_Attempt, Lane, Slot]],
-        results: list[int | BaseException],
-        everything: bool,
-        once: bool,
-    ) -> None:
-        """Move answered puts to the results, oldest first; failed ones are tried again on the way."""
-        while pending:
-            attempt, lane, slot = pending[0]
-            lanes = attempt.lanes
-            if slot.result is PENDING and slot.error is None and not everything and len(pending) < FULL:
-                return
-            result: int | BaseException
-            join(lanes.hub, slot)
-            pending.popleft()
-            lanes.done(lane)
-            result = slot.result
-            if slot.error is not None:
-                try:
-                    self._judge(attempt, lane, slot, once)
-                    result = self._try_again(attempt, False)
-                except GstalkError as final:
-                    result = final.with_traceback(None)
-            results.append(result)
-            if self._hooks.listens:
-                self._tell(attempt, result)
-
-    # -- more tries --------------------------------------------------------------------------------------------
-
-    def _judge(self, attempt: _Attempt, lane: Lane, slot: Slot, once: bool) -> None:
-        """Look at why a try failed: return if there is to be another, else raise."""
-        error = slot.error
-        assert error is not None
-        attempt.tried.add(lane.server.uri)
-        attempt.tries += 1
-        attempt.refused = not isinstance(error, DisconnectedError)
-        if isinstance(error, PutTimeoutError):
-            attempt.sent = "maybe"  # also where the kernel has not taken it yet: what is in line goes out when it can
-            attempt.causes.setdefault(lane.server.uri, error)
-            raise self._time_over(attempt)
-        attempt.causes[lane.server.uri] = error
-        if isinstance(error, _FINAL):
-            raise error
-        if isinstance(error, (DrainingError, OutOfMemoryError)):
-            attempt.lanes.leave_alone(lane.health, error)
-            if once:
-                raise error
-        else:
-            if isinstance(error, CommandTimeoutError):
-                lane.health.stalled = True
-            if not isinstance(error, DisconnectedError) or error.sent == "maybe":
-                attempt.sent = "maybe"
-                if not self._config.retry_ambiguous:
-                    raise error
-            if once or attempt.lanes.pool.is_stopped:
-                raise error
-        fields = {"uri": lane.server.uri, "tube": attempt.tube, "attempt": attempt.tries, "exception": error}
-        self._hooks.event("put_retry", passing=True, **fields)
-
-    def _try_again(self, attempt: _Attempt, once: bool) -> int:
-        """Put on whatever connection can be had, until it is done, refused, or the time is over."""
-        lanes = attempt.lanes
-        while True:
-            lane = self._take(attempt, once)
-            attempt.uri = lane.server.uri
-            slot = lanes.send(lane, attempt.tube, attempt.data, attempt.deadline)
-            try:
-                join(lanes.hub, slot)
-            finally:
-                lanes.done(lane)
-            if slot.error is None:
-                job_id: int = slot.result
-                return job_id
-            self._judge(attempt, lane, slot, once)
-
-    def _take(self, attempt: _Attempt, once: bool) -> Lane:
-        """Get a connection, to a server not yet tried while one is usable; wait for one if need be."""
-        lanes = attempt.lanes
-        while True:
-            if lanes.pool.is_stopped:
-                raise self._ended(attempt.sent)
-            lane = lanes.usable_for(attempt.tried)
-            if lane is None:
-                self._wait(attempt, once)
-                continue
-            if lane.server.uri in attempt.tried:
-                # All usable servers have failed once: go round again, but not as fast as a server can say no. (A lost
-                # connection takes its time to come back by itself.)
-                attempt.tried.clear()
-                if attempt.refused and attempt.tries >= len(lanes.health):
-                    lanes.done(lane)
-                    self._pause(attempt)
-                    continue
-            return lane
-
-    def _wait(self, attempt: _Attempt, once: bool) -> None:
-        lanes = attempt.lanes
-        if (refusal := lanes.refusal) is not None:
-            if attempt.sent == "maybe":
-                earlier = type(refusal)(f"{refusal}; an earlier try may have stored the job")
-                earlier.sent = "maybe"
-                raise earlier from refusal
-            raise refusal
-        if self._stopped and not lanes.pool.is_connected:
-            raise self._ended(attempt.sent)
-        left = None if attempt.deadline is None else attempt.deadline - monotonic()
-        if once or (left is not None and left <= 0):
-            raise self._time_over(attempt)
-        lanes.wait(left)
-
-    def _ended(self, sent: Sent) -> ConnectionClosedError:
-        if self._stopped:
-            return ConnectionClosedError("put: this Producer is stopped", sent)
-        return ConnectionClosedError("put: it began in the parent process, which goes on with it", "maybe")
-
-    def _pause(self, attempt: _Attempt) -> None:
-        pause = min(TICK * 2.0 ** min(attempt.tries, 5), 1.0)
-        if attempt.deadline is not None:
-            left = attempt.deadline - monotonic()
-            if left <= 0:
-                raise self._time_over(attempt)
-            pause = min(pause, left)
-        gevent.sleep(pause)
-
-    def _time_over(self, attempt: _Attempt) -> PutTimeoutError:
-        causes = dict(attempt.causes)
-        for server in attempt.lanes.pool.servers:
-            if server.error is not None and server.is_down:
-                causes.setdefault(server.uri, server.error)
-        count = len(attempt.lanes.pool.servers)
-        last = f"; last error: {list(causes.values())[-1]}" if causes else "; all connections were busy"
-        stored = "; the job may have been stored" if attempt.sent == "maybe" else ""
-        return PutTimeoutError(
-            f"put to {attempt.tube!r}: no success with any of {count} server{'s' * (count > 1)} in time{last}{stored}",
-            attempt.sent,
-            causes,
-        )
-
-    def _limit(self, timeout: Any) -> float | None:
-        """The seconds that a put may take; `None`: no limit."""
-        if timeout is LEFT_OUT:
-            return self._config.put_timeout  # type: ignore[return-value]
-        return None if timeout is None else checks.seconds("timeout", timeout)
 
     def _check(self, what: str) -> Lanes:
         if self._stopped:
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
-        if under_way:
-            look()
         if not self._ready:  # forked: the parent's connections are not ours
             self._start()
         hub = self._lanes.hub
@@ -483,6 +256,7 @@ class Producer:
             return
         self._stopped = True
         forked, self._ready = not self._ready, False
+        lanes.begin_end()
         try:
             if not forked:
                 lanes.wait_idle(seconds)
@@ -494,6 +268,22 @@ class Producer:
         """In a child: the next put begins with connections of its own."""
         self._ready = False
         self._lanes.forked()
+
+
+def _limit(timeout: Any) -> float | None:
+    """The seconds that a put may take; `None`: no limit."""
+    return None if timeout is None else checks.seconds("timeout", timeout)
+
+
+def _run_telling(put: Put) -> int | GstalkError:
+    """Put, and tell of the end."""
+    try:
+        outcome = run(put.lanes, put.tube, put.data, put.deadline, put.once, put)
+    except BaseException as error:
+        put.tell(error)
+        raise
+    put.tell(outcome)
+    return outcome
 
 
 def _drop(lanes: Lanes) -> None:

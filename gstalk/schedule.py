@@ -2,6 +2,7 @@
 
 - `Backoff`: when a connection is dialed again.
 - `Health`: whether puts may go to a server.
+- `judge`: whether a put that failed may be tried again, and what its failure says of the server.
 - `Asking`: which connection of a Consumer asks for how many jobs, who waits on its server, and who is called back.
 """
 
@@ -9,11 +10,26 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["ALONE", "SILENT", "Action", "Asking", "Backoff", "Health", "Lane"]
+from gstalk.errors import (
+    BadFormatError,
+    BuriedError,
+    DisconnectedError,
+    DrainingError,
+    ExpectedCrlfError,
+    GstalkError,
+    JobTooBigError,
+    OutOfMemoryError,
+    ProtocolError,
+    PutTimeoutError,
+    UnknownCommandError,
+)
+
+__all__ = ["ALONE", "SILENT", "Action", "Asking", "Backoff", "Health", "Judgement", "Lane", "judge"]
 
 FIRST_RETRY = 0.5  # seconds: the first pauses after a loss are random parts of this, the next ones of more and more
 SHORTEST = 0.1  # of a pause's longest: all but the first take at least so much
 ALONE = 5.0  # seconds that a server which took no job is left alone
+MOST_MAYBES = 3  # tries of one put that may have stored its job
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05  # between asks that found nothing
 QUIET = 0.25  # seconds without a reserve after DEADLINE_SOON
@@ -44,15 +60,80 @@ class Backoff:
 
 
 class Health:
-    """Whether puts may go to a server."""
+    """Whether puts may go to a server.
+
+    Attributes:
+        is_stalled: One of its connections made no progress: none is used until it answers again.
+        refusal: Its DRAINING or OUT_OF_MEMORY, while it is left alone for that.
+        is_usable: Neither of these.
+    """
+
+    __slots__ = ("is_stalled", "is_usable", "refusal")
 
     def __init__(self) -> None:
-        self.stalled = False  # one of its connections made no progress: none is used until it answers again
-        self.refusal: BaseException | None = None  # its DRAINING or OUT_OF_MEMORY, while it is left alone for that
+        self.is_stalled = False
+        self.refusal: DrainingError | OutOfMemoryError | None = None
+        self.is_usable = True
 
-    @property
-    def is_usable(self) -> bool:
-        return not self.stalled and self.refusal is None
+    def stall(self) -> None:
+        self.is_stalled = True
+        self.is_usable = False
+
+    def answer(self) -> None:
+        """It has answered on a new connection."""
+        self.is_stalled = False
+        self.is_usable = self.refusal is None
+
+    def refuse(self, error: DrainingError | OutOfMemoryError) -> None:
+        self.refusal = error
+        self.is_usable = False
+
+    def rest(self) -> None:
+        """It was left alone for long enough."""
+        self.refusal = None
+        self.is_usable = not self.is_stalled
+
+
+class Judgement(NamedTuple):
+    """What follows from a try to put that failed.
+
+    Attributes:
+        again: Another try may follow.
+        maybe: This one may have stored the job.
+        server: "refuses": it takes no jobs now; "broken": it has broken the protocol, and this put does not ask it
+            again; "": nothing.
+    """
+
+    again: bool
+    maybe: bool
+    server: Literal["", "refuses", "broken"] = ""
+
+
+_FINAL = (BadFormatError, UnknownCommandError, ExpectedCrlfError, JobTooBigError, BuriedError)
+
+
+def judge(error: GstalkError, maybes: int, others: int, *, once: bool, retry_ambiguous: bool) -> Judgement:
+    """Judge a try to put that failed.
+
+    Args:
+        error: Why.
+        maybes: How many earlier tries of this put may have stored the job.
+        others: How many other servers there are that have not broken the protocol for it.
+        once: No second try is wanted, or none is possible any more.
+        retry_ambiguous: As in `Config`.
+    """
+    if isinstance(error, PutTimeoutError):  # also where the kernel has not taken it yet: what is in line goes out
+        return Judgement(False, True)
+    if isinstance(error, _FINAL):
+        return Judgement(False, False)
+    if isinstance(error, (DrainingError, OutOfMemoryError)):
+        return Judgement(not once, False, "refuses")
+    if isinstance(error, DisconnectedError) and error.sent == "no":
+        return Judgement(not once, False)
+    again = not once and retry_ambiguous and maybes + 1 < MOST_MAYBES
+    if isinstance(error, ProtocolError):
+        return Judgement(again and others > 0, True, "broken")
+    return Judgement(again, True)
 
 
 class Lane:

@@ -17,7 +17,7 @@ FLOORS = [
     {"_calls", "_clock", "_forks", "_hooks", "_interrupts", "_transport", "_dial", "_pipeline"},
     {"_misplaced", "_outcomes", "_ruins", "_link", "_reserve", "conn"},
     {"pool"},
-    {"_handling", "_lanes", "producer", "consumer"},
+    {"_handling", "_lanes", "_puts", "producer", "consumer"},
     {"gstalk"},  # gstalk/__init__.py, which only hands names on
     {"cli", "__main__", "otel"},
 ]

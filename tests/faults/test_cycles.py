@@ -19,7 +19,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk.pool import _pools
+from gstalk import _forks
 from tests.servers import CUT, Played, ok, wait_until
 
 TUBE = "t"
@@ -377,9 +377,13 @@ def try_put(producer: gstalk.Producer, many: bool) -> BaseException | None:
     return None
 
 
+def living_pools() -> list[Any]:
+    return list(_forks._living["pool"])
+
+
 def wait_gone(uri: str) -> None:
     """Wait until the keepers have ended and nobody is connected."""
-    wait_until(lambda: not any(pool.keepers for pool in _pools if pool.servers[0].uri == uri))
+    wait_until(lambda: not any(pool.keepers for pool in living_pools() if pool.servers[0].uri == uri))
     turn()
 
 

@@ -153,7 +153,7 @@ def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, 
 @pytest.mark.soak
 @outliving
 def test_producer_goes_on(strikes, server, other, tube):
-    for strike in strikes("usable_now", "wait", "_enqueue", "put", "failed", "_down"):
+    for strike in strikes("take", "wait", "_enqueue", "_serve", "_tick", "put", "run", "failed", "_down"):
         with gstalk.Producer(server.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
             producer.wait_connected(5)
             in_hub(sys.settrace, strike.trace)

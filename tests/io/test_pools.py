@@ -13,6 +13,7 @@ import pytest
 
 import gstalk
 from gstalk._link import Link
+from gstalk.pool import Pool
 from gstalk.testing import Beanstalkd
 
 pytestmark = pytest.mark.real
@@ -73,6 +74,67 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
     producer = gstalk.Producer(server.uri)
     wait_until(lambda: made)
     assert not made[0].is_connected
+
+
+def test_pauses_between_dials_begin_anew_after_a_connection(monkeypatch, hooks):
+    """A server that was down for long, came back, and was cut: the first pause is short again."""
+    pauses: list[float] = []
+    monkeypatch.setattr("gstalk.pool.random", lambda: 0.999)
+
+    def pause(pool: Pool, seconds: float) -> None:
+        pauses.append(seconds)
+        gevent.sleep(0.01)
+
+    monkeypatch.setattr(Pool, "_pause", pause)
+    server = Beanstalkd()
+    server.start()
+    server.kill()
+    with server, gstalk.Producer(server.uri, reconnect_timeout=60, **hooks.options) as producer:
+        server.kill()
+        wait_until(lambda: len(pauses) > 6 and max(pauses) > 10)
+        server.start()
+        assert producer.wait_connected(10)
+        before = len(pauses)
+        server.kill()
+        wait_until(lambda: len(pauses) > before + 1)
+        assert max(pauses[before : before + 2]) < 0.5
+        assert pauses[before - 1] > 10
+
+
+def test_want_of_many_touches_the_timers_once(hooks):
+    class Timer:
+        changes = 0
+
+        def __setattr__(self, name: str, value: object) -> None:
+            type(self).changes += 1
+
+    with gstalk.Producer("127.0.0.1:1", **hooks.options) as producer:
+        pool = producer._lanes.pool
+        timer = Timer()
+        pool._timers.add(timer)
+        for change in (1, 1, 1, -1, 1, -1, -1, -1):
+            pool.want(change)
+        pool._timers.discard(timer)
+        assert Timer.changes == 2
+
+
+@pytest.mark.slow
+def test_consumer_stalled_is_not_connected_though_a_connection_is_left(server, hooks):
+    consumer = gstalk.Consumer(server.uri, "t", multiply=2, reserve_timeout=1, conn_timeout=0.5, **hooks.options)
+    receiving = gevent.spawn(consumer.receive, lambda job: None)
+    assert consumer.wait_connected(5)
+    run: Any = consumer._run
+    wait_until(lambda: len(run.pool.links) == 2)
+    server.pause()
+    try:
+        wait_until(lambda: len(run.pool.links) == 1)
+        assert not consumer.is_connected
+        assert not consumer.wait_connected(0.1)
+    finally:
+        server.resume()
+    assert consumer.wait_connected(5)
+    consumer.stop(0)
+    receiving.join(10)
 
 
 def test_put_made_at_once_waits_for_the_first_connection(server):

@@ -14,6 +14,7 @@ import pytest
 from gevent import hub, socket
 
 import gstalk
+from gstalk._lanes import FULL
 from gstalk.protocol import commands
 from gstalk.testing import Beanstalkd
 from tests.servers import CUT, wait_until
@@ -102,6 +103,75 @@ def test_producer_wait_connected_in_vain_returns_false_in_time(nobody, produce):
     began = time.monotonic()
     assert produce(nobody).wait_connected(0.2) is False
     assert 0.19 < time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("timeout", [None, 30])
+def test_producer_wait_connected_while_it_is_stopped_returns_false(nobody, produce, timeout):
+    producer = produce(nobody)
+    waiting = [gevent.spawn(producer.wait_connected, timeout) for _ in range(3)]
+    gevent.sleep(0.05)
+    producer.stop()
+    assert [each.get(timeout=2) for each in waiting] == [False] * 3
+
+
+def test_producer_wait_connected_returns_false_when_stop_begins_though_puts_still_finish(play, produce):
+    producer = produce(play({"put": b""}).uri, conn_timeout=30)
+    assert producer.wait_connected(5)
+    putting = gevent.spawn(producer.put, "default", b"", timeout=30)
+    gevent.sleep(0)
+    producer._lanes.pool.servers[0].health.stall()
+    waiting = gevent.spawn(producer.wait_connected)
+    gevent.sleep(0)
+    stopping = gevent.spawn(producer.stop, 1)
+    assert waiting.get(timeout=0.5) is False
+    assert not putting.ready()
+    stopping.join()
+    putting.join()
+
+
+def test_producer_left_alone_or_stalled_is_not_connected(play, produce, monkeypatch):
+    monkeypatch.setattr("gstalk._lanes.ALONE", 0.3)
+    producer = produce(play({"put": b"DRAINING\r\n"}).uri, multiply=2)
+    all_connected(producer, 2)
+    assert producer.wait_connected(0)
+    with pytest.raises(gstalk.DrainingError):
+        producer.put("default", b"")
+    assert not producer.is_connected
+    assert not producer.wait_connected(0)
+    assert not producer.wait_connected(0.05)
+    assert producer.wait_connected(5)
+    assert producer.is_connected
+
+
+def test_producer_is_connected_while_one_of_its_servers_is_usable(play, produce):
+    full, good = play({"put": b"OUT_OF_MEMORY\r\n"}), play()
+    producer = produce([full.uri, good.uri])
+    all_connected(producer, 2)
+    for _ in range(2):
+        assert producer.put("default", b"") > 0
+    assert full.count("put") == 1
+    assert producer.is_connected
+    good.close()
+
+
+@pytest.mark.slow
+def test_producer_stalled_is_not_connected_though_a_connection_is_left(own_server, produce):
+    """Its put's caller has left, so nobody else but the connection's end can tell of the stall."""
+    producer = produce(own_server.uri, multiply=2, conn_timeout=0.3, reconnect_timeout=0.1)
+    all_connected(producer, 2)
+    own_server.pause()
+    with gevent.Timeout(0.05, False):  # type: ignore[arg-type]  # the stubs lack False
+        producer.put("t", b"x")
+    wait_until(lambda: len(producer._lanes.pool.links) == 1)
+    assert not producer.is_connected
+    assert not producer.wait_connected(0)
+    with pytest.raises(gstalk.PutTimeoutError) as caught:
+        producer.put("t", b"x", timeout=0)
+    assert caught.value.sent == "no"
+    assert [type(cause) for cause in caught.value.causes.values()] == [gstalk.CommandTimeoutError]
+    own_server.resume()
+    assert producer.wait_connected(5)
+    assert producer.put("t", b"x", timeout=5)
 
 
 def test_producer_in_a_with_block_is_stopped_at_its_end(server):
@@ -340,6 +410,46 @@ def test_put_nobody_there_times_out_with_causes_and_sent_no(nobody, produce):
     assert caught.value.sent == "no"
     assert list(caught.value.causes) == [nobody]
     assert isinstance(caught.value, TimeoutError)
+
+
+@pytest.mark.parametrize("method", ["put", "put_many"])
+def test_put_server_that_has_just_gone_is_a_cause(own_server, produce, method):
+    """Its connection is lost, and it was not dialed again yet."""
+    producer = produce(own_server.uri, reconnect_timeout=60)
+    assert producer.wait_connected(5)
+    own_server.kill()
+    wait_until(lambda: not producer.is_connected)
+    if method == "put":
+        with pytest.raises(gstalk.PutTimeoutError) as caught:
+            producer.put("t", b"", timeout=0)
+        error: Any = caught.value
+    else:
+        with pytest.raises(gstalk.PutManyError) as many:
+            producer.put_many("t", [b""], timeout=0)
+        (error,) = many.value.results
+    assert {uri: type(cause) for uri, cause in error.causes.items()} == {own_server.uri: gstalk.ConnectionLostError}
+    assert "busy" not in str(error)
+    lost = f"lost connection to {own_server.uri}: the server closed the connection"
+    assert str(error) == f"put to 't': no success with any of 1 server in time; last error: {lost}"
+
+
+def test_put_before_the_first_connection_has_a_cause(nobody, produce):
+    with pytest.raises(gstalk.PutTimeoutError) as caught:
+        produce(nobody).put("t", b"", timeout=0)
+    assert [str(cause) for cause in caught.value.causes.values()] == [f"no connection to {nobody} yet"]
+
+
+@pytest.mark.slow
+def test_put_connections_that_are_merely_busy_are_no_cause(play, produce):
+    producer = produce(play({"put": b""}).uri, conn_timeout=60)
+    assert producer.wait_connected(5)
+    busy = [gevent.spawn(producer.put, "default", b"") for _ in range(FULL)]
+    gevent.sleep(0.1)
+    for timeout in (0, 0.2):
+        with pytest.raises(gstalk.PutTimeoutError, match="all connections were busy") as caught:
+            producer.put("default", b"", timeout=timeout)
+        assert (caught.value.causes, caught.value.sent) == ({}, "no")
+    gevent.killall(busy)
 
 
 def test_put_timeout_zero_takes_only_what_is_usable_now(server, produce, nobody):

@@ -251,7 +251,7 @@ def test_ten_handlers_go_to_the_only_one_of_ten_servers_with_jobs(many_servers):
 
 
 def holding(
-    servers: list[Beanstalkd], handle: Callable[[gstalk.Job], object], handlers: int, error_func: Any = None
+    servers: list[Beanstalkd], handle: Callable[[gstalk.Job], None], handlers: int, error_func: Any = None
 ) -> tuple[Any, Any]:
     """A Consumer that has connections to all of them."""
     quiet: dict[str, Any] = {"info_func": lambda message: None, "error_func": error_func}

@@ -61,7 +61,7 @@ SPECIMENS = [
 
 
 def test_tree_every_exception_is_listed():
-    assert {name for name in errors.__all__ if name != "Sent"} == set(PARENTS)
+    assert {name for name in errors.__all__ if name not in ("Sent", "renewed")} == set(PARENTS)
 
 
 @pytest.mark.parametrize("name", PARENTS)
@@ -152,3 +152,19 @@ def test_put_timeout_causes_are_a_copy():
 def test_retry_and_bury_keep_what_they_were_given():
     assert (errors.Retry().delay, errors.Retry().priority, errors.Bury().priority) == (None, None, None)
     assert (errors.Retry(3, 9).delay, errors.Retry(3, 9).priority, errors.Bury(9).priority) == (3, 9, 9)
+
+
+def test_renewed_error_says_the_same_and_is_another_object():
+    for error in (each for each in SPECIMENS if isinstance(each, errors.GstalkError)):
+        error.__cause__ = cause = ValueError("why")
+        fresh = errors.renewed(error)
+        assert fresh is not error
+        assert (type(fresh), str(fresh), fresh.__dict__) == (type(error), str(error), error.__dict__)
+        assert (fresh.__cause__, fresh.__traceback__) == (cause, None)
+
+
+def test_renewed_error_may_say_more():
+    error = errors.ConnectionLostError("put: cut", "maybe")
+    fresh = errors.renewed(error, "; again")
+    assert (str(fresh), fresh.sent) == ("put: cut; again", "maybe")
+    assert str(error) == "put: cut"

@@ -1,0 +1,390 @@
+"""A put on its way through its tries, and the many of a `put_many`.
+
+What becomes of a try that failed is decided in `schedule.judge`, a table:
+
+    not sent: no connection, or lost before its last byte was handed over    another connection
+    sent, no reply; INTERNAL_ERROR                                           another, unless retry_ambiguous=False
+    the server broke the protocol                                            as before, but another server
+    DRAINING, OUT_OF_MEMORY                                                  another server; this one rests for 5 s
+    BAD_FORMAT, UNKNOWN_COMMAND, EXPECTED_CRLF; JOB_TOO_BIG; BURIED          its end
+
+A put ends with its id or with an error, and neither is raised in here: what a wait raises is the caller's own. The
+error is for one caller, and no frame of its traceback may hold it, or the two keep each other for ever.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import copy_context
+from typing import Any
+
+import gevent
+from gevent import Greenlet
+from gevent.event import Event
+
+from gstalk._calls import join
+from gstalk._clock import monotonic
+from gstalk._lanes import TICK, Lane, Lanes
+from gstalk.errors import (
+    BuriedError,
+    ConnectionClosedError,
+    GstalkError,
+    InternalError,
+    PutTimeoutError,
+    Sent,
+    renewed,
+)
+from gstalk.protocol import commands
+from gstalk.protocol.session import PENDING, Slot
+from gstalk.schedule import judge
+
+__all__ = ["Batch", "Put", "run"]
+
+MOST = 512  # bodies of one call under way: memory stays bounded, and more would not be faster
+LOOK = 0.25  # seconds between two looks for a server that has not broken the protocol
+NONE: frozenset[str] = frozenset()
+
+
+class Put:
+    """A put of which more must be known than its bytes: it has failed once, waits, or is one of many.
+
+    Attributes:
+        lanes: Where it goes.
+        tube, data: What is put.
+        deadline: When its time is over; `None`: never.
+        once: It takes what is usable now, and no second try.
+        uri: The server of the last try.
+        tries: How many have failed.
+        error: Why the last one has.
+    """
+
+    __slots__ = (
+        "_began _broken _causes _maybes _pause_until _tried data deadline error lanes once tries tube uri"
+    ).split()
+
+    def __init__(
+        self, lanes: Lanes, tube: str, data: bytes, deadline: float | None, once: bool, began: float | None = None
+    ) -> None:
+        self.lanes = lanes
+        self.tube = tube
+        self.data = data
+        self.deadline = deadline
+        self.once = once
+        self.uri: str | None = None
+        self.tries = 0
+        self.error: GstalkError | None = None
+        self._began = monotonic() if began is None else began
+        self._tried = NONE  # servers, in this round
+        self._broken = NONE  # servers that have broken the protocol for it
+        self._maybes = 0  # tries that may have stored the job
+        self._pause_until = 0.0  # when a server that said no may be asked again
+        self._causes: dict[str, BaseException] | None = None
+
+    @property
+    def sent(self) -> Sent:
+        """Whether any try may have stored the job."""
+        return "maybe" if self._maybes else "no"
+
+    def choose(self, in_turn: bool) -> Lane | GstalkError | None:
+        """Say what is next: a connection, which is taken, an error that ends it, or `None`: it has to wait.
+
+        Args:
+            in_turn: Whether its turn has come; else those in line come first.
+        """
+        lanes = self.lanes
+        if lanes.pool.is_stopped:
+            return self._ended()
+        if self.deadline is not None and self.deadline <= monotonic():
+            return self._time_over()
+        lane = lanes.take_other(self._tried, in_turn) if self._tried else lanes.take(in_turn)
+        if lane is None and self._tried and self._pause_until <= monotonic():
+            # All usable servers have failed once: go round again, but not as fast as a server can say no. (A lost
+            # connection takes its time to come back by itself.)
+            self._tried = self._broken
+            lane = lanes.take_other(self._tried, in_turn)
+        if lane is not None:
+            self.uri = lane.server.uri
+            return lane
+        if (refusal := lanes.refusal) is not None:
+            return self._told(renewed(refusal))
+        if self.once:
+            return self._time_over()
+        if lanes.is_ending and not lanes.pool.is_connected:
+            return self._ended()
+        return None
+
+    def wait(self) -> None:
+        """Wait until it may be worth while to `choose` again."""
+        now = monotonic()
+        pause = self._pause_until - now
+        if pause <= 0 and self._broken and self.lanes.pool.is_connected:
+            pause = LOOK  # in line it would be told of connections that are of no use to it
+        if pause <= 0:
+            self.lanes.wait(self.deadline)
+        else:
+            gevent.sleep(pause if self.deadline is None else min(pause, max(self.deadline - now, 0.0)))
+
+    def another(self) -> Lane | GstalkError:
+        """Take a connection for the next try, or say with which error it ends; waits if need be."""
+        found = self.choose(self.once)
+        if found is None:
+            while found is None:
+                self.wait()
+                found = self.choose(True)
+        elif found.__class__ is not Lane and not self.tries:
+            self.lanes.breathe()
+        return found
+
+    def failed(self, lane: Lane, error: GstalkError) -> GstalkError | None:
+        """Take note of a try that failed, and return the error that ends the put, or `None`: another may follow."""
+        lanes, server = self.lanes, lane.server
+        once = self.once or lanes.pool.is_stopped
+        others = len(lanes.pool.servers) - len(self._broken | {server.uri})
+        judgement = judge(error, self._maybes, others, once=once, retry_ambiguous=lanes.config.retry_ambiguous)
+        self.tries += 1
+        self.error = error
+        self._tried |= {server.uri}
+        self._maybes += judgement.maybe
+        if judgement.server == "refuses":
+            lanes.leave_alone(server, error)  # type: ignore[arg-type]
+        elif judgement.server == "broken":
+            self._broken |= {server.uri}
+        if isinstance(error, PutTimeoutError):
+            self._causes = {server.uri: error, **(self._causes or {})}
+            return self._time_over()
+        if not judgement.again:
+            return self._told(error)
+        self._causes = {**(self._causes or {}), server.uri: error}
+        if isinstance(error, InternalError):
+            self._pause_until = monotonic() + min(TICK * 2.0 ** min(self.tries, 5), 1.0)
+        return None
+
+    def tell_retry(self, passing: bool = False) -> None:
+        """Tell that another try follows. `passing`: as for `Hooks.event`."""
+        fields = {"uri": self.uri, "tube": self.tube, "attempt": self.tries, "exception": self.error}
+        self.lanes.hooks.event("put_retry", passing=passing, **fields)
+
+    def tell(self, result: int | BaseException, at: float | None = None) -> None:
+        """Tell of its end, in the greenlet that it is put for."""
+        error = result if isinstance(result, BaseException) else None
+        self.lanes.hooks.event(
+            "put",
+            passing=True,
+            uri=self.uri,
+            tube=self.tube,
+            job_id=getattr(error, "job_id", None) if isinstance(result, BaseException) else result,
+            attempt=self.tries + (error is None) or None,
+            exception=error,
+            duration=(monotonic() if at is None else at) - self._began,
+        )
+
+    def interrupted(self) -> GstalkError:
+        """The error of a put whose greenlet was ended from outside."""
+        return ConnectionClosedError("put: the greenlet that tried it again was killed", self.sent)
+
+    def _told(self, error: GstalkError) -> GstalkError:
+        """Have an error say so if an earlier try may have stored the job, and it does not say that of itself."""
+        if not self._maybes or isinstance(error, BuriedError) or getattr(error, "sent", "no") == "maybe":
+            return error
+        told: Any = renewed(error, "; an earlier try may have stored the job")
+        told.sent = "maybe"
+        told.__cause__ = error
+        return told  # type: ignore[no-any-return]
+
+    def _ended(self) -> ConnectionClosedError:
+        if self.lanes.is_ending:
+            return ConnectionClosedError("put: this Producer is stopped", self.sent)
+        return ConnectionClosedError("put: it began in the parent process, which goes on with it", "maybe")
+
+    def _time_over(self) -> PutTimeoutError:
+        causes = {**self.lanes.pool.troubles(), **(self._causes or {})}
+        count = len(self.lanes.pool.servers)
+        last = f"; last error: {list(causes.values())[-1]}" if causes else "; all connections were busy"
+        stored = "; the job may have been stored" if self._maybes else ""
+        return PutTimeoutError(
+            f"put to {self.tube!r}: no success with any of {count} server{'s' * (count > 1)} in time{last}{stored}",
+            self.sent,
+            causes,
+        )
+
+
+def run(
+    lanes: Lanes, tube: str, data: bytes, deadline: float | None, once: bool, put: Put | None = None
+) -> int | GstalkError:
+    """Try a put until it is done, refused or out of time, and return its id or its error.
+
+    Args:
+        put: What is known of it, if it has failed once or is told of; else that is made when it is needed.
+    """
+    lane = lanes.take() if put is None else None
+    while True:
+        if lane is None:
+            if put is None:
+                put = Put(lanes, tube, data, deadline, once)
+            found = put.another()
+            if not isinstance(found, Lane):
+                return found
+            lane = found
+        slot = lanes.send(lane, tube, data, deadline)
+        try:
+            join(lanes.hub, slot)
+        finally:
+            lanes.done(lane)
+        error: Any = slot.error
+        if error is None:
+            job_id: int = slot.result
+            return job_id
+        if put is None:
+            put = Put(lanes, tube, data, deadline, once)
+            put.uri = lane.server.uri
+        final = put.failed(lane, error)
+        if final is not None:
+            return final
+        put.tell_retry(passing=True)
+        lane = None
+
+
+class Batch:
+    """The bodies of one `put_many`: each has its place in the results, its own time and its own tries.
+
+    The greenlet that takes the bodies sends them; the hub notes the answers, also while the iterable waits. A body
+    that failed is tried again in a greenlet of its own, which ends with it, or with the call.
+    """
+
+    def __init__(self, lanes: Lanes, tube: str, once: bool) -> None:
+        self.lanes = lanes
+        self.results: list[int | BaseException] = []
+        self.failures = 0
+        self.tube = tube
+        self.once = once
+        self._under_way = 0
+        self._wanted = 0  # what is waited for: that no more than so many are under way
+        self._changed = Event()
+        self._trying: set[Greenlet[..., Any]] = set()
+        self.is_over = False
+        self._untold: deque[_One] | None = deque() if lanes.hooks.listens else None
+        self._context = copy_context() if lanes.hooks.listens else None
+
+    def refuse(self, error: BaseException) -> None:
+        """Give a body that can't be put its place."""
+        self.results.append(error.with_traceback(None))  # it holds our frames, and they hold the results
+        self.failures += 1
+        self.lanes.breathe()
+
+    def add(self, data: bytes, began: float, deadline: float | None) -> None:
+        """Send a body; waits for a connection, and while too many are under way."""
+        lanes = self.lanes
+        if self._under_way >= MOST:
+            self.wait(MOST // 2)
+        one = _One(self, data, deadline, began)
+        self.results.append(PENDING)
+        if self._untold is not None:
+            self._untold.append(one)
+        self._under_way += 1
+        lanes.puts += 1
+        lane = lanes.take()
+        if lane is None:
+            found = one.another()
+            if not isinstance(found, Lane):
+                self.settle(one, found)
+                return
+            lane = found
+        one.send(lane)
+
+    def end(self) -> None:
+        """Wait until every body has its result."""
+        self.wait(0)
+        self._tell()
+
+    def leave(self) -> None:
+        """The call is over: what is still under way, because it was interrupted, is not tried again."""
+        self.is_over = True
+        for greenlet in list(self._trying):
+            greenlet.kill(block=False)
+        self.lanes.leave(self._under_way)
+        self._under_way = 0
+
+    def wait(self, most: int) -> None:
+        self._wanted = most
+        while self._under_way > most:
+            self._tell()
+            self._changed.clear()
+            self._changed.wait()
+
+    def failed(self, one: _One, lane: Lane, error: GstalkError) -> None:
+        """In the hub: a try has failed, and the iterable may be waiting, so that nobody else can try again."""
+        final = one.failed(lane, error)
+        if final is not None:
+            self.settle(one, final)
+        elif not self.is_over:
+            context = self._context
+            greenlet = gevent.spawn(one.go_on) if context is None else gevent.spawn(context.copy().run, one.go_on)
+            greenlet.name = "gstalk-put"
+            self._trying.add(greenlet)
+
+            def ended(greenlet: Greenlet[..., Any]) -> None:
+                self._trying.discard(greenlet)
+                outcome = greenlet.value
+                self.settle(one, outcome if isinstance(outcome, (int, GstalkError)) else one.interrupted())
+
+            greenlet.rawlink(ended)
+
+    def settle(self, one: _One, outcome: int | GstalkError) -> None:
+        """Write a body's result. May be called in the hub."""
+        if self.is_over or one.is_settled:
+            return
+        one.is_settled = True
+        self.results[one.number] = outcome
+        self.failures += not isinstance(outcome, int)
+        self._under_way -= 1
+        self.lanes.leave()
+        if self._under_way <= self._wanted:
+            self._changed.set()
+        if self._untold is not None:
+            one.ended_at = monotonic()
+
+    def _tell(self) -> None:
+        """Tell of those that have ended, in their order, in the greenlet that they are put for."""
+        untold = self._untold
+        while untold and untold[0].is_settled:
+            one = untold.popleft()
+            one.tell(self.results[one.number], one.ended_at)
+
+
+class _One(Put):
+    """One body of many."""
+
+    __slots__ = ("_batch", "_lane", "ended_at", "is_settled", "number")
+
+    def __init__(self, batch: Batch, data: bytes, deadline: float | None, began: float) -> None:
+        super().__init__(batch.lanes, batch.tube, data, deadline, batch.once, began)
+        self.number = len(batch.results)
+        self.is_settled = False
+        self.ended_at = 0.0
+        self._batch = batch
+        self._lane: Lane | None = None
+
+    def send(self, lane: Lane) -> None:
+        self._lane = lane
+        self.uri = lane.server.uri
+        slot = Slot(commands.PUT, lane.link.pipe.session, None, self._answered, self.deadline)
+        self.lanes.send(lane, self.tube, self.data, self.deadline, slot)
+
+    def _answered(self, slot: Slot) -> None:
+        """In the hub: the answer is here; or, a second time, after its time was over."""
+        lane, self._lane = self._lane, None
+        if lane is None:
+            return
+        error: Any = slot.error
+        if error is None:
+            self._batch.settle(self, slot.result)
+        else:
+            self._batch.failed(self, lane, error)
+        self.lanes.done(lane)
+
+    def go_on(self) -> int | GstalkError:
+        """Try again, in a greenlet that is there for that."""
+        self.tell_retry()
+        if self._batch.is_over:  # a hook may have caught the kill
+            return self.interrupted()
+        return run(self.lanes, self.tube, self.data, self.deadline, self.once, self)

@@ -1,0 +1,281 @@
+"""A Producer's connections: who waits for one, who is served when, and that nobody holds the hub for long."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import gevent
+import pytest
+
+import gstalk
+from gstalk._lanes import FULL, Lanes
+from gstalk._puts import Put
+from tests.servers import Played, wait_until
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+QUIET: dict[str, Any] = {"error_func": lambda error, message: None, "info_func": lambda message: None}
+LONGEST = 0.05  # seconds of this process's own time for which the hub may be held
+
+
+class Hub:
+    """Measures for how long the hub is held; in the thread's own time, so that others on the machine don't count."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.turns = 0
+
+    def run(self) -> None:
+        last = time.thread_time()
+        while True:
+            gevent.sleep(0.001)
+            now = time.thread_time()
+            self.longest = max(self.longest, now - last)
+            self.turns += 1
+            last = now
+
+
+@contextmanager
+def watched() -> Iterator[Hub]:
+    """The collector's own pauses grow with what the test keeps; they are not gstalk's."""
+    hub = Hub()
+    gc.collect()
+    gc.disable()
+    ticking = gevent.spawn(hub.run)
+    gevent.sleep(0.01)
+    hub.longest = 0.0
+    try:
+        yield hub
+    finally:
+        ticking.kill()
+        gc.enable()
+
+
+@pytest.fixture
+def counted(monkeypatch) -> collections.Counter[str]:
+    """How often a put looks for a connection, and those in line are looked at."""
+    seen: collections.Counter[str] = collections.Counter()
+
+    def count(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            seen[name] += 1
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(kind, name, counting)
+
+    for name in ("take", "_enqueue", "wait", "done"):
+        count(Lanes, name)
+    count(Put, "choose")
+    return seen
+
+
+def connected(producer: gstalk.Producer, count: int) -> None:
+    wait_until(lambda: len(producer._lanes.pool.links) == count, 20)
+
+
+def outcomes(producer: gstalk.Producer, count: int, timeout: float = 30) -> tuple[collections.Counter[str], list[Any]]:
+    """Have so many greenlets put one job each."""
+    ended: collections.Counter[str] = collections.Counter()
+
+    def put() -> None:
+        try:
+            producer.put("default", b"x", timeout=timeout)
+        except gstalk.GstalkError as error:
+            ended[type(error).__name__] += 1
+        else:
+            ended["id"] += 1
+
+    return ended, [gevent.spawn(put) for _ in range(count)]
+
+
+# -- the hub -----------------------------------------------------------------------------------------------------
+
+
+def test_put_many_of_a_million_bodies_that_are_refused_does_not_hold_the_hub(play):
+    with gstalk.Producer(play({"put": b"DRAINING\r\n"}).uri, **QUIET) as producer:
+        with pytest.raises(gstalk.DrainingError):
+            producer.put("default", b"x")
+        with watched() as hub, pytest.raises(gstalk.PutManyError) as caught:
+            producer.put_many("default", itertools.repeat(b"x", 300_000))
+    assert len(caught.value.results) == 300_000
+    assert hub.turns > 50
+    assert hub.longest < LONGEST
+
+
+@pytest.mark.parametrize("kind", ["producer", "conn"])
+def test_put_many_of_bad_bodies_does_not_hold_the_hub(server, kind):
+    with ExitStack() as stack:
+        putter: Any = stack.enter_context(
+            gstalk.Producer(server.uri) if kind == "producer" else gstalk.dial(server.uri)
+        )
+        with watched() as hub, pytest.raises(gstalk.PutManyError) as caught:
+            putter.put_many("default", itertools.repeat("text", 100_000))
+    assert len(caught.value.results) == 100_000
+    assert hub.turns > 20
+    assert hub.longest < LONGEST
+
+
+def test_put_many_of_bodies_without_end_can_be_interrupted(play):
+    with gstalk.Producer(play({"put": b"DRAINING\r\n"}).uri, **QUIET) as producer:
+        with pytest.raises(gstalk.DrainingError):
+            producer.put("default", b"x")
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.2):
+            producer.put_many("default", itertools.repeat(b"x"))
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.2):
+            producer.put_many("default", itertools.repeat(b"x"), timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_puts_that_are_refused_one_after_the_other_do_not_hold_the_hub(play, timeout):
+    with gstalk.Producer(play({"put": b"DRAINING\r\n"}).uri, **QUIET) as producer:
+        with pytest.raises(gstalk.DrainingError):
+            producer.put("default", b"x")
+        with watched() as hub:
+            for _ in range(20_000):
+                with suppress(gstalk.DrainingError):
+                    producer.put("default", b"x", timeout=timeout)
+    assert hub.turns > 5
+    assert hub.longest < LONGEST
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("count", [4000, 16_000])
+def test_puts_when_all_servers_begin_to_drain_do_not_hold_the_hub(play, count, servers):
+    held: list[Any] = []
+
+    def late(line: bytes) -> bytes:
+        if not held:
+            gevent.sleep(0.3 + count / 10_000)  # until all stand in line
+            held.append(line)
+        return b"DRAINING\r\n"
+
+    played = [play({"put": late}) for _ in range(servers)]
+    with gstalk.Producer([each.uri for each in played], **QUIET) as producer:
+        connected(producer, servers)
+        ended, puts = outcomes(producer, count)
+        with watched() as hub:
+            gevent.joinall(puts)
+    assert ended == {"DrainingError": count}
+    assert hub.longest < LONGEST
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_puts_whose_time_is_over_together_do_not_hold_the_hub(play, silent):
+    uri = play({"put": b""}).uri if silent else "127.0.0.1:1"
+    with gstalk.Producer(uri, conn_timeout=60, **QUIET) as producer:
+        if silent:
+            connected(producer, 1)
+        ended, puts = outcomes(producer, 8000, timeout=2)
+        with watched() as hub:
+            gevent.joinall(puts)
+    assert ended == {"PutTimeoutError": 8000}
+    assert hub.longest < LONGEST
+
+
+def test_puts_with_many_servers_that_are_down_do_not_hold_the_hub(tmp_path):
+    uris = [f"unix://{tmp_path}/{number}" for number in range(300)]
+    with gstalk.Producer(uris, **QUIET) as producer:
+        gevent.sleep(0.5)  # each was dialed once
+        ended, puts = outcomes(producer, 3000, timeout=2)
+        with watched() as hub:
+            gevent.joinall(puts)
+        with pytest.raises(gstalk.PutTimeoutError) as caught:
+            producer.put("t", b"", timeout=0)
+    assert ended == {"PutTimeoutError": 3000}
+    assert set(caught.value.causes) == set(uris)
+    assert hub.longest < LONGEST
+
+
+# -- the work ----------------------------------------------------------------------------------------------------
+
+
+def steps(play: Callable[..., Played], counted: collections.Counter[str], count: int, multiply: int) -> float:
+    """How many for each put, when a server begins to drain."""
+    held: list[Any] = []
+
+    def late(line: bytes) -> bytes:
+        if not held:
+            gevent.sleep(0.5)
+            held.append(line)
+        return b"DRAINING\r\n"
+
+    with gstalk.Producer(play({"put": late}).uri, multiply=multiply, **QUIET) as producer:
+        connected(producer, multiply)
+        counted.clear()
+        ended, puts = outcomes(producer, count)
+        gevent.joinall(puts)
+        assert ended == {"DrainingError": count}
+        return sum(counted.values()) / count
+
+
+def test_work_of_a_put_that_is_refused_does_not_grow_with_those_in_line(play, counted):
+    few, many = steps(play, counted, 2000, 1), steps(play, counted, 8000, 1)
+    assert many < few * 1.2 < 12
+
+
+def test_work_of_a_put_that_is_refused_does_not_grow_with_the_connections(play, counted):
+    few, many = steps(play, counted, 3000, 1), steps(play, counted, 3000, 30)
+    assert many < few * 1.2
+
+
+# -- the line ----------------------------------------------------------------------------------------------------
+
+
+def test_puts_in_line_are_served_in_order_and_those_that_come_later_after_them(play):
+    """More greenlets than a connection takes, each of which puts again at once."""
+    ids = itertools.count(1)
+
+    def answer(line: bytes) -> bytes:
+        if next(ids) % 100 == 0:
+            gevent.sleep(0)
+        return b"INSERTED 1\r\n"
+
+    with gstalk.Producer(play({"put": answer}).uri) as producer:
+        connected(producer, 1)
+        counts: collections.Counter[int] = collections.Counter()
+
+        def put(number: int) -> None:
+            for _ in range(8):
+                producer.put("default", b"x")
+                counts[number] += 1
+                assert counts[number] - min(counts[other] for other in (0, FULL, FULL + 499)) <= 3
+
+        gevent.joinall([gevent.spawn(put, number) for number in range(FULL + 500)], raise_error=True)
+
+
+def test_put_interrupted_when_its_turn_had_come_passes_it_on(play):
+    played = play()
+    with gstalk.Producer(played.uri) as producer:
+        connected(producer, 1)
+        lanes = producer._lanes
+        (lane,) = lanes._lanes.values()
+        lane.health.stall()
+        puts = [gevent.spawn(producer.put, "default", b"x", timeout=10) for _ in range(3)]
+        gevent.sleep(0)
+        assert len(lanes._line) == 3
+        lane.health.answer()
+        first = next(iter(lanes._line))
+        first.result = None  # as `_serve` does before it switches
+        puts[0].kill()
+        gevent.joinall(puts, timeout=1)
+        assert [each.value for each in puts[1:]] == [1, 2]
+        assert not lanes._line
+
+
+def test_connection_lost_from_the_queue_by_a_signal_is_found_again(play):
+    """As if Ctrl-C had struck between taking it out and putting it back, with another connection still there."""
+    with gstalk.Producer(play().uri, multiply=2) as producer:
+        connected(producer, 2)
+        lanes = producer._lanes
+        producer.put("default", b"x")
+        lanes._queue.get_nowait()
+        assert producer.put("default", b"x")
+        wait_until(lambda: lanes._queue.qsize() == 2, 2)
