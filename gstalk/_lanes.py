@@ -84,6 +84,7 @@ class Lanes:
         pool: What keeps them connected; once it is stopped, no put begins another try.
         puts: The number of puts under way.
         is_ending: The Producer was told to stop: puts under way finish.
+        is_ready: The one flag that a put looks at: not stopped, and not a parent's.
     """
 
     def __init__(self, addresses: Iterable[Address], config: Config, hooks: Hooks) -> None:
@@ -92,6 +93,7 @@ class Lanes:
         self.hooks = hooks
         self.puts = 0
         self.is_ending = False
+        self.is_ready = True
         self._idle: Event | None = None
         self._queue: Queue[Lane] = Queue()
         self._lanes: dict[Link, Lane] = {}
@@ -103,6 +105,7 @@ class Lanes:
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
         self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down)
+        _forks.register("lanes", self)
 
     # -- taking a connection -----------------------------------------------------------------------------------
 
@@ -330,6 +333,7 @@ class Lanes:
 
     def forked(self) -> None:
         """In the child: these are the parent's."""
+        self.is_ready = False
         if _forks.is_here(self.hub):
             self.pool.changed()
             self._serving = False

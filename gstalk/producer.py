@@ -14,7 +14,6 @@ from typing import Any
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
-from gstalk import _forks
 from gstalk._clock import monotonic
 from gstalk._forks import under_way
 from gstalk._hooks import Hooks
@@ -58,11 +57,9 @@ class Producer:
         self._hooks = Hooks(self._config)
         self._stopped = False
         self._start()
-        _forks.register("producer", self)
 
     def _start(self) -> None:
         self._lanes = Lanes(self._addresses, self._config, self._hooks)
-        self._ready = True  # the one flag that the hot path looks at: not stopped, not forked
         self._finalizer = weakref.finalize(self, _drop, self._lanes)
         self._finalizer.atexit = False
 
@@ -75,7 +72,7 @@ class Producer:
     @property
     def is_connected(self) -> bool:
         """Whether at least one connection is usable."""
-        return self._ready and self._lanes.pool.is_connected
+        return self._lanes.is_ready and self._lanes.pool.is_connected
 
     def wait_connected(self, timeout: Seconds | None = None) -> bool:
         """Wait until a connection is usable.
@@ -136,7 +133,7 @@ class Producer:
             As `Conn.put`.
         """
         lanes = self._lanes
-        if not self._ready or under_way or get_hub() is not lanes.hub or getcurrent() is lanes.hub:
+        if not lanes.is_ready or under_way or get_hub() is not lanes.hub or getcurrent() is lanes.hub:
             lanes = self._check("put")
         if params is None and priority is None and delay is None and ttr is None:
             params = _DEFAULTS
@@ -229,7 +226,7 @@ class Producer:
     def _check(self, what: str) -> Lanes:
         if self._stopped:
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
-        if not self._ready:  # forked: the parent's connections are not ours
+        if not self._lanes.is_ready:  # forked: the parent's connections are not ours
             self._start()
         hub = self._lanes.hub
         if get_hub() is not hub:
@@ -255,19 +252,14 @@ class Producer:
         if self._stopped:
             return
         self._stopped = True
-        forked, self._ready = not self._ready, False
+        forked, lanes.is_ready = not lanes.is_ready, False
         lanes.begin_end()
         try:
             if not forked:
                 lanes.wait_idle(seconds)
         finally:
+            self._finalizer.detach()  # first: an interruption may come out of the next line
             lanes.close()
-            self._finalizer.detach()
-
-    def forked(self) -> None:
-        """In a child: the next put begins with connections of its own."""
-        self._ready = False
-        self._lanes.forked()
 
 
 def _limit(timeout: Any) -> float | None:
