@@ -40,7 +40,9 @@ class PutParams:
     ttr: int | float | timedelta = 60
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "priority", checks.check_priority(self.priority))
+        priority = checks.check_priority(self.priority)
+        if priority is not self.priority:  # seldom, and puts with keywords come through here
+            object.__setattr__(self, "priority", priority)
         object.__setattr__(self, "delay", checks.check_delay(self.delay))
         object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
 
