@@ -44,7 +44,7 @@ __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 _ENDS = (SystemExit, KeyboardInterrupt, GreenletExit)  # what gevent ends a process or a greenlet with
 BLOWS = 3  # that may hit the decision about one job, before it is just released
 PAUSE = 1.0  # seconds before a job goes back whose release or bury the server has refused: it would run at once again
-PAST = {commands.DELETE: "deleted", commands.RELEASE: "released", commands.BURY: "buried"}
+NOT_DONE = {commands.DELETE: "not deleted", commands.RELEASE: "not released", commands.BURY: "not buried"}
 
 Handler = Callable[[Job], Plain]
 
@@ -208,7 +208,10 @@ class Handling:
         finally:
             link.give_back(job)
         if killed is not None:
-            raise killed
+            try:
+                raise killed
+            finally:
+                del killed  # the traceback would hold the frame, and the frame the error
 
     def _pause(self, failure: _Failure) -> None:
         try:
@@ -221,7 +224,7 @@ class Handling:
     def _left(self, link: Link, job: Job, context: Context, slot: Slot) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
         assert slot.error is not None
-        failure = _Failure(link, job, slot.error, f"not {PAST[slot.command]}", None)
+        failure = _Failure(link, job, slot.error, NOT_DONE[slot.command], None)
         failure.lost = "it may run again"
         self.aside.spawn(context.run, self._settle, failure, None)
 
@@ -276,7 +279,8 @@ class _Failure:
             if job._state == "held" or isinstance(refusal, BuriedError):
                 done = "released" if job._state == "held" else "buried by the server"
                 if isinstance(self.error, (Retry, Bury)):
-                    self.error, self.what = refusal, "could not be retried or buried"
+                    # Without its traceback, which holds this frame, and so us.
+                    self.error, self.what = refusal.with_traceback(None), "could not be retried or buried"
                     return done
                 return f"{done}, since it could not be retried: {refusal}"
         if job._state == "lost":

@@ -98,7 +98,9 @@ class Fate:
     def __str__(self) -> str:
         if self.command == "release":
             return f"released, with a delay of {self.delay} s"
-        return "given up and " * self.is_given_up + {"bury": "buried", "delete": "deleted"}[self.command]
+        if self.command == "delete":
+            return "given up and deleted"
+        return "given up and buried" if self.is_given_up else "buried"
 
     @classmethod
     def of_failed(cls, policy: RetryPolicy, stats: JobStats, error: BaseException, chance: float) -> Fate:

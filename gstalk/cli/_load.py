@@ -20,7 +20,7 @@ __all__ = ["WRONG", "Handler", "Unusable", "load"]
 WRONG = 2  # exit code: started wrongly, and it would be the next time
 TARGET = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 
-Handler = Callable[[gstalk.Job], gstalk.config.Plain]
+Handler = Callable[[gstalk.Job], Any]  # whatever it gives back: `receive` looks at that
 
 
 class Unusable(click.ClickException):

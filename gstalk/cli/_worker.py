@@ -112,7 +112,7 @@ class Worker:
         return dict.fromkeys(self._work.tubes, self._guard(found)) if several else self._guard(found)
 
     def _guard(self, handler: Handler) -> Handler:
-        def handle(job: gstalk.Job) -> gstalk.config.Plain:
+        def handle(job: gstalk.Job) -> Any:
             if self._begun == self._work.max_jobs:
                 # It was on its way when the last one began.
                 job.release()

@@ -82,7 +82,8 @@ def consumer() -> None:
     assert_type(consumer.is_connected, bool)
     assert_type(consumer.wait_connected(), bool)
     consumer.receive(job)
-    consumer.receive({"t": job, "u": lambda job: job.id})
+    consumer.receive({"t": job, "u": lambda job: None})
+    consumer.receive(lambda job: job.delete())
     consumer.stop()
     consumer.stop(timeout=None)
 
@@ -161,6 +162,20 @@ def errors(error: Exception) -> None:
     if isinstance(error, gstalk.BuriedError):
         assert_type(error.job_id, int | None)
     raise gstalk.Retry(delay=timedelta(seconds=1), priority=3) from gstalk.Bury(priority=3)
+
+
+async def handle_later(job: gstalk.Job) -> None: ...
+
+
+def handle_in_parts(job: gstalk.Job) -> Iterator[None]:
+    yield
+
+
+def refused_handlers(consumer: gstalk.Consumer) -> None:
+    """A call of these would run nothing."""
+    consumer.receive(handle_later)  # type: ignore[arg-type]
+    consumer.receive({"t": handle_later})  # type: ignore[dict-item]
+    consumer.receive(handle_in_parts)  # type: ignore[arg-type]
 
 
 def refused(conn: gstalk.Conn) -> None:
