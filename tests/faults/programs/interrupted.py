@@ -16,7 +16,7 @@ def say(text: str) -> None:
 
 
 def waits(job: gstalk.Job) -> None:
-    say("waits")
+    gevent.spawn(say, "waits")  # which runs when this waits
     gevent.sleep(60)
 
 
