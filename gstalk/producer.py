@@ -480,18 +480,18 @@ class Producer:
         if self._stopped:
             return
         self._stopped = True
+        self._finalizer.detach()
         forked, self._ready = not self._ready, False
         try:
             if not forked:
                 lanes.wait_idle(seconds)
         finally:
             lanes.close()
-            self._finalizer.detach()
 
 
 def _drop(lanes: Lanes) -> None:
     """Close the connections of a Producer that nobody refers to any more. Never switches."""
-    if lanes.hub.loop is not None:
+    if lanes.hub.loop is not None and not lanes.pool.is_stopped:  # it is in a forked child
         if get_hub() is lanes.hub:
             lanes.pool.cut()
         else:  # it was dropped in another thread
