@@ -16,7 +16,7 @@ from gevent.hub import Hub
 from gstalk._dial import dial
 from gstalk._transport import READ, WRITE, Transport, wait
 from gstalk.config import Config
-from gstalk.errors import DisconnectedError
+from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.protocol import commands
 from gstalk.uri import Address
 
@@ -44,7 +44,10 @@ def bury_ruined(hub: Hub, address: Address, config: Config, server_id: str | Non
         transport = None
         try:
             timeout: float | None = config.conn_timeout  # type: ignore[assignment]
-            transport, stats = dial(hub, address, config.tls_context, timeout)
+            try:
+                transport, stats = dial(hub, address, config.tls_context, timeout)
+            except ConnectError:
+                return False  # it will be met again
             if stats.id != server_id:
                 return False
             line, rest = _ask(hub, transport, commands.by_id(commands.RESERVE_JOB, job_id))
@@ -52,13 +55,13 @@ def bury_ruined(hub: Hub, address: Address, config: Config, server_id: str | Non
                 return False
             size = int(told[1]) + 2
             while len(rest) < size:
-                rest += _more(hub, transport)
+                if not (more := _more(hub, transport)):
+                    return False
+                rest += more
             if rest[-2:] == b"\r\n":
                 return False  # closing gives it back
             line, _ = _ask(hub, transport, commands.bury(job_id, LEAST_URGENT))
             return line == b"BURIED"
-        except DisconnectedError:
-            return False  # it will be met again
         finally:
             if transport is not None:
                 transport.close()
@@ -66,21 +69,33 @@ def bury_ruined(hub: Hub, address: Address, config: Config, server_id: str | Non
 
 
 def _ask(hub: Hub, transport: Transport, command: bytes) -> tuple[bytes, bytes]:
-    """Send a command, and read the line that answers it, and what came with that."""
-    all_taken = transport.write(command)
+    """Send a command, and read the line that answers it, and what came with that; nothing if the server goes."""
+    try:
+        all_taken = transport.write(command)
+    except ConnectionLostError:
+        return b"", b""
     while not all_taken:
         wait(hub, transport.fileno(), WRITE)
-        all_taken = transport.flush()
+        try:  # never around a wait: what that raises is the caller's own, whatever its class
+            all_taken = transport.flush()
+        except ConnectionLostError:
+            return b"", b""
     answer = b""
     while b"\r\n" not in answer:
-        answer += _more(hub, transport)
+        if not (more := _more(hub, transport)):
+            return b"", b""
+        answer += more
     line, _, rest = answer.partition(b"\r\n")
     return line, rest
 
 
 def _more(hub: Hub, transport: Transport) -> bytes:
-    while (data := transport.read()) is None:
+    """Read on; `b""` if the server has gone."""
+    while True:
+        try:
+            data = transport.read()
+        except ConnectionLostError:
+            return b""
+        if data is not None:
+            return data
         wait(hub, transport.fileno(), READ)
-    if not data:
-        raise DisconnectedError("the server closed the connection")
-    return data

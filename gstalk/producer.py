@@ -252,13 +252,13 @@ class Producer:
         if self._stopped:
             return
         self._stopped = True
+        self._finalizer.detach()
         forked, lanes.is_ready = not lanes.is_ready, False
         lanes.begin_end()
         try:
             if not forked:
                 lanes.wait_idle(seconds)
         finally:
-            self._finalizer.detach()  # first: an interruption may come out of the next line
             lanes.close()
 
 
@@ -280,7 +280,7 @@ def _run_telling(put: Put) -> int | GstalkError:
 
 def _drop(lanes: Lanes) -> None:
     """Close the connections of a Producer that nobody refers to any more. Never switches."""
-    if lanes.hub.loop is not None:
+    if lanes.hub.loop is not None and not lanes.pool.is_stopped:  # it is in a forked child
         if get_hub() is lanes.hub:
             lanes.pool.cut()
         else:  # it was dropped in another thread

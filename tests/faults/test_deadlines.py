@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +14,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import socket
+from gevent import socket, subprocess
 from gevent.server import StreamServer
 
 import gstalk
@@ -188,6 +191,50 @@ def test_reply_that_has_come_is_no_timeout_after_the_hub_was_held(own_server):
         time.sleep(2 * LIMIT)  # holds the hub, while the answers come
         assert len({call.get(timeout=5) for call in calls}) == 200
         assert conn.is_connected
+
+
+STOPPED = """
+import sys, gevent, gstalk
+conn = gstalk.dial(sys.argv[1], conn_timeout=1)
+job = conn.reserve_job(5)
+what = sys.argv[2]
+if what == "reserve":
+    found = conn.reserve_with_timeout(1)
+    print(found and found.id, conn.is_connected)
+elif what == "close":
+    deleter = gevent.spawn(job.delete)
+    gevent.sleep(0)
+    conn.close()
+    print(deleter.get(), job.is_finished, job.is_lost)
+else:
+    print(getattr(job, what)(), job.is_finished, job.is_lost, conn.is_connected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "word", "reply", "said"),
+    [
+        ("delete", "delete", b"DELETED\r\n", "None True False True"),
+        ("release", "release", b"RELEASED\r\n", "None True False True"),
+        ("bury", "bury", b"BURIED\r\n", "None True False True"),
+        ("touch", "touch", b"TOUCHED\r\n", "None False False True"),
+        ("close", "delete", b"DELETED\r\n", "None True False"),
+        ("reserve", "reserve-with-timeout", b"RESERVED 7 1\r\nx\r\n", "7 True"),
+    ],
+)
+def test_reply_that_came_while_the_process_was_stopped_counts(play, what, word, reply, said):
+    """Every time limit is over when it goes on, and the answer lies in the kernel."""
+
+    def answer(_: bytes) -> bytes:
+        os.kill(child.pid, signal.SIGSTOP)
+        gevent.spawn_later(1.6, os.kill, child.pid, signal.SIGCONT)
+        return reply
+
+    played = play({"reserve-job": b"RESERVED 5 1\r\nx\r\n", word: answer})
+    child = subprocess.Popen([sys.executable, "-c", STOPPED, played.uri, what], stdout=subprocess.PIPE, text=True)
+    assert child.communicate(timeout=30)[0].strip() == said
+    assert child.returncode == 0
 
 
 def test_idle_connection_is_never_late(own_server):

@@ -544,6 +544,30 @@ def test_put_many_iterable_raises_one_of_our_kinds_it_still_passes(conn, tube, k
     assert caught.value is own
 
 
+@pytest.mark.parametrize("room", [True, False], ids=["waiting for a reply", "waiting for room"])
+@pytest.mark.parametrize(
+    "kind", [gstalk.ConnectionLostError, gstalk.ConnectionClosedError, gstalk.InternalError, OSError]
+)
+def test_put_many_own_error_that_strikes_as_the_connection_breaks_passes_unchanged(play, connect, kind, room):
+    """Whose an exception is is told by who it is, never by its class."""
+    conn = connect(play({"put": b""}).uri)
+    error = kind("the caller's own")
+    raised = []
+
+    def run():
+        try:
+            conn.put_many("default", [b"x"] * (3 if room else 2000))
+        except BaseException as caught:
+            raised.append(caught)
+
+    greenlet = call(run)
+    wait_until(lambda: conn._link.pipe.clear is room and len(conn._link.pipe.slots) > 2)
+    greenlet.kill(error, block=False)
+    conn._link.pipe.fail(gstalk.ConnectionLostError, "cut by the test")
+    greenlet.get()
+    assert raised == [error]
+
+
 def test_put_many_lost_connection_stops_the_taking(play, connect):
     conn = connect(play({"put": [b"INSERTED 1\r\n", b"INSERTED 2\r\n", CUT]}).uri)
     taken = 0
@@ -1342,6 +1366,49 @@ def test_interrupted_reserve_job_goes_back_with_its_own_priority(conn, other, tu
     wait_until(lambda: other.stats_job(job_id).releases == 1, 5)
     stats = other.stats_job(job_id)
     assert (stats.state, stats.pri) == ("ready", 44)
+
+
+@pytest.mark.parametrize("name", ["reserve", "reserve_job"])
+def test_interrupted_between_a_reserves_reply_and_its_return_the_job_goes_back(play, connect, name):
+    """Both replies come in one read, and whoever is woken by the first throws into the one whose job has come."""
+    word = "reserve-job" if name == "reserve_job" else "reserve-with-timeout"
+    played = play({"list-tubes": b"", word: ok("---\n- default\n") + b"RESERVED 7 1\r\nx\r\n"})
+    conn = connect(played.uri)
+    error = ValueError("the caller's own")
+    raised = []
+
+    def reserve():
+        try:
+            conn.reserve_job(7) if name == "reserve_job" else conn.reserve_with_timeout(0)
+        except BaseException as caught:
+            raised.append(caught)
+
+    def strike():
+        conn.list_tubes()
+        gevent.get_hub().loop.run_callback(gevent.getcurrent().switch)
+        reserver.throw(error)
+
+    striker = call(strike)
+    reserver = call(reserve)
+    striker.get()
+    assert raised == [error]
+    wait_until(lambda: played.lines[-1] == b"release 7 9 0")
+    assert conn.is_connected
+
+
+@pytest.mark.parametrize("word", ["release", "stats-job"])
+def test_job_that_the_server_does_not_take_back_goes_with_the_connection(play, connect, word):
+    """It would stay reserved for its ttr, and nobody would know of it."""
+    played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", word: b"INTERNAL_ERROR\r\n"})
+    conn = connect(played.uri)
+    with gevent.Timeout(5, AssertionError("it waits for ever")):
+        reserver = call(conn.reserve_with_timeout, 0)
+        reserver.kill(block=False)
+        gevent.joinall([reserver])
+    wait_until(lambda: not conn.is_connected)
+    with pytest.raises(gstalk.ConnectionLostError) as caught:
+        conn.stats()
+    assert f"job 7 could not be given back: {word} 7 at {conn.uri}: a bug in the server" in str(caught.value)
 
 
 @pytest.mark.parametrize("seed", range(3))

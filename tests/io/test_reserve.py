@@ -509,6 +509,50 @@ def test_deadline_soon_hits_one_caller_and_the_others_wait_on(play, connect):
     assert len([each for each in reservers if each.value]) == 1
 
 
+def test_reserve_whose_time_is_over_is_told_none_only_when_its_own_ask_was_answered(play, connect):
+    """The answer may be a job."""
+    first, second = Event(), Event()
+    answers = iter([first, second])
+
+    def answer(_: bytes) -> bytes:
+        next(answers).wait()
+        return b"TIMED_OUT\r\n"
+
+    played = play({"reserve-job": b"RESERVED 5 1\r\nx\r\n"})
+    conn = connect(played.uri)
+    conn.reserve_job(5)  # it asks, and doesn't wait on the server
+    played.replies[b"reserve-with-timeout"] = [answer, answer, b"TIMED_OUT\r\n"]
+    patient, hasty = start(conn.reserve_with_timeout, 0.3), start(conn.reserve_with_timeout, 0.02)
+    gevent.sleep(0.05)
+    first.set()
+    wait_until(lambda: conn._line._answered == 1)
+    gevent.sleep(0.01)
+    assert not hasty.ready()
+    second.set()
+    assert hasty.get() is None
+    assert patient.get() is None
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(True, "maybe"), (False, "no")])
+def test_reserve_ended_by_close_tells_whether_it_was_asked(play, connect, asked, sent):
+    """While a delete is waited for, reserves end at once: the server may have answered an ask, or never got one."""
+    replies = {"reserve-job": b"RESERVED 5 1\r\nx\r\n", "delete": b"", "list-tube-used": b""}
+    played = play({**replies, "reserve-with-timeout": b"" if asked else b"DEADLINE_SOON\r\n"})
+    conn = connect(played.uri, conn_timeout=0.5)
+    job = conn.reserve_job(5)
+    if not asked:
+        with pytest.raises(gstalk.DeadlineSoonError):
+            conn.reserve()  # the next one waits for the end of the quiet time
+    reserver = start(conn.reserve)
+    deleter = start(job.delete)
+    closer = start(conn.close)
+    gevent.joinall([reserver])
+    assert not closer.ready()
+    assert type(reserver.exception) is gstalk.ConnectionClosedError
+    assert (reserver.exception.sent, str(reserver.exception)) == (sent, f"reserve at {conn.uri}: you closed it")
+    gevent.joinall([deleter, closer])
+
+
 # -- jobs that ran out ---------------------------------------------------------------------------------------------
 
 
