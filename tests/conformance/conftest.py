@@ -107,7 +107,8 @@ class Both:
         """The server sees what is sent meanwhile all at once, afterwards."""
         if isinstance(self.server, Beanstalkd):
             self.server.pause()
-            os.waitid(os.P_PID, self.server.pid, os.WSTOPPED | os.WNOWAIT)  # only now it stands still
+            if hasattr(os, "waitid"):  # macOS lacks it before Python 3.13
+                os.waitid(os.P_PID, self.server.pid, os.WSTOPPED | os.WNOWAIT)  # only now it stands still
         yield  # the embedded one runs when this greenlet waits
         if isinstance(self.server, Beanstalkd):
             self.server.resume()

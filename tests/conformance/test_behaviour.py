@@ -379,6 +379,34 @@ def test_clients_woken_together_go_on_in_turn_the_last_one_first(both, wire):
     assert order == ["3a", "1a", "2a", "3b", "1b", "2b", "3c", "1c", "2c"]  # the second one got the first job
 
 
+def test_client_that_another_one_woke_comes_behind_it(both, wire):
+    wire.say(PUT + b"pause-tube default 1000\r\n", b"INSERTED 1\r\nPAUSED\r\n")
+    waiting = both.wire()
+    waiting.send(b"reserve\r\n" + PUT)
+    while wire.ask(b"stats\r\n")["current-waiting"] == "0":
+        pass
+    wire.say(b"pause-tube default 0\r\n" + PUT, b"PAUSED\r\nINSERTED 2\r\n")
+    waiting.expect(b"RESERVED 1 0\r\n\r\nINSERTED 3\r\n")
+
+
+def test_job_whose_body_is_still_coming_can_be_looked_at_and_nothing_else(both, wire):
+    other = both.wire()
+    other.say(b"list-tube-used\r\n", b"USING default\r\n")
+    other.send(b"put 0 0 60 1000\r\nabc")
+    while wire.ask(b"stats\r\n")["cmd-put"] == "0":
+        pass
+    assert wire.ask(b"stats-job 1\r\n")["state"] == "invalid"
+    for command in (b"delete 1", b"reserve-job 1", b"kick-job 1", b"release 1 0 0", b"bury 1 0", b"touch 1"):
+        wire.say(command + b"\r\n", b"NOT_FOUND\r\n")
+    wire.send(b"peek 1\r\n")
+    assert wire.replies(b"FOUND 1 1000\r\n").startswith(b"FOUND 1 1000\r\n")
+    other.close()
+    while wire.ask(b"stats\r\n")["current-connections"] != "1":
+        pass
+    again = both.wire()
+    again.say(b"peek 1\r\n", b"NOT_FOUND\r\n")
+
+
 # -- what runs out in silence ------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -308,6 +309,7 @@ def compare_bursts(clients: int, both: Both, script: list[list[Step]]) -> None:
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.limit(1200)
+@pytest.mark.skipif(sys.platform != "linux", reason="the real server's turns are epoll's")
 @pytest.mark.parametrize("seed", range(10))
 def test_engine_and_real_server_answer_bursts_in_the_same_order(seed, many):
     if Beanstalkd.find() is None:

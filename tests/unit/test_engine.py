@@ -193,3 +193,93 @@ def test_agenda_forgets_what_was_discarded():
         agenda.discard(number)
     assert agenda.first() == 0
     assert len(agenda._heap) < 200
+
+
+# -- turns ---------------------------------------------------------------------------------------------------------
+
+PUT = b"put 0 0 60 0\r\n\r\n"
+
+
+def test_clients_take_turns_one_command_each(talk, one, two):
+    one.take(PUT * 2)
+    two.take(PUT * 2)
+    talk.engine.run(0)
+    assert talk.heard(one) == b"INSERTED 1\r\nINSERTED 3\r\n"
+    assert talk.heard(two) == b"INSERTED 2\r\nINSERTED 4\r\n"
+
+
+def test_client_that_waits_and_sends_more_keeps_the_place_that_this_gives_it(talk, one, two):
+    """The real server's epoll lists it for what has come, and looks only later whether there is something to do."""
+    talk.say(one, PUT + b"pause-tube default 1000\r\n")
+    talk.say(two, b"reserve\r\n" + PUT)
+    one.take(b"pause-tube default 0\r\n" + PUT)
+    two.take(b"list-tube-used\r\n")
+    talk.engine.run(0)
+    assert talk.heard(two) == b"RESERVED 1 0\r\n\r\nINSERTED 2\r\nUSING default\r\n"
+    assert talk.heard(one) == b"PAUSED\r\nINSERTED 3\r\n"
+
+
+def test_client_that_is_gone_is_closed_at_the_reply_that_cannot_be_written(talk, one, two):
+    talk.say(one, b"reserve\r\n" + PUT * 3)
+    asked: list[bytes] = []
+
+    def is_gone() -> bool:
+        asked.append(bytes(one.out))
+        return len(asked) > 1
+
+    one.is_gone = is_gone
+    one.half_close()
+    talk.engine.run(0)
+    assert asked == [b"TIMED_OUT\r\n", b"TIMED_OUT\r\nINSERTED 1\r\n"]
+    assert one.ended
+    assert talk.stats(two, b"stats")["total-jobs"] == "1"
+
+
+def test_things_due_at_one_time_happen_in_the_order_in_which_they_were_asked_for(talk, one, two):
+    talk.say(one, b"watch t\r\nreserve-with-timeout 5\r\n")
+    talk.say(two, b"use t\r\nput 0 5 60 0\r\n\r\nwatch t\r\nreserve-with-timeout 5\r\n")
+    talk.at(5)
+    assert talk.heard(one).endswith(b"TIMED_OUT\r\n")
+    assert talk.heard(two).endswith(b"RESERVED 1 0\r\n\r\n")
+
+
+# -- what runs out in silence --------------------------------------------------------------------------------------
+
+
+def test_missed_time_is_noticed_when_the_holder_has_been_answered(talk, one, two):
+    talk.engine.silent_expiry = False
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
+    talk.say(two, b"reserve\r\n")
+    talk.at(1000)
+    assert talk.stats(one, b"stats-job 1")["state"] == "reserved"  # the answer comes first
+    assert talk.heard(two) == b"RESERVED 1 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "reply", "left"),
+    [
+        (b"delete 1", b"DELETED", "0"),
+        (b"release 1 0 0", b"RELEASED", "0"),
+        (b"bury 1 0", b"BURIED", "0"),
+        (b"touch 1", b"TOUCHED", "1"),
+        (b"reserve", b"DEADLINE_SOON", "0"),
+    ],
+)
+def test_missed_time_leaves_the_job_to_its_holders_next_command(talk, one, two, command, reply, left):
+    talk.engine.silent_expiry = False
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
+    talk.at(1000)
+    assert talk.stats(two, b"stats")["current-jobs-reserved"] == "1"
+    assert talk.say(one, command + b"\r\n") == reply + b"\r\n"
+    assert talk.stats(two, b"stats")["current-jobs-reserved"] == left
+    talk.at(2000)
+    assert talk.stats(two, b"stats")["job-timeouts"] == ("1" if command == b"reserve" else "0")
+
+
+def test_missed_time_ends_with_the_holder(talk, one, two):
+    talk.engine.silent_expiry = False
+    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
+    talk.at(1000)
+    talk.say(one, b"quit\r\n")
+    assert talk.say(two, b"reserve\r\n") == b"RESERVED 1 0\r\n\r\n"
+    assert talk.stats(two, b"stats-job 1")["timeouts"] == "0"
