@@ -27,6 +27,7 @@ __all__ = [
     "progress",
     "report",
     "row",
+    "short",
     "table",
     "tell",
 ]
@@ -70,6 +71,14 @@ def listed(words: Sequence[str]) -> str:
     """One, two and three."""
     *others, last = words
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def short(seconds: int) -> str:
+    """Seconds in their two largest units."""
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // part:02}{smaller}"
+    return f"{seconds}s"
 
 
 def fields(stats: Any) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
+import gevent
 from gevent.pool import Pool
 
 import gstalk
 from gstalk.cli._output import complain, exit_code
 
-__all__ = ["DEFAULT", "TUBE", "Servers", "at_once", "tube_stats", "visit"]
+__all__ = ["DEFAULT", "TUBE", "Servers", "answers", "at_once", "tube_stats", "visit"]
 
 DEFAULT = "localhost:11300"
 IN_FLIGHT = 64
@@ -76,6 +77,34 @@ def at_once(ask: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         yield result
 
 
+def answers(ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Ask many questions, pipelined, and wait for all the answers, which are in order; an error ends it.
+
+    As `at_once`, in half the time: a greenlet takes question after question, instead of one being made for each.
+    """
+    left = iter(range(len(items)))
+    found: dict[int, R] = {}
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            for number in left:
+                found[number] = ask(items[number])
+                if failed:
+                    return
+        except Exception as error:  # one that leaves a greenlet is printed
+            failed.append(error)
+
+    workers = [gevent.spawn(work) for _ in range(min(IN_FLIGHT, len(items)))]
+    try:
+        gevent.joinall(workers)
+    finally:
+        gevent.killall(workers)  # where the wait was interrupted
+    if failed:
+        raise failed[0]
+    return [found[number] for number in range(len(items))]
+
+
 def tube_stats(conn: gstalk.Conn, tubes: Iterable[str] = ()) -> list[gstalk.TubeStats]:
     """Ask for the statistics of these tubes, or of all; a tube that vanished meanwhile isn't there."""
 
@@ -88,7 +117,7 @@ def tube_stats(conn: gstalk.Conn, tubes: Iterable[str] = ()) -> list[gstalk.Tube
             raise gstalk.ProtocolError(f"list-tubes at {conn.uri}: {error}") from None
 
     names = sorted(set(tubes)) or sorted(conn.list_tubes())
-    return [stats for stats in at_once(ask, names) if stats is not None]
+    return [stats for stats in answers(ask, names) if stats is not None]
 
 
 class _Tube(click.types.StringParamType):

@@ -14,7 +14,7 @@ from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING
 
-__all__ = ["STATES", "State", "count_jobs", "peek", "sweep"]
+__all__ = ["STATES", "State", "age_of_first", "count_jobs", "peek", "sweep"]
 
 State = Literal["ready", "delayed", "buried"]
 # Delayed ones first: what becomes ready meanwhile is then found there.
@@ -38,6 +38,19 @@ def count_jobs(conn: gstalk.Conn, tube: str, states: Sequence[State] = STATES) -
 def peek(conn: gstalk.Conn, tube: str, state: State) -> gstalk.Job | None:
     """Look at a tube's first job in a state."""
     return {"ready": conn.peek_ready, "delayed": conn.peek_delayed, "buried": conn.peek_buried}[state](tube)
+
+
+def age_of_first(conn: gstalk.Conn, tube: str, state: State) -> int | None:
+    """Seconds since the put of a tube's first job in a state; `None` where there is none, or it has just gone.
+
+    The first ready one is the oldest of the most urgent, the first buried one that which has been buried longest: the
+    server tells of no burial when it was.
+    """
+    job = peek(conn, tube, state)
+    try:
+        return None if job is None else job.stats().age
+    except gstalk.NotFoundError:
+        return None
 
 
 def sweep(conn: gstalk.Conn, tube: str, state: State, act: Command, bound: int, acted: Callable[[int], None]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 import gstalk
-from gstalk.cli._output import confirm, fields, listed, plural, progress, report, row, table
-from gstalk.cli._servers import TUBE, Servers, tube_stats, visit
-from gstalk.cli._sweep import sweep
+from gstalk.cli._output import confirm, fields, listed, plural, progress, report, row, short, table
+from gstalk.cli._servers import TUBE, Servers, answers, tube_stats, visit
+from gstalk.cli._sweep import age_of_first, sweep
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 
@@ -23,15 +23,33 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one 
 @as_json
 @click.pass_obj
 def info(servers: Servers, tubes: tuple[str, ...], as_json: bool) -> int:
-    """List the tubes that hold buried jobs, with their number."""
-    found, code = _survey(servers, tubes)
-    rows = [(uri, stats) for uri, each in found.items() for stats in each]
+    """List the tubes that hold buried jobs, with their number and the age of the one that was buried first.
+
+    A job's age counts from its put: the server doesn't tell when a job was buried.
+    """
+    rows: list[tuple[str, gstalk.TubeStats, int | None]] = []
+
+    def look(conn: gstalk.Conn) -> None:
+        found = _buried(conn, tubes)
+        ages = answers(lambda stats: age_of_first(conn, str(stats.name), "buried"), found)
+        rows.extend((conn.uri, stats, age) for stats, age in zip(found, ages, strict=True))
+
+    code = visit(servers.uris, look)
     if as_json:
-        for uri, stats in rows:
-            row({**servers.label(uri), **fields(stats)})
+        for uri, stats, age in rows:
+            row({**servers.label(uri), **fields(stats), "oldest": age})
     elif rows or not code:  # the head alone would say that nothing is buried
-        heads = [*servers.label(""), "tube", "buried"]
-        table(heads, [(*servers.label(uri).values(), s.name, s.current_jobs_buried or 0) for uri, s in rows])
+        heads = [*servers.label(""), "tube", "buried", "oldest"]
+        cells = [
+            (
+                *servers.label(uri).values(),
+                stats.name,
+                stats.current_jobs_buried or 0,
+                "" if age is None else short(age),
+            )
+            for uri, stats, age in rows
+        ]
+        table(heads, cells)
     return code
 
 
@@ -70,11 +88,15 @@ def delete(servers: Servers, tubes: tuple[str, ...], dry_run: bool, yes: bool, a
 Found = dict[str, list[gstalk.TubeStats]]  # from a server's URI to its tubes that hold buried jobs
 
 
+def _buried(conn: gstalk.Conn, tubes: tuple[str, ...]) -> list[gstalk.TubeStats]:
+    return [stats for stats in tube_stats(conn, tubes) if stats.current_jobs_buried]
+
+
 def _survey(servers: Servers, tubes: tuple[str, ...]) -> tuple[Found, int]:
     found: Found = {}
 
     def look(conn: gstalk.Conn) -> None:
-        found[conn.uri] = [stats for stats in tube_stats(conn, tubes) if stats.current_jobs_buried]
+        found[conn.uri] = _buried(conn, tubes)
 
     return found, visit(servers.uris, look)
 

@@ -20,8 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 import gstalk
-from gstalk.cli._output import fields, plural, printable, row
-from gstalk.cli._servers import Servers, at_once, tube_stats
+from gstalk.cli._output import fields, plural, printable, row, short
+from gstalk.cli._servers import Servers, answers, tube_stats
+from gstalk.cli._sweep import age_of_first
 
 __all__ = ["Line", "Screen", "top"]
 
@@ -106,9 +107,9 @@ class Watcher:
 
     def look(self) -> None:
         """Ask all servers at the same time."""
-        answers = list(at_once(self._look_at, self.uris))
-        self.lines = [line for _, lines in answers for line in lines]
-        told = [(uri, answer) for uri, (answer, _) in zip(self.uris, answers, strict=True)]
+        looks = answers(self._look_at, self.uris)
+        self.lines = [line for _, lines in looks for line in lines]
+        told = [(uri, answer) for uri, (answer, _) in zip(self.uris, looks, strict=True)]
         self.server_stats = {uri: answer for uri, answer in told if isinstance(answer, gstalk.ServerStats)}
         self.failures = {uri: answer for uri, answer in told if isinstance(answer, gstalk.GstalkError)}
 
@@ -129,20 +130,14 @@ class Watcher:
 
     def _tubes(self, conn: gstalk.Conn) -> list[Line]:
         def oldest(stats: gstalk.TubeStats) -> int | None:
-            job = conn.peek_ready(str(stats.name)) if stats.current_jobs_ready else None
-            if job is None:
-                return None
-            try:
-                return job.stats().age
-            except gstalk.NotFoundError:
-                return None
+            return age_of_first(conn, str(stats.name), "ready") if stats.current_jobs_ready else None
 
         tubes = tube_stats(conn)
         now = time.monotonic()
         before = self._before.get(conn.uri, {})
         self._before[conn.uri] = {str(each.name): (now, each.total_jobs or 0, each.cmd_delete or 0) for each in tubes}
         lines = []
-        for stats, age in zip(tubes, at_once(oldest, tubes), strict=True):
+        for stats, age in zip(tubes, answers(oldest, tubes), strict=True):
             puts = deletes = None
             _, total, deleted = self._before[conn.uri][str(stats.name)]
             then, total_then, deleted_then = before.get(str(stats.name), (now, 0, 0))
@@ -262,7 +257,7 @@ class Screen:
         parts = [
             f"{number}{uri}",
             f"beanstalkd {stats.version}",
-            f"up {_age(stats.uptime or 0)}",
+            f"up {short(stats.uptime or 0)}",
             plural(stats.current_connections or 0, "connection"),
             "draining" if stats.draining else "",
         ]
@@ -281,15 +276,7 @@ def _cell(column: Column, value: Any) -> str:
     if value is None:
         return ""
     if column.field == "oldest":
-        return _age(value)
+        return short(value)
     if isinstance(value, float):
         return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else printable(str(value))
-
-
-def _age(seconds: int) -> str:
-    """Seconds in their two largest units."""
-    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if seconds >= size:
-            return f"{seconds // size}{unit}{seconds % size // part:02}{smaller}"
-    return f"{seconds}s"

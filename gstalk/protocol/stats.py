@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from gstalk.errors import ProtocolError
@@ -41,7 +42,8 @@ def parse_dict(data: bytes) -> dict[str, str]:
         key, colon, value = line.partition(":")
         if not colon or not key:
             raise ProtocolError(f"statistics have a line that is no pair: {ascii(line[:40])}")
-        found[key] = _unquoted(value.strip(" "))
+        value = value.strip(" ")
+        found[key] = _unquoted(value) if value[:1] == '"' else value
     return found
 
 
@@ -76,18 +78,29 @@ def _bool(text: str) -> bool:
 _READ: dict[str, Callable[[str], Any]] = {"int": _int, "str": str, "float": _float, "bool": _bool}
 
 
+@cache
+def _fields(cls: Any) -> dict[str, tuple[str, Callable[[str], Any]]]:
+    """From the server's word for a field to ours, and what reads its value; all fields but `extra`."""
+    return {
+        each.name.replace("_", "-"): (each.name, _READ[str(each.type).partition(" ")[0]]) for each in fields(cls)[:-1]
+    }
+
+
 def _parse(cls: type[T], data: bytes) -> T:
     """Make a dataclass of a dictionary: its fields by their type, the rest into `extra`."""
+    known = _fields(cls)  # type: ignore[arg-type]  # a class can be hashed
     values: dict[str, Any] = {}
-    found = parse_dict(data)
-    for each in fields(cls)[:-1]:  # type: ignore[arg-type]  # all but `extra`
-        text = found.pop(each.name.replace("_", "-"), None)
-        if text is not None:
+    extra: dict[str, str] = {}
+    for key, text in parse_dict(data).items():
+        if key in known:
+            name, read = known[key]
             try:
-                values[each.name] = _READ[str(each.type).partition(" ")[0]](text)
+                values[name] = read(text)
             except (ValueError, KeyError):
-                raise ProtocolError(f"{each.name.replace('_', '-')} is {ascii(text[:40])}") from None
-    return cls(**values, extra=found)  # type: ignore[call-arg]  # T is one of the three below
+                raise ProtocolError(f"{key} is {ascii(text[:40])}") from None
+        else:
+            extra[key] = text
+    return cls(**values, extra=extra)  # type: ignore[call-arg]  # T is one of the three below
 
 
 @dataclass(frozen=True)

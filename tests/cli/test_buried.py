@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import gevent
 import pytest
@@ -17,8 +18,38 @@ def test_info_lists_tubes_with_buried_jobs_alone(gst, clerk):
     buried(clerk, "mail", b"1", b"2")
     buried(clerk, "fax", b"1")
     clerk.put("idle", b"x")
-    assert gst("info") == (0, "tube  buried\nfax        1\nmail       2\n", "")
-    assert gst("info", "--tube", "mail", "--tube", "idle").out == "tube  buried\nmail       2\n"
+    code, out, err = gst("info")
+    assert (code, out.count("\n"), err) == (0, 3, "")
+    assert re.fullmatch(r"tube  buried  oldest\nfax        1  [012]s\nmail       2  [012]s\n", out)
+    assert re.fullmatch(
+        r"tube  buried  oldest\nmail       2  [012]s\n", gst("info", "--tube", "mail", "--tube", "idle").out
+    )
+
+
+def test_info_tells_the_age_of_the_job_that_was_buried_first():
+    with Server() as server, gstalk.dial(server.uri) as conn:
+        server.freeze()
+        server.advance(5)
+        buried(conn, "mail", b"1")
+        server.advance(7200)
+        buried(conn, "mail", b"2")
+        server.advance(180)
+        buried(conn, "fax", b"1")
+        server.advance(3)
+        assert run("info", uri=server.uri).out == "tube  buried  oldest\nfax        1  3s\nmail       2  2h03m\n"
+        ages = [json.loads(line)["oldest"] for line in run("info", "--json", uri=server.uri).out.splitlines()]
+        assert ages == [3, 7383]
+
+
+def test_info_job_kicked_meanwhile_has_no_age(play):
+    """It, or its statistics, may be gone when they are asked for."""
+    played = play(
+        {**tube_with(1), "peek-buried": [b"NOT_FOUND\r\n", b"FOUND 7 1\r\nx\r\n"], "stats-job": b"NOT_FOUND\r\n"}
+    )
+    for _ in range(2):
+        assert run("info", uri=played.uri) == (0, "tube  buried  oldest\nmail       1\n", "")
+    assert json.loads(run("info", "--json", uri=played.uri).out)["oldest"] is None
+    assert played.count("stats-job") == 2
 
 
 def test_info_json_is_the_tubes_stats(gst, clerk):
@@ -158,10 +189,10 @@ def test_act_several_servers_each_is_visited(clerk, place):
         buried(other, "mail", b"1", b"2")
         both = ["--uri", place.uri, "--uri", second.uri]
         wide = max(len(place.uri), len(second.uri))
-        assert run(*both, "info").out.splitlines() == [
-            f"{'uri'.ljust(wide)}  tube  buried",
-            f"{place.uri.ljust(wide)}  mail       1",
-            f"{second.uri.ljust(wide)}  mail       2",
+        assert [re.sub(r"  \d+s$", "  0s", line) for line in run(*both, "info").out.splitlines()] == [
+            f"{'uri'.ljust(wide)}  tube  buried  oldest",
+            f"{place.uri.ljust(wide)}  mail       1  0s",
+            f"{second.uri.ljust(wide)}  mail       2  0s",
         ]
         assert [json.loads(line)["uri"] for line in run(*both, "info", "--json").out.splitlines()] == both[1::2]
         assert run(*both, "kick") == (0, "3 jobs kicked\n", "")
