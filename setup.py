@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+CLI = ["click>=8.1.3", "rich>=13"]
+METRICS = ["prometheus-client>=0.20"]
+
 readme = Path(__file__).with_name("README.md")
 
 setup(
@@ -34,8 +37,9 @@ setup(
     install_requires=["gevent>=24.2"],
     extras_require={
         "bench": ["aiostalk>=1.3", "greenstalk>=2", "matplotlib>=3.8", "pystalk>=0.9"],
-        "cli": ["click>=8.1.3", "rich>=13"],
+        "cli": CLI,
         "docs": ["furo>=2024.8", "myst-parser>=4", "opentelemetry-api>=1.30", "sphinx>=8"],
+        "metrics": [*CLI, *METRICS],
         "otel": ["opentelemetry-api>=1.30"],
         "test": [
             "beanstalkc3>=0.4",
@@ -46,6 +50,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.11",
             "opentelemetry-sdk>=1.30",
+            *METRICS,
             "pyright>=1.1.400",
             "pystalk>=0.7",
             "pytest>=8.2",

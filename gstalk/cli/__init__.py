@@ -28,6 +28,7 @@ from gstalk.cli.buried import delete, info, kick
 from gstalk.cli.demo import demo
 from gstalk.cli.jobs import bury, pause, purge, put, resume
 from gstalk.cli.look import peek, stats, tubes
+from gstalk.cli.metrics import exporter, metrics
 from gstalk.cli.serve import serve
 from gstalk.cli.top import top
 from gstalk.cli.transfer import dump, load, move
@@ -120,6 +121,7 @@ def cli(context: click.Context, uris: tuple[str, ...]) -> None:
 
 
 for command in (
-    info, kick, delete, tubes, stats, top, put, peek, bury, pause, resume, purge, move, dump, load, work, serve, demo,
+    info, kick, delete, tubes, stats, top, put, peek, bury, pause, resume, purge, move, dump, load, work, metrics,
+    exporter, serve, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -116,7 +116,7 @@ def tube_stats(conn: gstalk.Conn, tubes: Iterable[str] = ()) -> list[gstalk.Tube
         except gstalk.InvalidArgumentError as error:
             raise gstalk.ProtocolError(f"list-tubes at {conn.uri}: {error}") from None
 
-    names = sorted(set(tubes)) or sorted(conn.list_tubes())
+    names = sorted(set(tubes or conn.list_tubes()))
     return [stats for stats in answers(ask, names) if stats is not None]
 
 

@@ -1,0 +1,111 @@
+"""`gstalk metrics` and `gstalk exporter`: the servers' and tubes' figures as Prometheus reads them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+import gevent
+from gevent.event import Event
+
+from gstalk.cli._figures import Seen, look
+from gstalk.cli._output import complain, tell
+from gstalk.cli._servers import TUBE, Servers
+
+__all__ = ["exporter", "metrics"]
+
+of_tubes = click.option("--tube", "tubes", multiple=True, type=TUBE, help="A tube; may be repeated. Default: all.")
+timeout = click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0, min_open=True), default=9.0,
+                       show_default=True, help="How long a server may take; then it counts as down.")  # fmt: skip
+
+
+class _Listen(click.types.StringParamType):
+    name = "host:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        host, colon, port = str(value).rpartition(":")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not (bare and colon and port.isascii() and port.isdigit() and int(port) < 65536):
+            self.fail(f"{value!r} is no HOST:PORT", param, context)
+        if ":" in bare and bare == host:
+            self.fail(f"{value!r} has an IPv6 address without brackets", param, context)
+        return bare, int(port)
+
+
+@click.command()
+@of_tubes
+@timeout
+@click.pass_obj
+def metrics(servers: Servers, tubes: tuple[str, ...], timeout: float) -> None:
+    """Print the servers' and tubes' figures once, as Prometheus reads them.
+
+    A server that is down is a metric (beanstalkd_up is 0), and said on standard error; it is no failure.
+    """
+    _need_prometheus_client()
+    from gstalk.cli._exposition import Exposition
+
+    seen = look(servers.uris, tubes, timeout)
+    for each in seen:
+        if each.error is not None:
+            complain(each.error)
+    sys.stdout.buffer.write(Exposition(seen).text())
+
+
+@click.command()
+@click.option("--listen", metavar="HOST:PORT", type=_Listen(), default="127.0.0.1:9126", show_default=True,
+              help="Where to serve /metrics and /healthz; port 0 takes a free one.")  # fmt: skip
+@of_tubes
+@timeout
+@click.pass_obj
+def exporter(servers: Servers, listen: tuple[str, int], tubes: tuple[str, ...], timeout: float) -> None:
+    """Serve the servers' and tubes' figures over HTTP, for Prometheus.
+
+    The servers are asked when somebody asks for /metrics. One that is down is a metric (beanstalkd_up is 0); /healthz
+    is about this process alone. It prints its URL, and runs until SIGTERM or Ctrl-C.
+    """
+    _need_prometheus_client()
+    from gstalk.cli._exporter import Exporter
+    from gstalk.cli._exposition import Exposition
+
+    down: set[str] = set()
+
+    def see() -> Exposition:
+        seen = look(servers.uris, tubes, timeout)
+        for each in seen:
+            _tell_change(each, down)
+        return Exposition(seen)
+
+    over = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, over.set)
+    serving = Exporter(see, listen)
+    try:
+        url = serving.start()
+    except OSError as error:
+        host, port = listen
+        why = str(error.strerror or error).lower()
+        raise click.ClickException(f"can't listen on {host}:{port}: {why}") from None
+    try:
+        click.echo(url)
+        over.wait()
+    finally:
+        serving.stop()
+
+
+def _tell_change(seen: Seen, down: set[str]) -> None:
+    """One line for each outage, and one for its end: scrapes come every few seconds."""
+    if seen.error is not None and seen.uri not in down:
+        down.add(seen.uri)
+        tell(str(seen.error))
+    elif seen.error is None and seen.uri in down:
+        down.remove(seen.uri)
+        tell(f"{seen.uri} tells its figures again")
+
+
+def _need_prometheus_client() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError:
+        raise click.ClickException("this needs prometheus_client: pip install 'gstalk[metrics]'") from None
