@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import checks
@@ -15,7 +16,12 @@ from gstalk.retry import RetryPolicy
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "Plain", "PutParams", "configure"]
+    from typing_extensions import Unpack  # type checkers bring it with them
+else:
+    # Annotations may be read at run time, too; Python 3.10 lacks it, and `Optional` is as good there as another one.
+    Unpack = getattr(typing, "Unpack", typing.Optional)
+
+__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "Options", "Plain", "PutParams", "Unpack", "configure"]
 
 #: What a handler or a hook may give back; it is dropped. Not `object`, or type checkers would let an `async def` pass:
 #: its call gives back a coroutine, which is an object too.
@@ -149,7 +155,7 @@ class Config:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
 
-    def replace(self, **options: Any) -> Config:
+    def replace(self, **options: Unpack[Options]) -> Config:
         """Make a copy with some fields changed; an unknown one is a `TypeError`."""
         return dataclasses.replace(self, **options) if options else self
 
@@ -160,7 +166,32 @@ class Config:
         object.__setattr__(self, name, checks.seconds(name, value))
 
 
-def configure(config: Config | None, options: dict[str, Any]) -> Config:
+class Options(TypedDict, total=False):
+    """The fields of `Config` as keyword arguments: what `dial`, `Producer`, `Consumer` and `Config.replace` take.
+
+    For type checkers and editors alone. A function of your own that hands options on says so too:
+    ``def consumer(**options: Unpack[gstalk.config.Options])``.
+    """
+
+    multiply: int
+    num_greenlets: int
+    conn_timeout: float | timedelta | None
+    put_timeout: float | timedelta | None
+    reserve_timeout: float | timedelta
+    reconnect_timeout: float | timedelta
+    stop_timeout: float | timedelta | None
+    tls_context: ssl.SSLContext | None
+    info_func: Callable[[str], Plain] | None
+    error_func: Callable[[BaseException, str], Plain] | None
+    event_func: Callable[[Event], Plain] | None
+    retry: RetryPolicy
+    retry_ambiguous: bool
+    auto_delete: bool
+    auto_touch: bool
+    time_limit: float | timedelta | None
+
+
+def configure(config: Config | None, options: Options) -> Config:
     """Put together what `dial`, `Producer` and `Consumer` are given: a Config or none, and fields that override it."""
     if config is None:
         return Config(**options)

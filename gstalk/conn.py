@@ -20,7 +20,7 @@ from gstalk._clock import monotonic
 from gstalk._link import Link
 from gstalk._reserve import ReserveLine
 from gstalk._traces import forget, forgetful
-from gstalk.config import Config, PutParams, configure
+from gstalk.config import Config, Options, PutParams, Unpack, configure
 from gstalk.errors import PutManyError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
@@ -36,7 +36,7 @@ _DEFAULTS = PutParams()
 BREATH = 0.01  # seconds of bad bodies, which cost no wait, after which others have their turn
 
 
-def dial(uri: str, config: Config | None = None, **options: Any) -> Conn:
+def dial(uri: str, config: Config | None = None, **options: Unpack[Options]) -> Conn:
     """Connect to one server.
 
     Args:

@@ -30,7 +30,7 @@ from gstalk._interrupts import CtrlC
 from gstalk._link import Link
 from gstalk._ruins import bury_ruined
 from gstalk._traces import forget, forgetful
-from gstalk.config import LEFT_OUT, Config, configure
+from gstalk.config import LEFT_OUT, Config, Options, Unpack, configure
 from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job, Seconds
 from gstalk.pool import Pool, Server
@@ -60,7 +60,11 @@ class Consumer:
     """
 
     def __init__(
-        self, uris: str | Iterable[str], tubes: str | Iterable[str], config: Config | None = None, **options: Any
+        self,
+        uris: str | Iterable[str],
+        tubes: str | Iterable[str],
+        config: Config | None = None,
+        **options: Unpack[Options],
     ) -> None:
         self._config = configure(config, options)
         self._addresses = validate_uris(uris)

@@ -20,7 +20,7 @@ from gstalk._hooks import Hooks
 from gstalk._lanes import Lanes
 from gstalk._puts import Batch, Put, run
 from gstalk._traces import forgetful
-from gstalk.config import LEFT_OUT, Config, PutParams, configure
+from gstalk.config import LEFT_OUT, Config, Options, PutParams, Unpack, configure
 from gstalk.conn import merge
 from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError, WrongHubError
 from gstalk.job import Seconds
@@ -51,7 +51,7 @@ class Producer:
         Never: it connects in the background, and a put made at once waits for the first connection.
     """
 
-    def __init__(self, uris: str | Iterable[str], config: Config | None = None, **options: Any) -> None:
+    def __init__(self, uris: str | Iterable[str], config: Config | None = None, **options: Unpack[Options]) -> None:
         self._config = configure(config, options)
         self._addresses = validate_uris(uris)
         self._hooks = Hooks(self._config)

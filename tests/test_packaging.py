@@ -198,3 +198,53 @@ def test_types_from_outside_satisfy_pyright(python, program):
     )
     said = run(sys.executable, "-m", "pyright", "--pythonpath", python, program.name, cwd=program.parent)
     assert "0 errors, 0 warnings" in said
+
+
+MISSPELT = """
+import gstalk
+config = gstalk.Config()
+gstalk.dial("q1", config, conn_timeuot=5)
+gstalk.Producer("q1", num_greenlet=3)
+gstalk.Consumer("q1", "t", auto_deleet=True)
+gstalk.Consumer("q1", "t", num_greenlets="3")
+config.replace(retries=3)
+"""
+
+
+def test_options_misspelt_are_refused_by_mypy_in_words(python, tmp_path):
+    (tmp_path / "program.py").write_text(MISSPELT)
+    settings = ["--strict", "--config-file=", f"--python-executable={python}", f"--cache-dir={os.devnull}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *settings, "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    said = [line.partition(": error: ")[2] for line in done.stdout.splitlines() if ": error: " in line]
+    assert len(said) == 5
+    assert said[0].startswith('Unexpected keyword argument "conn_timeuot" for "dial"; did you mean "conn_timeout"')
+    assert said[1].startswith('Unexpected keyword argument "num_greenlet" for "Producer"; did you mean "num_greenlets"')
+    assert said[2].startswith('Unexpected keyword argument "auto_deleet" for "Consumer"; did you mean "auto_delete"')
+    assert said[3].startswith('Argument "num_greenlets" to "Consumer" has incompatible type "str"; expected "int"')
+    assert said[4].startswith('Unexpected keyword argument "retries" for "replace" of "Config"')
+
+
+def test_options_misspelt_are_refused_by_pyright_in_words(python, tmp_path):
+    pytest.importorskip("pyright")
+    if shutil.which("node") is None:
+        pytest.skip("no node on this machine")
+    (tmp_path / "program.py").write_text(MISSPELT)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", python, "program.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    said = [line.partition(" - error: ")[2] for line in done.stdout.splitlines() if " - error: " in line]
+    assert [each.partition(" (")[0] for each in said] == [
+        'No parameter named "conn_timeuot"',
+        'No parameter named "num_greenlet"',
+        'No parameter named "auto_deleet"',
+        'Argument of type "Literal[\'3\']" cannot be assigned to parameter "num_greenlets" of type "int" in function '
+        '"__init__"',
+        'No parameter named "retries"',
+    ]

@@ -73,7 +73,7 @@ def test_dial_options_override_config(server, connect):
 
 def test_dial_unknown_option_raises_type_error(server):
     with pytest.raises(TypeError):
-        gstalk.dial(server.uri, con_timeout=2)
+        gstalk.dial(server.uri, con_timeout=2)  # type: ignore[call-arg]  # misspelt on purpose
 
 
 def test_dial_context_manager_closes(server):

@@ -80,7 +80,7 @@ def test_producer_options_override_config_and_unknown_ones_are_refused(server, p
     producer = produce(server.uri, config=gstalk.Config(put_timeout=3, multiply=2), put_timeout=2)
     assert (producer._config.put_timeout, producer._config.multiply) == (2, 2)
     with pytest.raises(TypeError):
-        gstalk.Producer(server.uri, multiplier=2)
+        gstalk.Producer(server.uri, multiplier=2)  # type: ignore[call-arg]  # misspelt on purpose
 
 
 def test_producer_multiply_is_connections_per_uri(own_server, produce, connect):

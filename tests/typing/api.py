@@ -6,10 +6,12 @@ import ssl
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TypedDict
 
-from typing_extensions import assert_type
+from typing_extensions import Unpack, assert_type
 
 import gstalk
+from gstalk.config import Options
 
 
 def conn() -> None:
@@ -86,6 +88,27 @@ def consumer() -> None:
     consumer.receive(lambda job: job.delete())
     consumer.stop()
     consumer.stop(timeout=None)
+
+
+class Settings(TypedDict, total=False):
+    auto_delete: bool
+    stop_timeout: float
+
+
+def options(**options: Unpack[Options]) -> gstalk.Consumer:
+    """A function that hands options on; and where they come from a dict, or one by one."""
+    every: Options = {"num_greenlets": 3, "retry": gstalk.RetryPolicy(), "conn_timeout": None}
+    some: Settings = {"auto_delete": True}
+    assert_type(gstalk.dial("q1", **every), gstalk.Conn)
+    assert_type(gstalk.Producer("q1", put_timeout=timedelta(seconds=3), **some), gstalk.Producer)
+    assert_type(gstalk.Config(**every), gstalk.Config)
+    assert_type(gstalk.Config().replace(**some), gstalk.Config)
+    gstalk.Consumer("q1", "t", gstalk.Config(), time_limit=None, event_func=told, error_func=failed, **some)
+    return gstalk.Consumer("q1", "t", **options)
+
+
+def failed(error: BaseException, message: str) -> None:
+    assert_type(message, str)
 
 
 def told(event: gstalk.Event) -> None:
@@ -186,3 +209,10 @@ def refused(conn: gstalk.Conn) -> None:
     gstalk.Config(5)  # type: ignore[call-arg]
     gstalk.Config(num_greenlet=5)  # type: ignore[call-arg]
     gstalk.RetryPolicy(exhausted="drop")  # type: ignore[arg-type]
+    gstalk.dial("q1", conn_timeuot=5)  # type: ignore[call-arg]
+    gstalk.Producer("q1", num_greenlet=5)  # type: ignore[call-arg]
+    gstalk.Consumer("q1", "t", num_greenlet=5)  # type: ignore[call-arg]
+    gstalk.Config().replace(num_greenlet=5)  # type: ignore[call-arg]
+    gstalk.Consumer("q1", "t", num_greenlets="5")  # type: ignore[arg-type]
+    gstalk.Consumer("q1", "t", event_func=failed)  # type: ignore[arg-type]
+    gstalk.Producer("q1", retry=None)  # type: ignore[arg-type]

@@ -318,4 +318,4 @@ def test_config_and_fields_are_put_together():
     assert configure(Config(multiply=2), {}) == Config(multiply=2)
     assert configure(Config(multiply=2), {"num_greenlets": 3}) == Config(multiply=2, num_greenlets=3)
     with pytest.raises(TypeError, match="num_greenlet"):
-        configure(None, {"num_greenlet": 3})
+        configure(None, {"num_greenlet": 3})  # type: ignore[typeddict-unknown-key]

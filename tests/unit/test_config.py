@@ -7,12 +7,14 @@ import functools
 import inspect
 import math
 import ssl
+import typing
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
-from gstalk.config import Config, Event, PutParams
+import gstalk
+from gstalk.config import Config, Event, Options, PutParams
 from gstalk.errors import InvalidArgumentError
 from gstalk.retry import RetryPolicy
 
@@ -246,3 +248,24 @@ def test_event_needs_its_kind_alone_and_takes_no_more():
     with pytest.raises(TypeError):
         Event("put")
     assert not hasattr(event, "__dict__")
+
+
+# -- what type checkers know of options --------------------------------------------------------------------------
+
+
+def test_options_are_the_fields_of_config_and_none_is_needed():
+    """In their order and with their types, so that a checker says of an option what it says of the field."""
+    known = {"ssl": ssl}
+    options = typing.get_type_hints(Options, localns=known)
+    assert list(options.items()) == list(typing.get_type_hints(Config, localns=known).items())
+    assert not Options.__required_keys__
+
+
+@pytest.mark.parametrize(
+    "function",
+    [gstalk.dial, gstalk.Producer.__init__, gstalk.Consumer.__init__, Config.replace],
+    ids=lambda function: function.__qualname__,
+)
+def test_options_can_be_read_at_run_time(function):
+    """As programs do that inject what a signature names."""
+    assert Options in typing.get_args(typing.get_type_hints(function)["options"])
