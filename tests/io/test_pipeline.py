@@ -1,0 +1,98 @@
+"""What `_pipeline` promises to those who share a connection: room is passed on, everybody answered is wakened, and
+a connection counts as stuck neither too early nor too late."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import gevent
+import greenlet
+import pytest
+from gevent.event import Event
+
+import gstalk
+from gstalk import _pipeline
+from gstalk.testing import FaultProxy
+
+
+class Interruption(BaseException):
+    pass
+
+
+def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(play, connect, monkeypatch):
+    """Four commands are the most here, and room is offered to two at a time. Both of these are interrupted in the very
+    turn in which it was offered, and nothing is in flight then whose reply would bring another offer."""
+    monkeypatch.setattr(_pipeline, "MAX_SLOTS", 4)
+    answer = Event()
+
+    def wait_and_answer(line: bytes) -> bytes:
+        answer.wait()
+        return b"INSERTED 1\r\nINSERTED 2\r\nINSERTED 3\r\nINSERTED 4\r\n"
+
+    conn = connect(play({"put": [wait_and_answer, b"", b"", b"", b"INSERTED 5\r\n"]}).uri)
+
+    def interrupt(other: gevent.Greenlet) -> None:
+        gevent.get_hub().loop.run_callback(gevent.getcurrent().switch)  # when the other one ends, the hub goes on
+        other.throw(Interruption())
+
+    def put_then_interrupt() -> None:
+        conn.put("default", b"4")
+        interrupt(first)
+
+    def interrupted_interrupts() -> None:
+        try:
+            conn.put("default", b"never sent")
+        except Interruption:
+            interrupt(second)
+
+    flying = [gevent.spawn(conn.put, "default", b"%d" % n) for n in range(3)]
+    flying.append(gevent.spawn(put_then_interrupt))
+    gevent.sleep(0)
+    first = gevent.spawn(interrupted_interrupts)
+    second = gevent.spawn(conn.put, "default", b"never sent")
+    last = gevent.spawn(conn.put, "default", b"5")
+    gevent.sleep(0)
+    answer.set()
+    assert last.get(timeout=5) == 5
+    assert isinstance(second.exception, Interruption)
+
+
+def test_caller_that_dies_of_its_reply_keeps_no_other_from_being_wakened(play, connect, monkeypatch):
+    """A raw greenlet whose parent is the hub hands its exception to whoever wakes it."""
+    told: list[type] = []
+    hub = gevent.get_hub()
+    monkeypatch.setattr(hub, "print_exception", lambda context, kind, value, trace: told.append(kind))
+    conn = connect(play().uri)
+
+    def put_and_die() -> None:
+        conn.put("default", b"1")
+        raise ValueError
+
+    raw = greenlet.greenlet(put_and_die, hub)
+    hub.loop.run_callback(raw.switch)
+    others = [gevent.spawn(conn.put, "default", b"%d" % n) for n in range(3)]
+    gevent.joinall(others, timeout=5, raise_error=True)
+    assert sorted(each.value for each in others) == [2, 3, 4]
+    assert told == [ValueError]
+
+
+@pytest.mark.timing
+def test_large_body_whose_reply_never_comes_is_late_from_when_it_had_arrived(play, connect):
+    """Not from when it was sent, which takes a while, nor from when something else was."""
+    conn = connect(play({"put": b""}).uri, conn_timeout=1)
+    began = monotonic()
+    with pytest.raises(gstalk.CommandTimeoutError):
+        conn.put("default", bytes(8_000_000))
+    assert 1 <= monotonic() - began < 1.7
+
+
+@pytest.mark.timing
+def test_large_body_that_stays_in_the_kernel_is_late_from_its_last_byte_that_got_through(server, connect):
+    """The kernel has taken all of it, which is no progress when the other side reads nothing."""
+    with FaultProxy(server.uri) as proxy:
+        conn = connect(proxy.uri, conn_timeout=1)
+        proxy.stall("up")
+        began = monotonic()
+        with pytest.raises(gstalk.CommandTimeoutError):
+            conn.put("default", bytes(600_000))
+        assert 1 <= monotonic() - began < 1.7
