@@ -146,7 +146,7 @@ class Handling:
             if self.is_copy:
                 self._end_copy(job, error)
             elif isinstance(error, KeyboardInterrupt):
-                link.give_back(job)
+                link.return_job(job)
             elif is_called or job._state != "lost" or not isinstance(error, GstalkError):  # else nobody has failed
                 what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
                 self._settle(_Failure(link, job, error, what, stats, fate), telling)
@@ -179,7 +179,7 @@ class Handling:
         """Give a job its fate, and tell. A timeout that the handler forgot, or another kill, may hit us meanwhile."""
         link, job = failure.link, failure.job
         if self.is_killing and isinstance(failure.error, (GreenletExit, JobFinishedError)):
-            link.give_back(job)  # as `stop` does with all of them; that is no failure of the handler's
+            link.return_job(job)  # as `stop` does with all of them; that is no failure of the handler's
             return
         killed: BaseException | None = None
         blows = 0
@@ -196,7 +196,7 @@ class Handling:
                 else:
                     self._hooks.error(blow, failure.message("hit while its fate was decided"))
                 if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
-                    link.give_back(job)
+                    link.return_job(job)
                     done = "released"
         if telling is not None:
             telling.stats = failure.stats
@@ -206,7 +206,7 @@ class Handling:
             if job._state == "held" and killed is None and link.is_connected:  # the server has refused it
                 self._pause(failure)
         finally:
-            link.give_back(job)
+            link.return_job(job)
         if killed is not None:
             try:
                 raise killed
@@ -361,7 +361,7 @@ class _Touching:
         self._timer: Any = None
         self._stopped = False
         slot = link.pipe.slot(commands.STATS_JOB, job.id, self._told)
-        link.pipe.append(commands.by_id(commands.STATS_JOB, job.id), slot)
+        link.append(commands.by_id(commands.STATS_JOB, job.id), slot)
 
     def _told(self, slot: Slot) -> None:
         if not self._stopped and not isinstance(slot.error, DisconnectedError):

@@ -22,6 +22,7 @@ from gevent.hub import Hub
 
 from gstalk._calls import join
 from gstalk._clock import monotonic
+from gstalk._critical import critical, section_of
 from gstalk._dial import dial
 from gstalk._hooks import Hooks
 from gstalk._misplaced import misplace
@@ -63,13 +64,14 @@ class Link:
         outcomes: What tells of the ends of commands; `None`: nobody listens.
         used: The tube that the last command appended will find in use.
         watched: The tubes watched, as the server confirmed them.
+        section: The hub's critical section; greenlets change what belongs to a connection inside of it alone.
         on_failure: Called once, when the connection is over; must not switch.
         on_closing: Called when it begins to close and what settles jobs is still waited for; must not switch.
     """
 
     __slots__ = (
         "__weakref__ _closed _end_wait _finalizer _holder _limit _redialing address config hub "
-        "on_closing on_failure outcomes pipe reserved server uri used watched"
+        "on_closing on_failure outcomes pipe reserved section server uri used watched"
     ).split()
 
     def __init__(self, address: Address, config: Config, tubes: tuple[str, ...] = ()) -> None:
@@ -85,6 +87,7 @@ class Link:
         self.uri = str(address)
         self.config = config
         self.hub: Hub = get_hub()
+        self.section = section_of(self.hub)
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.reserved = ReservedJobs()
         self.used = "default"
@@ -114,6 +117,8 @@ class Link:
             raise self.gone(what)
         if getcurrent() is self.hub:
             self.pipe.check_may_wait()
+        if self.section.owner is not None:
+            self.section.wait()
 
     def gone(self, what: str) -> DisconnectedError:
         """Build the error of a command that comes after the connection's end."""
@@ -121,26 +126,49 @@ class Link:
             return ConnectionClosedError(f"{what} at {self.uri}: the connection is closed; it was not sent")
         return self.pipe.error(what)
 
-    def clear(self, what: str) -> Pipeline:
-        """Return the pipe when a command may be appended to it; may wait for room, and ends a wait on the server."""
+    def clear(self, what: str) -> None:
+        """Return when a command may be appended; may wait for room, and ends a wait on the server."""
         while not self.pipe.clear:
             self.wait_room()
             self.check(what)
-        return self.pipe
 
+    @critical
     def wait_room(self) -> None:
         """Wait until a command may be appended, or the connection is over. Only what interrupts is raised here."""
-        if self._end_wait is not None:
-            self._end_wait()
-        else:
+        with self.section:
+            if self._end_wait is not None:
+                self._end_wait()
+        if not self.pipe.clear:
             self.pipe.wait_room()
 
     def call(self, command: Command, data: bytes, key: Any = None, duty: Any = None, extra: Any = None) -> Any:
         """Send a command, wait for its reply, and return its result or raise its error."""
-        pipe = self.clear(command.name)
-        slot = pipe.slot(command, key, duty, extra)
-        pipe.append(data, slot)
-        return pipe.wait(slot)
+        slot = Slot(command, self.pipe.session, key, duty, extra)
+        return self.send(data, slot).wait(slot)
+
+    @critical
+    def send(self, data: bytes, slot: Slot, tube: str | None = None, before: Slot | None = None) -> Pipeline:
+        """Append a command as soon as there is room for it; whoever is interrupted until then has sent nothing.
+
+        Args:
+            data: Its bytes.
+            slot: Where the reply goes.
+            tube: The one that it acts on, if it acts on the tube in use.
+            before: The slot of another command, whose bytes stand before those of this one, and belong with them.
+        """
+        self.clear(slot.command.name)
+        with self.section:
+            if tube is None or tube == self.used:
+                self.pipe.append(data, slot, before)
+            else:
+                self.append_using(tube, data, slot)
+            return self.pipe
+
+    @critical
+    def append(self, data: bytes, slot: Slot) -> None:
+        """Append a command of ours, in a greenlet, whether there is room or not."""
+        with self.section:
+            self.pipe.append(data, slot)
 
     def append_using(self, tube: str, data: bytes, slot: Slot) -> None:
         """Append a command that acts on the used tube, behind a `use` where that is another one."""
@@ -156,12 +184,16 @@ class Link:
         if misplace(self.pipe, use.error):
             self.used = ""  # nothing behind it has changed the tube: the next command says `use` again
 
+    @critical
     def use(self, tube: str) -> None:
-        pipe = self.clear("use")
+        data = commands.by_tube(commands.USE, tube)
+        self.clear("use")
         # `append_using` with nothing behind it: the slot of the `use` is the one to wait for.
-        slot = pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
-        self.used = tube
-        pipe.append(commands.by_tube(commands.USE, tube), slot)
+        with self.section:
+            pipe = self.pipe
+            slot = pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
+            self.used = tube
+            pipe.append(data, slot)
         pipe.wait(slot)
 
     def watch(self, tube: str) -> int:
@@ -219,14 +251,13 @@ class Link:
 
     def reserve_job(self, job_id: int) -> Job:
         data = commands.by_id(commands.RESERVE_JOB, job_id)
-        pipe = self.clear("reserve-job")
-        slot = pipe.slot(commands.RESERVE_JOB, job_id, self._reserved_by_id)
-        pipe.append(data, slot)
+        slot = Slot(commands.RESERVE_JOB, self.pipe.session, job_id, self._reserved_by_id)
+        pipe = self.send(data, slot)
         try:
             job: Job = pipe.wait(slot)
         except BaseException:
             if isinstance(slot.result, Job):  # it came, and then the caller was hit
-                self.give_back(slot.result)
+                self.return_job(slot.result)
             raise
         return job
 
@@ -237,8 +268,17 @@ class Link:
             if slot.waiter is None:
                 self.give_back(job)
 
+    @critical
+    def return_job(self, job: Job) -> None:
+        """`give_back`, in a greenlet."""
+        with self.section:
+            self.give_back(job)
+
     def give_back(self, job: Job) -> None:
-        """Release a job that nobody wants, with its own priority. Never switches; nobody waits for it."""
+        """Release a job that nobody wants, with its own priority; in the hub, or inside the section.
+
+        Never switches; nobody waits for it.
+        """
         if job._state == "held" and self.pipe.failure is None:
             self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0), True)
 
@@ -249,24 +289,42 @@ class Link:
         if slot.extra._state == "held":
             self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
 
+    @critical
     def delete(self, job: Job | int) -> None:
+        slot = None
         if type(job) is Job and job._owner is self and job._state == "held":
             # The usual case, in as few steps as can be.
             self.check("delete")
-            pipe = self.pipe
-            self.reserved.settle(job)
-            slot = Slot(commands.DELETE, pipe.session, job.id, self.reserved.settled, job)
-            pipe.append(b"delete %d\r\n" % job.id, slot)
-            (self.outcomes or pipe).wait(slot)
-            return
+            section = self.section
+            try:
+                section.owner = getcurrent()
+                if job._state == "held":  # still: a signal handler may have come between
+                    pipe = self.pipe
+                    self.reserved.settle(job)
+                    slot = Slot(commands.DELETE, pipe.session, job.id, self.reserved.settled, job)
+                    pipe.append(b"delete %d\r\n" % job.id, slot)
+            finally:
+                section.owner = None
+            if slot is not None:
+                (self.outcomes or pipe).wait(slot)
+                return
         job_id, ours = self._whose(job, "delete")
         self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
 
+    @critical
     def delete_unwaited(self, job: Job) -> None:
         """Delete a job that we hold; nobody waits for the reply."""
-        self.reserved.settle(job)
         duty = self._settled if self.outcomes is None else self.outcomes.later(self._settled)
-        self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
+        section = self.section
+        if section.owner is not None:
+            section.wait()
+        try:
+            section.owner = getcurrent()
+            if job._state == "held":
+                self.reserved.settle(job)
+                self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
+        finally:
+            section.owner = None
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
         job_id, ours = self._whose(job, "release")
@@ -320,26 +378,39 @@ class Link:
             self.check(what)
             return checks.check_job_id(job), None
         self._check_owner(job, what)
+        self._refuse_finished(job, what)
+        self.check(what)
+        return job.id, job if job._state == "held" else None
+
+    def _refuse_finished(self, job: Job, what: str) -> None:
         if job._state in ("settling", "finished"):
             raise JobFinishedError(f"{what} {job.id} at {self.uri}: the job is finished, or being finished now")
         if job._state == "lost":
             why = f"lost with its connection ({by[1]})" if (by := self.pipe.failure) else "the server has taken it back"
             raise JobLostError(f"{what} {job.id} at {self.uri}: {why}; nothing was sent")
-        self.check(what)
-        return job.id, job if job._state == "held" else None
 
+    @critical
     def _settle(self, job_id: int, job: Job | None, command: Command, data: bytes) -> None:
-        pipe = self.pipe if job is not None else self.clear(command.name)
-        slot = pipe.slot(command, job_id, self._settled, job)
-        if job is not None:
-            self.reserved.settle(job)
-        pipe.append(data, slot)
+        if job is None:
+            self.clear(command.name)
+        with self.section:
+            pipe = self.pipe
+            slot = pipe.slot(command, job_id, self._settled, job)
+            if job is not None:
+                self._refuse_finished(job, command.name)  # once more: a signal handler may have come between
+                self.reserved.settle(job)
+            pipe.append(data, slot)
         (self.outcomes or pipe).wait(slot)
 
+    @critical
     def _settle_keeping(self, job_id: int, job: Job | None, command: Command, line: Line) -> None:
         if job is None:
             self.clear(command.name)
-        (self.outcomes or self.pipe).wait(self._settle_later(job, job_id, command, line))
+        with self.section:
+            if job is not None:
+                self._refuse_finished(job, command.name)  # as in `_settle`
+            slot = self._settle_later(job, job_id, command, line)
+        (self.outcomes or self.pipe).wait(slot)
 
     def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Slot:
         """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
@@ -416,6 +487,7 @@ class Link:
             self.pipe.torn(error)
             raise
 
+    @critical
     def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
         transport: Transport | None = None
         try:
@@ -436,7 +508,8 @@ class Link:
             if server.id != self.server.id:
                 pipe.fail(ConnectionLostError, "the server was restarted while a reserve was called back")
             else:
-                pipe.attach(transport)
+                with self.section:
+                    pipe.attach(transport)
         except ConnectError as error:
             pipe.fail(ConnectionLostError, f"could not connect again to end a reserve: {error}", error)
         except BaseException as error:
@@ -520,7 +593,7 @@ class Link:
             self.on_closing()
         while pipe.failure is None and self._may_settle():
             fence = pipe.slot(commands.LIST_TUBE_USED)
-            pipe.append(commands.plain(commands.LIST_TUBE_USED), fence)
+            self.append(commands.plain(commands.LIST_TUBE_USED), fence)
             join(self.hub, fence)
 
     @property

@@ -44,6 +44,7 @@ from gevent.hub import Hub
 from gstalk import _forks
 from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
+from gstalk._critical import section_of
 from gstalk._traces import bare
 from gstalk._transport import READ, WRITE, Transport
 from gstalk.errors import (
@@ -77,12 +78,13 @@ class Pipeline:
     __slots__ = (
         "__weakref__ _accepted _appended _blocked _delivered _draining _flush_due _held_back _holder _holding "
         "_limit _on_end _out _reader _replied _room _seen _timer _transport _wake_due _writer clear "
-        "conn_timeout failure hub on_failure read_at session slots uri"
+        "conn_timeout failure hub on_failure read_at section session slots uri"
     ).split()
 
     def __init__(self, uri: str, hub: Hub, conn_timeout: float | None) -> None:
         self.uri = uri
         self.hub = hub
+        self.section = section_of(hub)
         self.conn_timeout = conn_timeout
         self.clear = True
         self.failure: tuple[type[DisconnectedError], str, BaseException | None] | None = None
@@ -225,7 +227,7 @@ class Pipeline:
         self._flush_due = False
         if self.slots:
             self._begin()
-            self._on_turn()
+            self._flush_whole()
         elif self._room:
             self._offer_room()
 
@@ -246,7 +248,7 @@ class Pipeline:
         """
         call = Call()
         if self._holding:
-            self._on_turn()
+            self._flush_whole()
         if self._transport is not None and self.failure is None and self._transport.half_close():
             self._on_end = call
             self._held_back = True
@@ -318,8 +320,14 @@ class Pipeline:
         if self._timer is None:
             self._set_timer(self.conn_timeout or UNLIMITED)
 
-    @whole
     def _on_turn(self) -> None:
+        if self.section.owner is None or self.section.is_free:
+            self._flush_whole()
+        else:  # as all that is called in the hub: it comes again, when the one who is inside the section may be outside
+            self.hub.loop.run_callback(self._on_turn)
+
+    @whole
+    def _flush_whole(self) -> None:
         """`_flush`, for those who don't look after a torn send themselves."""
         self._flush()
 
@@ -357,7 +365,7 @@ class Pipeline:
     @whole
     def _on_writable(self) -> None:
         transport = self._transport
-        if transport is None or self.failure is not None:
+        if transport is None or self.failure is not None or not (self.section.owner is None or self.section.is_free):
             return
         before = self._seen  # a flush, or TLS when it reads, may have used the room in the socket before this
         try:
@@ -380,6 +388,8 @@ class Pipeline:
     @whole
     def _on_readable(self) -> None:
         assert self._transport is not None
+        if self.section.owner is not None and not self.section.is_free:
+            return
         try:
             data = self._transport.read()
         except ConnectionLostError as error:
@@ -478,6 +488,8 @@ class Pipeline:
 
     @whole
     def _on_timer(self) -> None:
+        if self.section.owner is not None and not self.section.is_free:
+            return
         self._timer.close()
         self._timer = None
         if self._reader is not None and not self._reader.active:

@@ -25,12 +25,13 @@ from typing import Any
 
 from gstalk._calls import whole
 from gstalk._clock import monotonic
+from gstalk._critical import AGAIN
 from gstalk._link import Link
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol.session import PENDING, Call, Slot
 
-__all__ = ["ReserveLine"]
+__all__ = ["Caller", "ReserveLine"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 QUIET = 0.25  # after DEADLINE_SOON: the server would say it thousands of times in that second
@@ -96,7 +97,7 @@ class ReserveLine:
             if self._wait is not None:
                 self.call_back()
         elif timeout is not None:
-            caller.timer = self._link.hub.loop.timer(timeout)
+            caller.timer = self._link.hub.loop.timer(timeout, AGAIN)  # again, if somebody is inside the section
             caller.timer.start(self._expire, caller, update=True)
         self._timed += timeout is not None
         self._callers.append(caller)
@@ -230,8 +231,10 @@ class ReserveLine:
     @whole
     def _expire(self, caller: Caller) -> None:
         """A caller's time is over: a last ask for him, unless the server will say so itself in a moment."""
-        if caller not in self._callers:
+        if caller not in self._callers or not self._link.section.is_free:
             return
+        if caller.timer is not None:
+            caller.timer.stop()
         now = monotonic()
         caller.until = min(caller.until, now)
         if now < self._quiet_until:
@@ -265,6 +268,8 @@ class ReserveLine:
 
     @whole
     def _on_timer(self) -> None:
+        if not self._link.section.is_free:
+            return
         self._stop_timer()
         self._dismiss()
         if self._callers and self._asked == self._answered and self._wait is None:

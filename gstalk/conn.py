@@ -17,8 +17,9 @@ from gevent import get_hub, getcurrent, sleep
 
 from gstalk._calls import join
 from gstalk._clock import monotonic
+from gstalk._critical import critical
 from gstalk._link import Link
-from gstalk._reserve import ReserveLine
+from gstalk._reserve import Caller, ReserveLine
 from gstalk._traces import forget, forgetful
 from gstalk.config import Config, Options, PutParams, Unpack, configure
 from gstalk.errors import PutManyError
@@ -81,11 +82,12 @@ class Conn:
     safe: what was called is carried out, and its reply dropped.
     """
 
-    __slots__ = ("__weakref__", "_hub", "_line", "_link")
+    __slots__ = ("__weakref__", "_hub", "_line", "_link", "_section")
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._hub = link.hub
+        self._section = link.section
         self._line = ReserveLine(link)
         # Weak: a connection closes as soon as nobody refers to it any more, not when the collector finds a cycle.
         line = weakref.ref(self._line)
@@ -119,6 +121,7 @@ class Conn:
 
     # -- putting -----------------------------------------------------------------------------------------------
 
+    @critical
     def put(
         self,
         tube: str,
@@ -155,9 +158,15 @@ class Conn:
             ``use <tube>`` in the same write where the tube changes; doc/protocol.txt, "Producer Commands".
         """
         link = self._link
-        pipe = link.pipe
+        section = self._section
+        me = getcurrent()
         try:
-            if not pipe.clear or get_hub() is not self._hub or getcurrent() is self._hub:
+            # Most greenlets have the hub as their parent: such a one is of this hub's thread, and not the hub itself.
+            if (
+                (me.parent is not self._hub and (me is self._hub or get_hub() is not self._hub))
+                or section.owner is not None
+                or not link.pipe.clear
+            ):
                 link.check("put")
             if params is None and priority is None and delay is None and ttr is None:
                 params = _DEFAULTS
@@ -166,21 +175,27 @@ class Conn:
             data = commands.put(body, params.priority, params.delay, params.ttr)
             if type(tube) is not str:
                 tube = checks.check_tube(tube)
-            if not pipe.clear:
+            if not link.pipe.clear:
                 checks.check_tube(tube)
-                pipe = link.clear("put")
-            slot = Slot(commands.PUT, pipe.session)
-            if tube == link.used:
-                pipe.append(data, slot)
-            else:
-                link.append_using(tube, data, slot)
+                link.clear("put")
+            try:  # as `Link.send`, spelled out for the sake of the hot path
+                section.owner = me
+                pipe = link.pipe
+                slot = Slot(commands.PUT, pipe.session)
+                if tube == link.used:
+                    pipe.append(data, slot)
+                else:
+                    link.append_using(tube, data, slot)
+            finally:
+                section.owner = None
             job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
             return job_id
         except BaseException as error:
             forget(error)
-            self = link = pipe = body = data = slot = None  # type: ignore[assignment]
+            self = link = me = section = pipe = body = data = slot = None  # type: ignore[assignment]
             raise
 
+    @critical
     def put_many(
         self,
         tube: str,
@@ -215,6 +230,8 @@ class Conn:
             As `put`.
         """
         link = self._link
+        section = self._section
+        me = getcurrent()
         link.check("put_many")
         params = merge(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
@@ -241,14 +258,20 @@ class Conn:
                 if not link.is_connected:
                     pending.append(link.gone("put_many"))
                     break
-            pipe = link.pipe
-            slot = Slot(commands.PUT, pipe.session)
-            if link.outcomes is not None:
-                slot.extra = monotonic()
-            if tube == link.used:
-                pipe.append(data, slot)
-            else:
-                link.append_using(tube, data, slot)
+            if section.owner is not None:
+                section.wait()
+            try:  # as `Link.send`
+                section.owner = me
+                pipe = link.pipe
+                slot = Slot(commands.PUT, pipe.session)
+                if link.outcomes is not None:
+                    slot.extra = monotonic()
+                if tube == link.used:
+                    pipe.append(data, slot)
+                else:
+                    link.append_using(tube, data, slot)
+            finally:
+                section.owner = None
             pending.append(slot)
         # Replies come in order: when the last one is there, all are.
         last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
@@ -321,6 +344,7 @@ class Conn:
         """
         return self._reserve("reserve-with-timeout", timeout)
 
+    @critical
     def _reserve(self, what: str, timeout: Seconds | None) -> Job | None:
         link = self._link
         link.check(what)
@@ -329,15 +353,21 @@ class Conn:
             link.clear(what)
         caller = None
         try:
-            caller = self._line.join(seconds)
+            with self._section:
+                caller = self._line.join(seconds)
             job: Job | None = link.pipe.wait(caller)
         except BaseException as error:
             if caller is None:  # a signal's exception has hit the line: who stands in it, nobody knows
                 link.pipe.torn(error)
             else:
-                self._line.leave(caller)
+                self._leave(caller)
             raise
         return job
+
+    @critical
+    def _leave(self, caller: Caller) -> None:
+        with self._section:
+            self._line.leave(caller)
 
     def reserve_job(self, job_id: int) -> Job:
         """Reserve the job of this id, be it ready, delayed or buried.
@@ -479,13 +509,8 @@ class Conn:
         return None if found is None else Job(self._link, found[0], found[1], tube, None, "peeked")
 
     def _using(self, tube: str, command: Command, data: bytes) -> Any:
-        pipe = self._link.clear(command.name)
-        slot = pipe.slot(command)
-        if tube == self._link.used:
-            pipe.append(data, slot)
-        else:
-            self._link.append_using(tube, data, slot)
-        return pipe.wait(slot)
+        slot = Slot(command, self._link.pipe.session)
+        return self._link.send(data, slot, tube).wait(slot)
 
     # -- tubes and statistics ----------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from gevent.pool import Pool as GreenletPool
 from gstalk import _forks
 from gstalk._calls import wait_for, whole
 from gstalk._clock import monotonic
+from gstalk._critical import section_of
 from gstalk._handling import Handler, Handling
 from gstalk._hooks import Hooks
 from gstalk._interrupts import CtrlC
@@ -200,6 +201,7 @@ class _Run:
         self._hooks = hooks
         self._handling = handling
         self._hub = get_hub()
+        self._section = section_of(self._hub)
         self._context = copy_context()
         self._asking = Asking(config.num_greenlets)
         self._lanes: dict[Link, _ConsumerLane] = {}
@@ -282,7 +284,7 @@ class _Run:
             if left <= 0:
                 self._handling.is_killing = True
                 for lane, job in list(self._current.values()):
-                    lane.link.give_back(job)
+                    lane.link.return_job(job)
                 self._greenlets.kill(block=False)
                 self._stop_at = monotonic() + LAST_WORDS
                 continue
@@ -476,6 +478,9 @@ class _Run:
         if not self._pump_due:
             return
         self._pump_due = False
+        if not self._section.is_free:
+            self._pump_soon()
+            return
         if self._stop_at is not None or self.pool.is_stopped:
             return
         now = monotonic()

@@ -145,7 +145,6 @@ class Drain:
         As `_sweep` does, this speaks to what is behind the Conn.
         """
         link = self._conn._link
-        pipe = link.clear("reserve-job")
 
         def reserved(slot: Slot) -> None:
             if slot.error is None:
@@ -153,10 +152,10 @@ class Drain:
                 stats = asking.result if asking.error is None else None
                 self._held[job_id] = Taken(job, getattr(stats, "state", state), stats)
 
-        asking = pipe.slot(commands.STATS_JOB, job_id)
-        reserving = pipe.slot(commands.RESERVE_JOB, job_id, reserved)
+        asking = Slot(commands.STATS_JOB, link.pipe.session, job_id)
+        reserving = Slot(commands.RESERVE_JOB, link.pipe.session, job_id, reserved)
         lines = commands.by_id(commands.STATS_JOB, job_id) + commands.by_id(commands.RESERVE_JOB, job_id)
-        pipe.append(lines, reserving, asking)
+        link.send(lines, reserving, before=asking)
         return peek(self._conn, self._tube, state)  # replies come in order: with this one the others are there
 
     def _hand_over(self, taken: Taken) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import gstalk
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import PENDING
+from gstalk.protocol.session import PENDING, Slot
 
 __all__ = ["STATES", "State", "age_of_first", "count_jobs", "peek", "sweep"]
 
@@ -78,10 +78,9 @@ def _act_and_peek(
     A Conn's methods send one command and wait for its reply; so this one speaks to what is behind it.
     """
     link = conn._link
-    pipe = link.clear(act.name)
-    acting = pipe.slot(act, job.id)
-    peeking = pipe.slot(look)
-    pipe.append(commands.by_id(act, job.id) + commands.plain(look), peeking, acting)
+    acting = Slot(act, link.pipe.session, job.id)
+    peeking = Slot(look, link.pipe.session)
+    pipe = link.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
     try:
         found = pipe.wait(peeking)
     finally:
