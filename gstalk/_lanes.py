@@ -109,6 +109,11 @@ class Lanes:
 
     # -- taking a connection -----------------------------------------------------------------------------------
 
+    @property
+    def has_line(self) -> bool:
+        """Others wait for a connection."""
+        return bool(self._line)
+
     def take(self, in_turn: bool = False) -> Lane | None:
         """Take the connection at the head of the queue; it goes to the tail, unless it is full.
 
@@ -130,10 +135,10 @@ class Lanes:
             lane.in_queue = False
         return None
 
-    def take_other(self, tried: frozenset[str], in_turn: bool) -> Lane | None:
-        """As `take`, but only a connection to a server that wasn't tried yet."""
+    def take_other(self, tried: frozenset[str]) -> Lane | None:
+        """As `take` in turn, but only a connection to a server that wasn't tried; looks at all of those that were."""
         for _ in range(self._queue.qsize()):
-            lane = self.take(in_turn)
+            lane = self.take(True)
             if lane is None or lane.server.uri not in tried:
                 return lane
             self.done(lane)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import gevent
@@ -41,6 +42,7 @@ from gstalk.schedule import judge
 __all__ = ["Batch", "Put", "run"]
 
 MOST = 512  # bodies of one call under way: memory stays bounded, and more would not be faster
+LOST = 1.0  # seconds between two looks for an end that a signal has kept from being told
 LOOK = 0.25  # seconds between two looks for a server that has not broken the protocol
 NONE: frozenset[str] = frozenset()
 
@@ -96,12 +98,14 @@ class Put:
             return self._ended()
         if self.deadline is not None and self.deadline <= monotonic():
             return self._time_over()
-        lane = lanes.take_other(self._tried, in_turn) if self._tried else lanes.take(in_turn)
-        if lane is None and self._tried and self._pause_until <= monotonic():
-            # All usable servers have failed once: go round again, but not as fast as a server can say no. (A lost
-            # connection takes its time to come back by itself.)
-            self._tried = self._broken
-            lane = lanes.take_other(self._tried, in_turn)
+        lane = None
+        if in_turn or not lanes.has_line:
+            lane = lanes.take_other(self._tried)
+            if lane is None and self._tried and self._pause_until <= monotonic():
+                # All usable servers have failed once: go round again, but not as fast as a server can say no. (A lost
+                # connection takes its time to come back by itself.)
+                self._tried = self._broken
+                lane = lanes.take_other(self._tried)
         if lane is not None:
             self.uri = lane.server.uri
             return lane
@@ -257,10 +261,10 @@ class Batch:
         self.failures = 0
         self.tube = tube
         self.once = once
-        self._under_way = 0
-        self._wanted = 0  # what is waited for: that no more than so many are under way
+        self._under_way: dict[_One, None] = {}
+        self._wanted = -1  # what is waited for: that no more than so many are under way
         self._changed = Event()
-        self._trying: set[Greenlet[..., Any]] = set()
+        self._trying: dict[_One, Greenlet[..., Any]] = {}
         self.is_over = False
         self._untold: deque[_One] | None = deque() if lanes.hooks.listens else None
         self._context = copy_context() if lanes.hooks.listens else None
@@ -271,16 +275,20 @@ class Batch:
         self.failures += 1
         self.lanes.breathe()
 
+    def wait_room(self) -> None:
+        """Wait while too many are under way, before the next body is taken: its time begins then."""
+        if len(self._under_way) >= MOST:
+            self._wait(MOST // 2)
+
     def add(self, data: bytes, began: float, deadline: float | None) -> None:
-        """Send a body; waits for a connection, and while too many are under way."""
+        """Send a body; waits for a connection."""
         lanes = self.lanes
-        if self._under_way >= MOST:
-            self.wait(MOST // 2)
         one = _One(self, data, deadline, began)
         self.results.append(PENDING)
         if self._untold is not None:
+            self._tell()
             self._untold.append(one)
-        self._under_way += 1
+        self._under_way[one] = None
         lanes.puts += 1
         lane = lanes.take()
         if lane is None:
@@ -293,60 +301,66 @@ class Batch:
 
     def end(self) -> None:
         """Wait until every body has its result."""
-        self.wait(0)
+        self._wait(0)
         self._tell()
 
     def leave(self) -> None:
         """The call is over: what is still under way, because it was interrupted, is not tried again."""
         self.is_over = True
-        for greenlet in list(self._trying):
+        for greenlet in list(self._trying.values()):
             greenlet.kill(block=False)
-        self.lanes.leave(self._under_way)
-        self._under_way = 0
+        self.lanes.leave(len(self._under_way))
+        self._under_way.clear()
 
-    def wait(self, most: int) -> None:
+    def _wait(self, most: int) -> None:
         self._wanted = most
-        while self._under_way > most:
+        while len(self._under_way) > most:
             self._tell()
             self._changed.clear()
-            self._changed.wait()
+            if not self._changed.wait(LOST):
+                for one, greenlet in list(self._trying.items()):
+                    if greenlet.ready():
+                        self._tried(one, greenlet)
+        self._wanted = -1
 
     def failed(self, one: _One, lane: Lane, error: GstalkError) -> None:
         """In the hub: a try has failed, and the iterable may be waiting, so that nobody else can try again."""
-        final = one.failed(lane, error)
-        if final is not None:
-            self.settle(one, final)
-        elif not self.is_over:
-            context = self._context
-            greenlet = gevent.spawn(one.go_on) if context is None else gevent.spawn(context.copy().run, one.go_on)
+        greenlet = self._trying.get(one)
+        if greenlet is None:  # else a signal has struck here before
+            final = one.failed(lane, error)
+            if final is not None:
+                self.settle(one, final)
+                return
+            if self.is_over:
+                return
+            greenlet = Greenlet(one.go_on) if self._context is None else Greenlet(self._context.copy().run, one.go_on)
             greenlet.name = "gstalk-put"
-            self._trying.add(greenlet)
+            greenlet.rawlink(partial(self._tried, one))
+            self._trying[one] = greenlet
+        greenlet.start()
 
-            def ended(greenlet: Greenlet[..., Any]) -> None:
-                self._trying.discard(greenlet)
-                outcome = greenlet.value
-                self.settle(one, outcome if isinstance(outcome, (int, GstalkError)) else one.interrupted())
-
-            greenlet.rawlink(ended)
+    def _tried(self, one: _One, greenlet: Greenlet[..., Any]) -> None:
+        outcome = greenlet.value
+        self.settle(one, outcome if isinstance(outcome, (int, GstalkError)) else one.interrupted())
+        self._trying.pop(one, None)
 
     def settle(self, one: _One, outcome: int | GstalkError) -> None:
-        """Write a body's result. May be called in the hub."""
-        if self.is_over or one.is_settled:
+        """Write a body's result. May be called in the hub; a second time it does nothing."""
+        if one not in self._under_way:
             return
-        one.is_settled = True
         self.results[one.number] = outcome
-        self.failures += not isinstance(outcome, int)
-        self._under_way -= 1
-        self.lanes.leave()
-        if self._under_way <= self._wanted:
-            self._changed.set()
         if self._untold is not None:
             one.ended_at = monotonic()
+        self._under_way.pop(one)  # last: a signal that strikes before it has this called again
+        self.failures += outcome.__class__ is not int
+        self.lanes.leave()
+        if len(self._under_way) <= self._wanted:
+            self._changed.set()
 
     def _tell(self) -> None:
         """Tell of those that have ended, in their order, in the greenlet that they are put for."""
         untold = self._untold
-        while untold and untold[0].is_settled:
+        while untold and untold[0] not in self._under_way:
             one = untold.popleft()
             one.tell(self.results[one.number], one.ended_at)
 
@@ -354,12 +368,11 @@ class Batch:
 class _One(Put):
     """One body of many."""
 
-    __slots__ = ("_batch", "_lane", "ended_at", "is_settled", "number")
+    __slots__ = ("_batch", "_lane", "ended_at", "number")
 
     def __init__(self, batch: Batch, data: bytes, deadline: float | None, began: float) -> None:
         super().__init__(batch.lanes, batch.tube, data, deadline, batch.once, began)
         self.number = len(batch.results)
-        self.is_settled = False
         self.ended_at = 0.0
         self._batch = batch
         self._lane: Lane | None = None
@@ -372,7 +385,7 @@ class _One(Put):
 
     def _answered(self, slot: Slot) -> None:
         """In the hub: the answer is here; or, a second time, after its time was over."""
-        lane, self._lane = self._lane, None
+        lane = self._lane
         if lane is None:
             return
         error: Any = slot.error
@@ -380,6 +393,7 @@ class _One(Put):
             self._batch.settle(self, slot.result)
         else:
             self._batch.failed(self, lane, error)
+        self._lane = None
         self.lanes.done(lane)
 
     def go_on(self) -> int | GstalkError:

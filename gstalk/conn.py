@@ -239,7 +239,7 @@ class Conn:
         numbers = params.priority, params.delay, params.ttr
         results: list[int | BaseException] = []
         pending: deque[Slot | BaseException] = deque()
-        failed = False
+        failed = 0
         breath = monotonic() + BREATH
         for body in bodies:
             try:
@@ -247,12 +247,12 @@ class Conn:
             except Exception as error:  # whatever is wrong with a body is wrong with it alone
                 pending.append(error.with_traceback(None))  # it holds this frame, and this frame holds it
                 if monotonic() > breath:
-                    failed |= self._harvest(pending, results, tube)
+                    failed += self._harvest(pending, results, tube)
                     sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
                     breath = monotonic() + BREATH
                 continue
             if not link.pipe.clear:
-                failed |= self._harvest(pending, results, tube)
+                failed += self._harvest(pending, results, tube)
                 while not link.pipe.clear and link.is_connected:
                     link.wait_room()
                 if not link.is_connected:
@@ -277,21 +277,20 @@ class Conn:
         last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
         if last is not None:
             join(self._hub, last)
-        failed |= self._harvest(pending, results, tube)
+        failed += self._harvest(pending, results, tube)
         if failed:
-            wrong = sum(isinstance(result, BaseException) for result in results)
-            raise PutManyError(f"put_many to {tube!r} at {self.uri}: {wrong} of {len(results)} failed", results)
+            raise PutManyError(f"put_many to {tube!r} at {self.uri}: {failed} of {len(results)} failed", results)
         return results  # type: ignore[return-value]
 
-    def _harvest(self, pending: deque[Slot | BaseException], results: list[int | BaseException], tube: str) -> bool:
-        """Move what is answered from the front of `pending` to the results; tell whether any failed."""
-        failed = False
+    def _harvest(self, pending: deque[Slot | BaseException], results: list[int | BaseException], tube: str) -> int:
+        """Move what is answered from the front of `pending` to the results; tell how many failed."""
+        failed = 0
         while pending:
             entry = pending[0]
             if isinstance(entry, Slot):
                 if entry.error is not None:
                     results.append(entry.error)
-                    failed = True
+                    failed += 1
                 elif entry.result is PENDING:
                     break
                 else:
@@ -300,7 +299,7 @@ class Conn:
                     self._link.outcomes.tell(entry, tube, entry.extra, entry.error)
             else:
                 results.append(entry)
-                failed = True
+                failed += 1
             pending.popleft()
         return failed
 

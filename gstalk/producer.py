@@ -198,6 +198,7 @@ class Producer:
         batch = Batch(lanes, tube, limit == 0)
         try:
             while True:
+                batch.wait_room()
                 try:
                     body = next(iterator)
                 except StopIteration:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import gevent
 import pytest
 
 import gstalk
+from gstalk import _puts
 from gstalk.pool import Pool
 from tests.faults.test_signal_everywhere import Signal, in_hub
 from tests.servers import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-LOST = (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.JobLostError)
+LOST = (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.JobLostError, gstalk.PutManyError)
 
 
 class Strike(Signal):
@@ -163,6 +164,27 @@ def test_producer_goes_on(strikes, server, other, tube):
             assert all(each.ready() for each in putting), strike.where
             assert producer.put(tube, b"next", timeout=3), strike.where
             producer.stop(0.2)  # it may wait for a put that was struck on its way out
+
+
+@pytest.mark.soak
+@pytest.mark.limit(300)
+@outliving
+def test_put_many_ends_and_its_producer_goes_on(strikes, play, monkeypatch):
+    """Some bodies are refused, and tried again in greenlets of their own."""
+    monkeypatch.setattr(_puts, "LOST", 0.1)
+    names = ("_answered", "settle", "failed", "_tried", "go_on", "add", "wait", "end", "leave", "_serve", "_tick")
+    for strike in strikes(*names):
+        played = play({"put": [None, b"INTERNAL_ERROR\r\n", b"INTERNAL_ERROR\r\n", None]})
+        with gstalk.Producer(played.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
+            producer.wait_connected(5)
+            in_hub(sys.settrace, strike.trace)
+            putting = gevent.spawn(strike.call, partial(producer.put_many, "default", [b"x"] * 4, timeout=2))
+            within(5, putting.ready, strike)
+            in_hub(sys.settrace, None)
+            assert putting.value is None or not isinstance(putting.value, list) or len(putting.value) == 4
+            assert producer.put("default", b"next", timeout=3), strike.where
+            producer.stop(0)
+        played.close()
 
 
 @pytest.mark.soak

@@ -233,6 +233,15 @@ def test_producer_put_many_tells_of_each_body_sent(server, tube, told):
     assert {event.attempt for event in told.of("put")} == {1}
 
 
+def test_producer_put_many_tells_of_another_try_in_the_callers_context(play, told):
+    with gstalk.Producer(play({"put": [CUT, None]}).uri, event_func=told, info_func=print) as producer:
+        where.set("here")
+        assert len(producer.put_many("default", [b""] * 3, timeout=10)) == 3
+    retries = [place for event, place in zip(told.events, told.places, strict=True) if event.kind == "put_retry"]
+    assert {name for _, name in retries} == {"here"}
+    assert [event.attempt for event in told.of("put")] == [2] * len(retries) + [1] * (3 - len(retries))
+
+
 def test_put_is_told_in_the_callers_greenlet_and_context(server, tube, told):
     with gstalk.Producer(server.uri, event_func=told) as producer:
 

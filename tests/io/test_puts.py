@@ -17,6 +17,7 @@ from gevent.event import Event
 
 import gstalk
 from gstalk import _puts
+from gstalk._lanes import Lane, Place
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -117,6 +118,25 @@ def test_put_server_that_broke_the_protocol_still_serves_other_puts(play, produc
     with pytest.raises(gstalk.ProtocolError):
         producer.put("default", b"")
     assert producer.put("default", b"", timeout=5) == 1
+
+
+def test_put_in_line_remembers_which_servers_it_has_tried(play, produce):
+    """While it waits for its turn; then it goes to the other server, whichever stands first in the queue."""
+    tried, other = play(), play()
+    producer = produce(tried.uri, other.uri)
+    lanes = producer._lanes
+    put = _puts.Put(lanes, "default", b"", None, False)
+    put._tried = frozenset([tried.uri])
+    before = Place(None)
+    lanes._line[before] = None
+    for _ in range(2):
+        assert put.choose(False) is None
+    del lanes._line[before]
+    for _ in range(3):
+        lane = put.choose(True)
+        assert isinstance(lane, Lane)
+        assert lane.server.uri == other.uri
+        lanes.done(lane)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +365,18 @@ def test_put_many_takes_nothing_ahead(play, connect, produce, kind):
             "default", (b"x" for _ in taken)
         )
     assert next(taken) <= most + 2
+
+
+def test_put_many_takes_a_body_when_there_is_room_for_it_and_not_before(server, produce, tube):
+    """Its time begins when it is taken, and should not pass while others are waited for."""
+    producer = produce(server.uri)
+
+    def bodies() -> Iterator[bytes]:
+        for _ in range(2000):
+            assert producer._lanes.puts < _puts.MOST
+            yield b"x"
+
+    assert len(producer.put_many(tube, bodies())) == 2000
 
 
 def test_put_many_failed_bodies_are_tried_again_side_by_side(play, produce):
