@@ -27,6 +27,7 @@ from gevent.queue import Queue
 from gstalk import _forks
 from gstalk._calls import join, wake
 from gstalk._clock import monotonic
+from gstalk._critical import critical, section_of
 from gstalk._hooks import Hooks
 from gstalk._link import Link
 from gstalk._pipeline import Pipeline
@@ -80,6 +81,7 @@ class Lanes:
 
     Attributes:
         hub: The hub that they belong to.
+        section: Its critical section; greenlets take, send on and give back connections inside of it alone.
         config, hooks: The Producer's.
         pool: What keeps them connected; once it is stopped, no put begins another try.
         puts: The number of puts under way.
@@ -89,6 +91,7 @@ class Lanes:
 
     def __init__(self, addresses: Iterable[Address], config: Config, hooks: Hooks) -> None:
         self.hub = get_hub()
+        self.section = section_of(self.hub)
         self.config = config
         self.hooks = hooks
         self.puts = 0
@@ -144,13 +147,15 @@ class Lanes:
             self.done(lane)
         return None
 
+    @critical
     def wait(self, deadline: float | None) -> None:
         """Stand in line until a connection may be had, or there is another reason to look again."""
         place = Place(deadline)
-        place.waiter = getcurrent()
-        self._line[place] = None
-        self._earliest = min(self._earliest, place.deadline)
-        self._start_ticker()
+        with self.section:
+            place.waiter = getcurrent()
+            self._line[place] = None
+            self._earliest = min(self._earliest, place.deadline)
+            self._start_ticker()
         try:
             with Wanted(self.pool):
                 join(self.hub, place)
@@ -203,6 +208,9 @@ class Lanes:
     def _serve(self) -> None:
         """In the hub: have those in line look again, some at a time, while there is anything to see for them."""
         self._serving = False
+        if not self.section.is_free:
+            self._serve_soon()
+            return
         now = monotonic()
         for _ in range(AT_A_TIME):
             place = next(iter(self._line), None)
@@ -258,6 +266,8 @@ class Lanes:
 
     def _tick(self) -> None:
         """In the hub: end the wait of puts whose time is over, and mend what a signal has left."""
+        if not self.section.is_free:
+            return
         now = monotonic()
         lanes = list(self._lanes.values())
         for lane in lanes:

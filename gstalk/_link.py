@@ -341,9 +341,17 @@ class Link:
         else:
             self._settle_keeping(job_id, ours, commands.BURY, lambda p: commands.bury(job_id, p))
 
+    @critical
     def touch(self, job: Job | int) -> None:
         job_id, ours = self._whose(job, "touch")
-        self.call(commands.TOUCH, commands.by_id(commands.TOUCH, job_id), job_id, self._touched, ours)
+        self.clear("touch")
+        with self.section:
+            if ours is not None:
+                self._refuse_finished(ours, "touch")  # as in `_settle`
+            pipe = self.pipe
+            slot = pipe.slot(commands.TOUCH, job_id, self._touched, ours)
+            pipe.append(commands.by_id(commands.TOUCH, job_id), slot)
+        pipe.wait(slot)
 
     def touch_unwaited(self, job: Job) -> None:
         """Touch a job that we hold; nobody waits for the reply, but the job learns if it is lost."""
@@ -378,9 +386,10 @@ class Link:
             self.check(what)
             return checks.check_job_id(job), None
         self._check_owner(job, what)
+        ours = job if job._state == "held" else None
         self._refuse_finished(job, what)
         self.check(what)
-        return job.id, job if job._state == "held" else None
+        return job.id, ours
 
     def _refuse_finished(self, job: Job, what: str) -> None:
         if job._state in ("settling", "finished"):

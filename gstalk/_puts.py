@@ -20,11 +20,12 @@ from functools import partial
 from typing import Any
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, getcurrent
 from gevent.event import Event
 
 from gstalk._calls import join
 from gstalk._clock import monotonic
+from gstalk._critical import critical
 from gstalk._lanes import TICK, Lane, Lanes
 from gstalk.errors import (
     BuriedError,
@@ -87,12 +88,17 @@ class Put:
         """Whether any try may have stored the job."""
         return "maybe" if self._maybes else "no"
 
+    @critical
     def choose(self, in_turn: bool) -> Lane | GstalkError | None:
         """Say what is next: a connection, which is taken, an error that ends it, or `None`: it has to wait.
 
         Args:
             in_turn: Whether its turn has come; else those in line come first.
         """
+        with self.lanes.section:
+            return self._choose(in_turn)
+
+    def _choose(self, in_turn: bool) -> Lane | GstalkError | None:
         lanes = self.lanes
         if lanes.pool.is_stopped:
             return self._ended()
@@ -212,6 +218,7 @@ class Put:
         )
 
 
+@critical
 def run(
     lanes: Lanes, tube: str, data: bytes, deadline: float | None, once: bool, put: Put | None = None
 ) -> int | GstalkError:
@@ -220,20 +227,34 @@ def run(
     Args:
         put: What is known of it, if it has failed once or is told of; else that is made when it is needed.
     """
-    lane = lanes.take() if put is None else None
+    section = lanes.section
+    me = getcurrent()
+    lane: Lane | None = None
     while True:
-        if lane is None:
-            if put is None:
-                put = Put(lanes, tube, data, deadline, once)
+        if section.owner is not None:
+            section.wait()
+        if put is not None:
             found = put.another()
             if not isinstance(found, Lane):
                 return found
             lane = found
-        slot = lanes.send(lane, tube, data, deadline)
+        try:
+            section.owner = me
+            if put is None:
+                lane = lanes.take()
+            if lane is not None:
+                slot = lanes.send(lane, tube, data, deadline)
+        finally:
+            section.owner = None
+        if lane is None:
+            put = Put(lanes, tube, data, deadline, once)
+            continue
         try:
             join(lanes.hub, slot)
         finally:
+            section.owner = me
             lanes.done(lane)
+            section.owner = None
         error: Any = slot.error
         if error is None:
             job_id: int = slot.result
@@ -241,11 +262,11 @@ def run(
         if put is None:
             put = Put(lanes, tube, data, deadline, once)
             put.uri = lane.server.uri
-        final = put.failed(lane, error)
+        with section:
+            final = put.failed(lane, error)
         if final is not None:
             return final
         put.tell_retry(passing=True)
-        lane = None
 
 
 class Batch:
@@ -257,6 +278,7 @@ class Batch:
 
     def __init__(self, lanes: Lanes, tube: str, once: bool) -> None:
         self.lanes = lanes
+        self._me = getcurrent()
         self.results: list[int | BaseException] = []
         self.failures = 0
         self.tube = tube
@@ -280,6 +302,7 @@ class Batch:
         if len(self._under_way) >= MOST:
             self._wait(MOST // 2)
 
+    @critical
     def add(self, data: bytes, began: float, deadline: float | None) -> None:
         """Send a body; waits for a connection."""
         lanes = self.lanes
@@ -290,14 +313,23 @@ class Batch:
             self._untold.append(one)
         self._under_way[one] = None
         lanes.puts += 1
-        lane = lanes.take()
+        section = lanes.section
+        if section.owner is not None:
+            section.wait()
+        try:
+            section.owner = self._me
+            lane = lanes.take()
+            if lane is not None:
+                one.send(lane)
+        finally:
+            section.owner = None
         if lane is None:
             found = one.another()
             if not isinstance(found, Lane):
                 self.settle(one, found)
                 return
-            lane = found
-        one.send(lane)
+            with section:
+                one.send(found)
 
     def end(self) -> None:
         """Wait until every body has its result."""

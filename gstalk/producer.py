@@ -234,6 +234,8 @@ class Producer:
             raise WrongHubError(f"{what}: this Producer belongs to another thread's hub")
         if getcurrent() is hub:
             raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
+        if self._lanes.section.owner is not None:
+            self._lanes.section.wait()
         return self._lanes
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
@@ -252,6 +254,10 @@ class Producer:
             raise WrongHubError("stop: this Producer belongs to another thread's hub")
         if self._stopped:
             return
+        if lanes.section.owner is not None:
+            lanes.section.wait()
+        if getcurrent() is lanes.hub and lanes.puts > 0 and seconds != 0:
+            raise BlockingSwitchOutError("stop: puts are under way, and the hub can't wait: spawn a greenlet for it")
         self._stopped = True
         self._finalizer.detach()
         forked, lanes.is_ready = not lanes.is_ready, False

@@ -1,29 +1,31 @@
 """A signal handler that uses gstalk may run between any two lines of gstalk: it works, or is refused with nothing sent.
 
-A trace function calls it where Python would: before a line, in whichever greenlet is at work. `__del__` methods and
-callbacks of weak references come in the same way.
+A trace function calls it where Python would: before a line, in whichever greenlet is at work, or in the hub. `__del__`
+methods, callbacks of weak references and hooks of a collector come in the same way.
 """
 
 from __future__ import annotations
 
 import itertools
 import linecache
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
 from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
+from gstalk._critical import section_of
+from gstalk.testing import Beanstalkd
 from tests.faults.test_signal_everywhere import in_hub
+from tests.servers import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-
-OURS = "/gstalk/"
 
 
 class Handler:
@@ -38,10 +40,11 @@ class Handler:
 
     def trace(self, frame: Any, event: str, _: object) -> Any:
         path = frame.f_code.co_filename or ""
-        if OURS not in path or "/testing/" in path or "/tests/" in path:
+        if "/gstalk/" not in path or "/testing/" in path or "/tests/" in path:
             return None
-        # Between the line's start and its call Python runs no signal handler, and here that would lose a switch.
-        if event == "line" and not self.where and linecache.getline(path, frame.f_lineno).strip() != "switch()":
+        # Between such a line's start and its call Python runs no signal handler, and here that would lose a switch.
+        switches = linecache.getline(path, frame.f_lineno).strip() in ("switch()", "waiter.switch()")
+        if event == "line" and not self.where and not switches:
             self.lines += 1
             if self.lines == self.number:
                 self.where = f"{path.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
@@ -67,26 +70,209 @@ class Handler:
         sys.settrace(self.trace)
         try:
             return call()
+        except gstalk.GstalkError as error:
+            return error
         finally:
             sys.settrace(None)
 
 
-def test_put_struck_by_puts(server, connect, other, tube):
-    outcomes: Counter[str] = Counter()
-    conn = connect()
-    for number in itertools.count(1):
+class World(NamedTuple):
+    """What the operations and the handlers work with. `jobs`: reserved, the first one is what both may settle."""
+
+    server: Beanstalkd
+    conn: gstalk.Conn
+    producer: gstalk.Producer
+    tube: str
+    jobs: list[gstalk.Job]
+
+
+@pytest.fixture
+def worlds(server, tube) -> Iterator[Callable[[], World]]:
+    """Start a world; its connections are used again until one is broken."""
+    producer = gstalk.Producer(server.uri)
+    conns: list[gstalk.Conn] = []
+
+    def start() -> World:
+        if not conns or not conns[-1].is_connected:
+            conns.append(gstalk.dial(server.uri))
+            conns[-1].watch(f"{tube}-work")
+            conns[-1].ignore("default")
+        conn = conns[-1]
+        for _ in range(2):
+            conn.put(f"{tube}-work", b"work")
+        jobs = [conn.reserve() for _ in range(2)]
         conn.use("default")
-        handler = Handler(number, partial(conn.put, f"{tube}-2", b"handler"))
-        job_id = handler.run(partial(conn.put, tube, b"outer"))
+        return World(server, conn, producer, tube, jobs)
+
+    yield start
+    for conn in conns:
+        conn.close()
+    producer.stop()
+
+
+OPERATIONS: dict[str, Callable[[World], Any]] = {
+    "put": lambda world: world.conn.put(world.tube, b"outer"),
+    "put_many": lambda world: world.conn.put_many(world.tube, [b"outer", b"outer"]),
+    "peek_ready": lambda world: world.conn.peek_ready(f"{world.tube}-work"),
+    "delete": lambda world: world.jobs[0].delete(),
+    "release": lambda world: world.jobs[0].release(delay=1000),
+    "bury": lambda world: world.jobs[0].bury(5),
+    "touch": lambda world: world.jobs[0].touch(),
+    "reserve": lambda world: world.conn.reserve_with_timeout(0),
+    "stats": lambda world: world.conn.stats(),
+    "producer.put": lambda world: world.producer.put(world.tube, b"outer"),
+    "producer.put_many": lambda world: world.producer.put_many(world.tube, [b"outer", b"outer"]),
+}
+HANDLERS: dict[str, Callable[[World], Any]] = {
+    "puts": lambda world: world.conn.put(f"{world.tube}-2", b"handler"),
+    "deletes the same job": lambda world: world.jobs[0].delete(),
+    "reserves": lambda world: world.conn.reserve_with_timeout(0),
+    "producer puts": lambda world: world.producer.put(f"{world.tube}-2", b"handler"),
+}
+
+
+def check_ids(other: gstalk.Conn, result: Any, tube: str, body: bytes, where: str) -> None:
+    """The ids are those of the bodies that were put for them."""
+    for job_id in result if isinstance(result, list) else [result]:
         job = other.peek(job_id)
+        assert job is not None, where
+        assert (job.body, other.stats_job(job_id).tube) == (body, tube), where
         other.delete(job_id)
-        assert job.body == b"outer", handler.where
-        assert other.stats_job
-        outcomes[type(handler.result).__name__] += 1
-        if not handler.where:
+
+
+@pytest.mark.soak
+@pytest.mark.limit(600)
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_handler_at_any_line_of_a_call_works_or_is_refused(operation, handler, worlds, other, many, rng):
+    """Each gets what is his own; what was refused has sent nothing; and the connection goes on."""
+    outcomes: Counter[str] = Counter()
+    number = 0
+    while True:
+        number += many(rng.randrange(1, 12), 1)
+        world = worlds()
+        struck = Handler(number, partial(HANDLERS[handler], world))
+        result = struck.run(partial(OPERATIONS[operation], world))
+        where = struck.where
+        outcomes[type(struck.result).__name__] += bool(where)
+        if "put" in operation:
+            check_ids(other, result, world.tube, b"outer", where)
+        if "put" in handler and isinstance(struck.result, (int, list)):
+            check_ids(other, struck.result, f"{world.tube}-2", b"handler", where)
+        for told in (result, struck.result):
+            fine = (gstalk.JobFinishedError, BlockingSwitchOutError, gstalk.NotIgnoredError)
+            assert not isinstance(told, Exception) or isinstance(told, fine), (told, where)
+        settles = {"delete", "release", "bury"} & {operation}
+        if settles or (handler == "deletes the same job" and struck.result is None and where):
+            assert world.jobs[0].is_finished, where
+            assert not world.jobs[0].is_lost, where
+        assert world.conn.is_connected, where
+        for job in world.jobs:
+            if not job.is_finished:
+                job.delete()
+        other.kick(f"{world.tube}-work", 9)
+        while job_left := other.peek_delayed(f"{world.tube}-work") or other.peek_ready(f"{world.tube}-work"):
+            other.delete(job_left)
+        assert other.peek_ready(world.tube) is None, where
+        assert other.peek_ready(f"{world.tube}-2") is None, where
+        if not where:
             break
-        if isinstance(handler.result, int):
-            assert other.peek(handler.result).body == b"handler", handler.where
-            assert other.stats_job(handler.result).tube == f"{tube}-2", handler.where
-            other.delete(handler.result)
-    print(outcomes)
+    assert outcomes.total() > many(2, 20)
+    assert BlockingSwitchOutError.__name__ in outcomes or not many(0, 1)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
+    """It strikes there while a reply is read, for instance, and nothing can wait there."""
+    number = 0
+    while True:
+        number += many(rng.randrange(1, 12), 1)
+        world = worlds()
+        struck = Handler(number, partial(HANDLERS[handler], world))
+        check_ids(other, struck.run(partial(world.conn.put, tube, b"outer"), hub=True), tube, b"outer", struck.where)
+        assert isinstance(struck.result, BlockingSwitchOutError) or not struck.where
+        for job in world.jobs:
+            job.delete()
+        if not struck.where:
+            break
+
+
+def test_greenlet_that_comes_while_a_handler_sleeps_in_the_middle_of_a_put_waits(conn, other, tube):
+    """And so does the hub: what stands half done there may not be looked at."""
+    section = section_of(gevent.get_hub())
+    seen: list[object] = []
+
+    def sleep_inside() -> None:
+        if section.owner is not gevent.getcurrent():
+            raise BlockingSwitchOutError  # nothing was half done yet: try the next line
+        beside = gevent.spawn(conn.put, tube, b"beside")
+        gevent.sleep(0.05)
+        seen.append(beside.ready())
+        inside.append(beside)
+
+    inside: list[Any] = []
+    for number in itertools.count(1):
+        struck = Handler(number, sleep_inside)
+        check_ids(other, struck.run(partial(conn.put, tube, b"outer")), tube, b"outer", struck.where)
+        for beside in inside:
+            check_ids(other, beside.get(timeout=5), tube, b"beside", struck.where)
+        inside.clear()
+        if not struck.where:
+            break
+    assert len(seen) > 10
+    assert set(seen) == {False}
+
+
+def test_exception_on_the_line_that_leaves_the_section_keeps_nobody_out(conn, other, tube):
+    """A greenlet that was struck there has left: it is found out when the next one comes."""
+    section = section_of(gevent.get_hub())
+    dead = gevent.spawn(lambda: None)
+    dead.join()
+    for owner in (dead, gevent.getcurrent(), gevent.spawn(gevent.sleep, 0)):
+        section.owner = owner
+        check_ids(other, conn.put(tube, b"x"), tube, b"x", "")
+        assert section.owner is None
+
+
+@pytest.mark.soak
+@pytest.mark.limit(1200)
+def test_real_signals_at_random_moments_of_many_puts_swap_no_reply(server, other, tube, many, figures):
+    """A timer of the process strikes some thousand times while greenlets put, and its handler puts on the same Conn."""
+    conn = gstalk.dial(server.uri)
+    outcomes: Counter[str] = Counter()
+    stored: list[int] = []
+
+    def on_alarm(*_: object) -> None:
+        try:
+            stored.append(conn.put(f"{tube}-2", b"handler"))
+            outcomes["worked"] += 1
+        except BlockingSwitchOutError:
+            outcomes["refused"] += 1
+
+    def put_some(name: int) -> list[tuple[int, bytes]]:
+        found = []
+        for n in range(many(300, 20_000)):
+            body = b"%d %d" % (name, n)
+            found.append((conn.put(f"{tube}-{name % 2}", body), body))
+        return found
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        putting = [gevent.spawn(put_some, name) for name in range(16)]
+        wait_until(lambda: all(each.ready() for each in putting), many(50, 1000))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for each in putting:
+        for job_id, body in each.get():
+            job = other.peek(job_id)
+            assert job is not None
+            assert job.body == body
+    for job_id in stored:
+        job = other.peek(job_id)
+        assert job is not None
+        assert job.body == b"handler"
+    assert sum(outcomes.values()) > 100
+    figures |= {**outcomes}
+    conn.close()
