@@ -197,7 +197,7 @@ class _Run:
         self._async = self._hub.loop.async_(ref=False)
         self._async.start(self._on_request)
         self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
-        _forks.register("consumer", self)
+        _forks.register("consumer", self, _Run._forked)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class _Run:
         if self.is_copy:
             raise _ForkedError
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child: nothing is reserved or handled here, and the copy of `receive` is to end."""
         self.is_copy = self._handling.is_copy = True
         self._stop_at = None

@@ -95,7 +95,7 @@ class Producer:
         self._hooks = Hooks(self._config)
         self._stopped = False
         self._start()
-        _forks.register("producer", self)
+        _forks.register("producer", self, Producer._forked)
 
     def _start(self) -> None:
         self._lanes = Lanes(self._addresses, self._config, self._hooks)
@@ -488,7 +488,7 @@ class Producer:
         finally:
             lanes.close()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child: the next put begins with connections of its own."""
         self._ready = False
         self._lanes.forked()
