@@ -31,8 +31,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
-from weakref import WeakSet
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from gevent import getcurrent
 from gevent.hub import Hub
@@ -43,15 +44,9 @@ __all__ = ["forker", "generation", "is_here", "look", "prepare", "register", "un
 ORDER = ("transport", "look-ups", "pipeline", "pool", "consumer", "lanes")
 
 
-class Inherited(Protocol):
-    """What a child must let go of."""
-
-    def forked(self) -> None:
-        """In the child, and only there: let go, with nothing said. Must not switch."""
-
-
+T = TypeVar("T")
 under_way: list[Any] = []  # the greenlets that fork just now: one of them may let another begin
-_living: dict[str, WeakSet[Inherited]] = {kind: WeakSet() for kind in ORDER}
+_living: dict[str, WeakKeyDictionary[Any, Callable[[Any], None]]] = {kind: WeakKeyDictionary() for kind in ORDER}
 _preparations: list[Callable[[], None]] = []
 _native_ident = get_original("_thread", "get_ident")
 _process = os.getpid()  # whose all this is
@@ -60,11 +55,16 @@ _forker: Any = None  # the greenlet that forked this process
 _early: list[BaseException | None] = []  # what a `look` in this child came to, before our hook was called
 
 
-def register(kind: str, each: Inherited) -> None:
-    """Have `each.forked` called in children, for as long as somebody refers to it."""
+def register(kind: str, each: T, let_go: Callable[[T], None]) -> None:
+    """Have a child let go of something, for as long as somebody refers to it.
+
+    Args:
+        kind: Its place in `ORDER`.
+        let_go: Called with it in the child, and only there. Must not switch, nor say anything on a socket.
+    """
     if under_way:
         look()
-    _living[kind].add(each)
+    _living[kind][each] = let_go
 
 
 def prepare(function: Callable[[], None]) -> None:
@@ -104,7 +104,7 @@ def _let_go() -> None:
     global _process, _generation
     _process = os.getpid()
     _generation += 1
-    _call_all(each.forked for kind in ORDER for each in list(_living[kind]))
+    _call_all(partial(let_go, each) for kind in ORDER for each, let_go in list(_living[kind].items()))
 
 
 def _call_all(functions: Iterable[Callable[[], None]]) -> None:

@@ -108,7 +108,7 @@ class Lanes:
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
         self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down)
-        _forks.register("lanes", self)
+        _forks.register("lanes", self, Lanes._forked)
 
     # -- taking a connection -----------------------------------------------------------------------------------
 
@@ -346,7 +346,7 @@ class Lanes:
             for link in self._lanes:
                 stack.callback(link.close)
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In the child: these are the parent's."""
         self.is_ready = False
         if _forks.is_here(self.hub):

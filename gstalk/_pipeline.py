@@ -112,7 +112,7 @@ class Pipeline:
         self._draining = False  # much was sent: what the kernel still holds is looked at, too
         self._delivered = 0  # how much of the stream had left the kernel at the last look
         self._on_end: Call | None = None
-        _forks.register("pipeline", self)
+        _forks.register("pipeline", self, Pipeline._forked)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class Pipeline:
         if self._transport is not None:
             self._transport.close()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child: the connection is the parent's, who goes on and sends all of it."""
         why = "this connection belongs to the parent process: dial again"
         if _forks.is_here(self.hub):

@@ -78,7 +78,7 @@ class Transport:
         self._backlog = bytearray()
         self._chunk = CHUNK
         self.sent = 0
-        _forks.register("transport", self)
+        _forks.register("transport", self, Transport._forked)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -149,7 +149,7 @@ class Transport:
         """Close at once, with nothing said."""
         self._sock.close()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child: leave the parent's connection to the parent, with nothing said.
 
         The null device takes the descriptor's place, so that a greenlet which was copied in the middle of a dial wakes
@@ -465,4 +465,4 @@ class _Lookups:
 
 _lookups = _Lookups()
 _forks.prepare(_lookups.let_them_leave)
-_forks.register("look-ups", _lookups)
+_forks.register("look-ups", _lookups, _Lookups.forked)

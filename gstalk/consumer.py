@@ -226,7 +226,7 @@ class _Run:
         self._ctrl_c = ctrl_c
         ctrl_c.working, ctrl_c.wake = self._current, self.look
         self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
-        _forks.register("consumer", self)
+        _forks.register("consumer", self, _Run._forked)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
@@ -317,7 +317,7 @@ class _Run:
         if self.is_copy:
             raise _ForkedError
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child: nothing is reserved or handled here, and the copy of `receive` is to end."""
         self.is_copy = self._handling.is_copy = True
         self._stop_at = None

@@ -96,7 +96,7 @@ class Pool:
         for server in self.servers:
             for _ in range(config.multiply * list(addresses).count(server.address)):
                 self._begin(server)
-        _forks.register("pool", self)
+        _forks.register("pool", self, Pool._forked)
 
     @property
     def is_connected(self) -> bool:
@@ -141,7 +141,7 @@ class Pool:
         for link in list(self.links):
             link.cut()
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child: no new connections; the keepers' copies end at their next wake."""
         self.is_stopped = True
 

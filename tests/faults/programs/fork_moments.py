@@ -320,7 +320,7 @@ def broken_hook() -> None:
     load = Load()
     broken = [_Broken() for _ in _forks.ORDER]
     for kind, each in zip(_forks.ORDER, broken, strict=True):
-        _forks.register(kind, each)
+        _forks.register(kind, each, _Broken.forked)
 
     def child() -> None:
         say(child=outcome(lambda: load.conn.put("load", b"x")))
