@@ -13,9 +13,9 @@ can't be written to it: what it sent beyond that is never carried out.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Callable
 
+from gstalk.testing import arguments
 from gstalk.testing.engine import Agenda, Bag, Engine, Job, Tube
 
 __all__ = ["Client"]
@@ -23,17 +23,6 @@ __all__ = ["Client"]
 MAX_LINE = 224  # bytes of a line, which are read at once
 BUCKET = 1024  # bytes of a refused body that are thrown away in one turn
 SAFETY_MARGIN = 1  # seconds before a reserved job runs out in which its holder is warned
-_NAME = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
-_ID = re.compile(rb" *(\d+)")
-_BURY = re.compile(rb" *(\d+) +(\d+)")
-_RELEASE = re.compile(rb" *(\d+) +(\d+) +(\d+)")
-_PUT = re.compile(rb" *(\d+) +(\d+) +(\d+) +(\d+)(.*)", re.DOTALL)
-_PAUSE = re.compile(rb" *([A-Za-z0-9\-+/;.$_()]+) +(\d+)")
-_C_NUMBER = re.compile(rb"[ \t\n\v\f\r]*([+-]?\d+)")
-
-
-class Bad(Exception):
-    """A line that is answered with BAD_FORMAT."""
 
 
 class State(enum.Enum):
@@ -202,19 +191,19 @@ class Client:
             self.engine.commands[counted] += 1
             try:
                 if rest and word in _ALONE:
-                    raise Bad
+                    raise arguments.Bad
                 _COMMANDS[word](self, rest, now)
-            except Bad:
+            except arguments.Bad:
                 self.engine.commands[counted] -= 1
                 self.write(b"BAD_FORMAT\r\n")
 
     # -- putting -----------------------------------------------------------------------------------------------
 
     def _do_put(self, rest: bytes, now: float) -> None:
-        match = _PUT.fullmatch(rest)
+        match = arguments.PUT.fullmatch(rest)
         if match is None:
-            raise Bad
-        pri, delay, ttr, size = (_below(2**32, text) for text in match.group(1, 2, 3, 4))
+            raise arguments.Bad
+        pri, delay, ttr, size = (arguments.below(2**32, text) for text in match.group(1, 2, 3, 4))
         if size > self.engine.max_job_size:
             self._missing = size + 2
             self._skip_body(len(self._rest_of_line()))
@@ -230,7 +219,7 @@ class Client:
             self._take_body(self._rest_of_line(), now)
 
     def _do_use(self, rest: bytes, now: float) -> None:
-        tube = self.engine.tube(_name(rest))
+        tube = self.engine.tube(arguments.name(rest))
         old, self.used = self.used, tube
         tube.using += 1
         old.using -= 1
@@ -243,7 +232,7 @@ class Client:
         self._reserve(-1, now)
 
     def _do_reserve_with_timeout(self, rest: bytes, now: float) -> None:
-        seconds = _c_number(rest, -(2**63), 2**63)
+        seconds = arguments.c_number(rest, -(2**63), 2**63)
         self._reserve(((seconds or 0) + 2**31) % 2**32 - 2**31, now)  # an int has 32 bits; below 0 it is for ever
 
     def _reserve(self, seconds: int, now: float) -> None:
@@ -297,7 +286,7 @@ class Client:
     # -- what becomes of a job ---------------------------------------------------------------------------------
 
     def _any_job(self, rest: bytes) -> Job | None:
-        return self.engine.jobs.get(_numbers(_ID, rest)[0])
+        return self.engine.jobs.get(arguments.numbers(arguments.ID, rest)[0])
 
     def _mine(self, job_id: int) -> Job | None:
         job = self.engine.jobs.get(job_id)
@@ -315,7 +304,7 @@ class Client:
             self.write(b"DELETED\r\n")
 
     def _do_release(self, rest: bytes, now: float) -> None:
-        job_id, pri, delay = _numbers(_RELEASE, rest)
+        job_id, pri, delay = arguments.numbers(arguments.RELEASE, rest)
         job = self._mine(job_id)
         if job is not None:
             job.pri, job.delay = pri, delay
@@ -324,7 +313,7 @@ class Client:
             self.write(b"RELEASED\r\n")
 
     def _do_bury(self, rest: bytes, now: float) -> None:
-        job_id, pri = _numbers(_BURY, rest)
+        job_id, pri = arguments.numbers(arguments.BURY, rest)
         job = self._mine(job_id)
         if job is not None:
             job.pri = pri
@@ -332,7 +321,7 @@ class Client:
             self.write(b"BURIED\r\n")
 
     def _do_touch(self, rest: bytes, now: float) -> None:
-        job = self._mine(_numbers(_ID, rest)[0])
+        job = self._mine(arguments.numbers(arguments.ID, rest)[0])
         if job is not None:
             self.engine.touch(job, now)
             self.write(b"TOUCHED\r\n")
@@ -342,9 +331,9 @@ class Client:
         self.engine.make_ready(job, now)
 
     def _do_kick(self, rest: bytes, now: float) -> None:
-        number = _c_number(rest, 1 - 2**64, 2**64)
+        number = arguments.c_number(rest, 1 - 2**64, 2**64)
         if number is None:
-            raise Bad
+            raise arguments.Bad
         bound, tube, kicked = number % 2**32, self.used, 0
         only_buried = bool(tube.buried)
         while kicked < bound:
@@ -366,14 +355,14 @@ class Client:
     # -- tubes -------------------------------------------------------------------------------------------------
 
     def _do_watch(self, rest: bytes, now: float) -> None:
-        tube = self.engine.tube(_name(rest))
+        tube = self.engine.tube(arguments.name(rest))
         if tube not in self.watched:
             self.watched.append(tube)
             tube.watching += 1
         self.write(b"WATCHING %d\r\n" % len(self.watched))
 
     def _do_ignore(self, rest: bytes, now: float) -> None:
-        tube = self.engine.tubes.get(_name(rest))
+        tube = self.engine.tubes.get(arguments.name(rest))
         if tube not in self.watched:
             tube = None
         if tube is not None and len(self.watched) == 1:
@@ -389,12 +378,12 @@ class Client:
         self.engine.drop_if_unneeded(tube)
 
     def _do_pause_tube(self, rest: bytes, now: float) -> None:
-        match = _PAUSE.fullmatch(rest)
+        match = arguments.PAUSE.fullmatch(rest)
         if match is None:
-            raise Bad
-        seconds = _below(2**32, match[2])
+            raise arguments.Bad
+        seconds = arguments.below(2**32, match[2])
         tube = self.engine.tubes.get(match[1])
-        if not _NAME.fullmatch(match[1]):
+        if not arguments.is_name(match[1]):
             self.write(b"BAD_FORMAT\r\n")  # but counted
         elif tube is None:
             self.write(b"NOT_FOUND\r\n")
@@ -430,7 +419,7 @@ class Client:
         self._ok([f"{key}: {value}" for key, value in self.engine.stats(now)])
 
     def _do_stats_tube(self, rest: bytes, now: float) -> None:
-        tube = self.engine.tubes.get(_name(rest))
+        tube = self.engine.tubes.get(arguments.name(rest))
         if tube is None:
             self.write(b"NOT_FOUND\r\n")
         else:
@@ -477,39 +466,6 @@ class Client:
             self._unwatch(self.watched[0])
         self.used.using -= 1
         self.engine.drop_if_unneeded(self.used)
-
-
-def _below(limit: int, text: bytes) -> int:
-    number = int(text)
-    if number >= limit:
-        raise Bad
-    return number
-
-
-def _numbers(pattern: re.Pattern[bytes], text: bytes) -> list[int]:
-    """An id, and the numbers behind it."""
-    match = pattern.fullmatch(text)
-    if match is None:
-        raise Bad
-    first, *others = match.groups()
-    return [_below(2**64, first), *(_below(2**32, other) for other in others)]
-
-
-def _c_number(text: bytes, least: int, limit: int) -> int | None:
-    """Read a number as `strtol` does; whatever follows it is ignored."""
-    match = _C_NUMBER.match(text)
-    if match is None:
-        return None
-    number = int(match[1])
-    if not least <= number < limit:
-        raise Bad
-    return number
-
-
-def _name(text: bytes) -> bytes:
-    if not _NAME.fullmatch(text):
-        raise Bad
-    return text
 
 
 # In the order in which the server tries them: the first that a line begins with is its command.
