@@ -294,10 +294,12 @@ class Link:
         slot = None
         if type(job) is Job and job._owner is self and job._state == "held":
             # The usual case, in as few steps as can be.
-            self.check("delete")
             section = self.section
+            me = getcurrent()
+            if me.parent is not self.hub or section.owner is not None or self._closed or self.pipe.failure is not None:
+                self.check("delete")  # a greenlet whose parent is the hub is of its thread, and not the hub itself
             try:
-                section.owner = getcurrent()
+                section.owner = me
                 if job._state == "held":  # still: a signal handler may have come between
                     pipe = self.pipe
                     self.reserved.settle(job)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = [
     {"protocol", "schedule", "errors", "uri", "config", "retry", "job", "_reserved", "_traces"},
-    {"_calls", "_clock", "_forks", "_hooks", "_interrupts", "_transport", "_dial", "_pipeline"},
+    {"_calls", "_clock", "_critical", "_forks", "_hooks", "_interrupts", "_transport", "_dial", "_pipeline"},
     {"_misplaced", "_outcomes", "_ruins", "_link", "_reserve", "conn"},
     {"pool"},
     {"_handling", "_lanes", "_puts", "producer", "consumer"},
