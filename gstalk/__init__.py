@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from gstalk._handling import TimeLimitExceeded
 from gstalk.config import Config, Event, PutParams
 from gstalk.conn import Conn, dial
 from gstalk.consumer import Consumer
@@ -41,6 +40,7 @@ from gstalk.errors import (
     WrongHubError,
 )
 from gstalk.job import Job
+from gstalk.pool.handling import TimeLimitExceeded
 from gstalk.producer import Producer
 from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
 from gstalk.retry import RetryPolicy

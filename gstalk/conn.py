@@ -1,8 +1,8 @@
 """One connection to one server, in beanstalkd's own words.
 
 All greenlets of a hub may use one `Conn` at the same time: commands are pipelined, and each greenlet gets its own
-reply. How that is done stands in `_pipeline`; what becomes of jobs in `_link`; how reserves go beside other commands
-in `_reserve`. Here are the commands.
+reply. How that is done stands in `connection.pipeline`, what becomes of jobs in `connection.reserved`, and how reserves
+go beside other commands in `connection.reserving`. Here are the commands.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 
 from gevent import get_hub, getcurrent, sleep
 
-from gstalk._calls import join
-from gstalk._clock import monotonic
-from gstalk._critical import critical
-from gstalk._link import Link
-from gstalk._reserve import Caller, ReserveLine
-from gstalk._traces import forget, forgetful
 from gstalk.config import Config, Options, PutParams, Unpack, configure
+from gstalk.connection.calls import join
+from gstalk.connection.clock import monotonic
+from gstalk.connection.connection import Link
+from gstalk.connection.critical import critical
+from gstalk.connection.reserving import Caller, ReserveLine
 from gstalk.errors import PutManyError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
@@ -29,6 +28,7 @@ from gstalk.protocol.checks import Body
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Slot
 from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
+from gstalk.traces import forget, forgetful
 from gstalk.uri import parse_uri
 
 __all__ = ["Conn", "dial", "merge"]

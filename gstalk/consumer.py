@@ -1,7 +1,4 @@
-"""A pool to work with: connections that reserve jobs feed handlers, which run in the greenlets of a gevent Pool.
-
-`Asking` in `schedule` decides which connection asks for how many jobs; here that is carried out. A job goes from the
-reply straight to a waiting greenlet. All of that happens in the hub, so nothing can come between.
+"""A pool to work with: connections that reserve jobs (`pool.asking`) feed handlers (`pool.crew`). Here is their life.
 
 A `receive` goes through: **running**; **stopping**, nothing is reserved any more, handlers finish; **killing**, the
 time for that is over; then what is left is settled, and each connection is read to its end, so that the server has
@@ -10,34 +7,25 @@ let go of everything when `receive` returns.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
-from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 import gevent
 from gevent import get_hub, getcurrent
 from gevent.event import Event
-from gevent.pool import Pool as GreenletPool
 
-from gstalk import _forks
-from gstalk._calls import wait_for, whole
-from gstalk._clock import monotonic
-from gstalk._critical import section_of
-from gstalk._handling import Handler, Handling
-from gstalk._hooks import Hooks
-from gstalk._interrupts import CtrlC
-from gstalk._link import Link
-from gstalk._ruins import bury_ruined
-from gstalk._traces import forget, forgetful
 from gstalk.config import LEFT_OUT, Config, Options, Unpack, configure
-from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
-from gstalk.job import Job, Seconds
-from gstalk.pool import Pool, Server
-from gstalk.protocol import checks, commands
-from gstalk.protocol.session import Call, Slot
-from gstalk.schedule import SILENT, Asking, Lane
+from gstalk.connection import forks
+from gstalk.connection.clock import monotonic
+from gstalk.connection.hooks import Hooks
+from gstalk.connection.interrupts import CtrlC
+from gstalk.job import Seconds
+from gstalk.pool.asking import Asker
+from gstalk.pool.crew import Crew
+from gstalk.pool.handling import Handler, Handling
+from gstalk.pool.keeper import Pool
+from gstalk.protocol import checks
+from gstalk.traces import forgetful
 from gstalk.uri import Address, validate_uris
 
 __all__ = ["Consumer"]
@@ -169,16 +157,6 @@ class Consumer:
             run.look()
 
 
-class _ConsumerLane(Lane):
-    """A connection of a Consumer. `fresh`: how many jobs more are looked at before their handler runs."""
-
-    def __init__(self, server: str, link: Link, fresh: int) -> None:
-        super().__init__(server)
-        self.link = link
-        self.fresh = fresh
-        self.wait: Slot | None = None
-
-
 class _ForkedError(BaseException):
     """This is a child's copy of a `receive`."""
 
@@ -198,23 +176,14 @@ class _Run:
         ctrl_c: CtrlC,
     ) -> None:
         self._config = config
-        self._hooks = hooks
         self._handling = handling
         self._hub = get_hub()
-        self._section = section_of(self._hub)
-        self._context = copy_context()
-        self._asking = Asking(config.num_greenlets)
-        self._lanes: dict[Link, _ConsumerLane] = {}
-        self._idle: list[Call] = []  # greenlets that wait for a job
-        self._handed: list[Call] = []  # those that were handed one, and may not have wakened yet
-        self._jobs: deque[tuple[_ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
-        self._current: dict[Any, tuple[_ConsumerLane, Job]] = {}  # what each greenlet works at
-        self._greenlets = GreenletPool(config.num_greenlets)
+        self._crew = Crew(config, hooks, handling, self._on_free, self._look_again, self._interrupted)
         self._aside = handling.aside  # here also greenlets that tell of reserves which failed
-        self._pump_due = False
-        self._timer: Any = None
+        self._asker = Asker(
+            config, hooks, self._crew, self._aside, lambda has: connected.set() if has else connected.clear()
+        )
         self._changed = Event()  # the receiving greenlet is to look
-        self._connected = connected
         self._interruptions: list[BaseException] = []  # of this `receive`; the first one is raised at its end
         self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
         self._requests = requests
@@ -224,9 +193,9 @@ class _Run:
         self._async = self._hub.loop.async_(ref=False)
         self._async.start(self._on_request)
         self._ctrl_c = ctrl_c
-        ctrl_c.working, ctrl_c.wake = self._current, self.look
-        self.pool = Pool(addresses, config, tuple(tubes), hooks, self._up, self._down)
-        _forks.register("consumer", self, _Run._forked)
+        ctrl_c.working, ctrl_c.wake = self._crew.working, self.look
+        self.pool = Pool(addresses, config, tuple(tubes), hooks, self._asker.up, self._asker.down)
+        forks.register("consumer", self, _Run._forked)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
@@ -235,7 +204,8 @@ class _Run:
         try:
             self._on_request()
             self._guarded(self._until_stopped)
-            self._stop_asking()
+            self.pool.stop_dialing()
+            self._asker.end()
             self._guarded(self._until_finished)
             self._guarded(self._until_gone)
         except _ForkedError:
@@ -244,8 +214,9 @@ class _Run:
             self.pool.want(-1)
             self._ctrl_c.wake = None
             self._async.close()
-            self._stop_timer()
+            self._asker.stop_timer()
             self._aside.kill(block=False)
+            self._crew.tell_nobody()
         if self._interruptions:
             interruptions, self._interruptions = self._interruptions, []
             try:
@@ -266,26 +237,19 @@ class _Run:
 
     def _until_stopped(self) -> None:
         while self._stop_at is None:
-            while len(self._greenlets) < self._config.num_greenlets and self._stop_at is None:
-                self._greenlets.spawn(self._work).rawlink(self._ended)
+            self._crew.fill()
             self._wait_for_change()
 
     def _until_finished(self) -> None:
         """Let handlers finish; when their time is over, kill them, and give their jobs back."""
-        while len(self._greenlets):
-            for call in self._idle:
-                call.result = None
-                self._wake(call)
-            self._idle.clear()
+        while len(self._crew):
+            self._crew.dismiss()
             assert self._stop_at is not None
             left = self._stop_at - monotonic()
             if left <= 0 and self._handling.is_killing:
                 return  # they had their last words
             if left <= 0:
-                self._handling.is_killing = True
-                for lane, job in list(self._current.values()):
-                    lane.link.return_job(job)
-                self._greenlets.kill(block=False)
+                self._crew.kill()
                 self._stop_at = monotonic() + LAST_WORDS
                 continue
             self._wait_for_change(min(left, 3600.0))
@@ -296,10 +260,10 @@ class _Run:
             self._finished_at = monotonic()
             self._leaving = list(self._aside)
             for greenlet in self._leaving:
-                greenlet.rawlink(self._ended)
+                greenlet.rawlink(self._look_again)
             for link in self.pool.links:
                 self._leaving.append(gevent.spawn(link.leave))
-                self._leaving[-1].rawlink(self._ended)
+                self._leaving[-1].rawlink(self._look_again)
         while not all(greenlet.ready() for greenlet in self._leaving):
             assert self._stop_at is not None
             left = max(self._stop_at, self._finished_at) + FAREWELL - monotonic()
@@ -317,17 +281,25 @@ class _Run:
         if self.is_copy:
             raise _ForkedError
 
+    def _look_again(self, _: object = None) -> None:
+        """Have the receiving greenlet look: a greenlet of the crew is gone, or another one."""
+        self._changed.set()
+
+    def _on_free(self) -> None:
+        self._asker.look_soon()
+
+    # -- in a forked child -------------------------------------------------------------------------------------
+
     def _forked(self) -> None:
         """In a child: nothing is reserved or handled here, and the copy of `receive` is to end."""
-        self.is_copy = self._handling.is_copy = True
+        self.is_copy = self._handling.is_copy = self._crew.is_copy = True
+        self._asker.is_over = True
         self._stop_at = None
         self._requests.clear()
-        if _forks.is_here(self._hub):
+        if forks.is_here(self._hub):
             self._async.close()
-            self._stop_timer()
-            for call in self._idle:
-                call.result = None
-                self._wake(call)
+            self._asker.stop_timer()
+            self._crew.dismiss()
             self._changed.set()
 
     def _until_forker_ended(self) -> None:
@@ -336,17 +308,12 @@ class _Run:
         It does its work in this child, and ends it as it likes. One that has no end to wait for is the main greenlet's;
         and a `stop` in the child means that nobody is to be waited for.
         """
-        forker = _forks.forker()
+        forker = forks.forker()
         if isinstance(forker, gevent.Greenlet) and forker is not getcurrent():
-            forker.rawlink(self._ended)
+            forker.rawlink(self._look_again)
             while not forker.ready() and self._stop_at is None:
                 self._changed.wait()
                 self._changed.clear()
-
-    def _wake(self, call: Call) -> None:
-        waiter = call.waiter
-        if waiter is not None:
-            self._hub.loop.run_callback(_switch, call)
 
     # -- stopping ----------------------------------------------------------------------------------------------
 
@@ -372,229 +339,5 @@ class _Run:
     def _stop_within(self, seconds: Any) -> None:
         at = float("inf") if seconds is None else monotonic() + float(seconds)
         self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
+        self._asker.is_over = self._crew.is_leaving = True
         self._changed.set()
-
-    def _stop_asking(self) -> None:
-        """No more jobs: waits leave at once, and an ask that still finds one gives it back."""
-        self.pool.stop_dialing()
-        self._stop_timer()
-        for lane in list(self._lanes.values()):
-            if lane.wait is not None:
-                lane.wait.duty = None
-                lane.wait = None
-                lane.link.leave_wait()
-
-    # -- handlers ----------------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        """A greenlet of the Pool: job after job."""
-        me = getcurrent()
-        while not self.is_copy:
-            me.gr_context = self._context.copy()  # what a handler sets there is gone with its job
-            if self._jobs:
-                item = self._jobs.popleft()
-            elif self._stop_at is not None:
-                return
-            else:
-                call = Call()
-                self._idle.append(call)
-                try:
-                    item = wait_for(self._hub, call)
-                except BaseException as error:
-                    if call in self._idle:
-                        self._idle.remove(call)
-                    elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
-                        self._jobs.append(call.result)
-                    if isinstance(error, (gevent.GreenletExit, KeyboardInterrupt)):
-                        raise
-                    self._hooks.error(error, "a handler left this behind; it hit a greenlet that waited for a job")
-                    continue
-                if item is None:
-                    return
-            if _forks.under_way:
-                _forks.look()
-            if self.is_copy:  # the job was handed over before the fork, and the parent handles it
-                return
-            lane, job = item
-            self._current[me] = item
-            look = lane.fresh > 0
-            lane.fresh -= look
-            try:
-                self._handling.handle(lane.link, job, look)
-            except KeyboardInterrupt as error:
-                if self.is_copy:
-                    raise
-                self._interrupted(error)
-            finally:
-                del self._current[me]
-                self._pump_soon()
-
-    def _ended(self, greenlet: Any) -> None:
-        """A greenlet is gone; one of the Pool's is replaced by the receiving one."""
-        if self._jobs and self._stop_at is not None and not self.is_copy:
-            for lane, job in self._jobs:
-                lane.link.give_back(job)
-            self._jobs.clear()
-        if isinstance(greenlet.value, BaseException):  # what killed it, and it hold each other
-            forget(greenlet.value)
-        self._changed.set()
-
-    # -- connections -------------------------------------------------------------------------------------------
-
-    def _up(self, server: Server, link: Link) -> None:
-        self._lanes[link] = lane = _ConsumerLane(server.uri, link, self._config.num_greenlets)
-        self._asking.lanes.append(lane)
-        link.reserved.on_settled = self._pump_soon  # one that holds no job any more may wait on its server
-        self._connected.set()
-        self._pump_soon()
-
-    def _down(self, server: Server, link: Link) -> None:
-        lane = self._lanes.get(link)
-        if lane in self._asking.lanes:  # else a signal has struck here before
-            self._asking.lanes.remove(lane)
-        self._lanes.pop(link, None)
-        if not self._lanes:
-            self._connected.clear()
-        self._pump_soon()
-
-    # -- asking ------------------------------------------------------------------------------------------------
-
-    def _pump_soon(self) -> None:
-        """Look once in this turn of the loop at what to ask, however many handlers have ended in it."""
-        if not self._pump_due:
-            for _ in range(2):  # a signal may strike the first one before its first line
-                self._hub.loop.run_callback(self._pump)
-            self._pump_due = True
-
-    def torn(self, error: BaseException) -> None:
-        """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
-        self._pump_due = False
-        for link in list(self._lanes):
-            link.pipe.torn(error)
-        self._pump_soon()
-
-    @whole
-    def _pump(self) -> None:
-        if not self._pump_due:
-            return
-        self._pump_due = False
-        if not self._section.is_free:
-            self._pump_soon()
-            return
-        if self._stop_at is not None or self.pool.is_stopped:
-            return
-        now = monotonic()
-        any_held = False
-        for lane in list(self._lanes.values()):  # a send that fails takes its connection out
-            pipe = lane.link.pipe
-            # Late, or so it seems: the hub may have been blocked, and the answer be there.
-            if lane.asks and lane.is_late(now):
-                pipe.catch_up()
-            lane.held = bool(lane.link.reserved.by_id)
-            lane.busy = bool(pipe.slots) or not pipe.attached
-            any_held |= lane.held
-            if lane.held and not lane.busy and now - pipe.read_at > SILENT:
-                # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
-                pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
-        self._count_running()
-        actions, again = self._asking.decide(now)
-        for what, each, count in actions:
-            assert isinstance(each, _ConsumerLane)
-            if what == "ask":
-                each.asks += count
-                for _ in range(count):
-                    each.link.ask(0, partial(self._got, each))
-            elif what == "wait":
-                each.asks += 1
-                each.waiting = True
-                seconds = int(self._config.reserve_timeout)  # type: ignore[arg-type]
-                each.wait = each.link.ask(seconds, partial(self._got, each), partial(self._recall, each))
-            else:
-                self._recall(each)
-        self._stop_timer()
-        if any_held:
-            again = min(again, SILENT)
-        if again < float("inf"):
-            self._timer = self._hub.loop.timer(again, again)  # again, if a signal strikes before the first line
-            self._timer.start(self._on_timer, update=True)
-
-    def _count_running(self) -> None:
-        self._handed = [call for call in self._handed if call.waiter is not None]
-        self._asking.running = len(self._current) + len(self._jobs) + len(self._handed)
-
-    @whole
-    def _on_timer(self) -> None:
-        self._stop_timer()
-        self._pump_due = True
-        self._pump()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
-
-    def _recall(self, lane: _ConsumerLane) -> None:
-        """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
-        if lane.wait is not None:
-            lane.wait.duty = None
-            lane.wait = None
-            lane.link.redial()
-            self._asking.recalled(lane, monotonic())
-            self._pump_soon()
-
-    def _got(self, lane: _ConsumerLane, slot: Slot) -> None:
-        """In the hub: the answer to an ask. A job goes to a greenlet that waits for one."""
-        now = lane.link.pipe.read_at
-        waited, lane.wait = lane.waiting, None
-        if slot.error is not None:
-            if isinstance(slot.error, DeadlineSoonError):
-                self._asking.deadline_soon(lane, now)
-            else:
-                self._asking.answered(lane, False, now)
-                if not isinstance(slot.error, DisconnectedError):
-                    self._aside.spawn(self._reserve_failed, lane, slot.error)
-        elif slot.result is None:
-            if waited:
-                self._asking.slice_over(lane, now)
-            else:
-                self._asking.answered(lane, False, now)
-        else:
-            was_overdue = lane.overdue > 0
-            self._asking.answered(lane, True, now)
-            job: Job = slot.result
-            if self._stop_at is not None:
-                lane.link.give_back(job)
-                return
-            if was_overdue:
-                self._count_running()
-                if not self._asking.has_room():  # its permit has been used elsewhere
-                    lane.link.give_back(job)
-                    self._pump_soon()
-                    return
-            while self._idle and self._idle[-1].waiter is None:  # a signal has struck below, and he is at work
-                self._idle.pop()
-            if self._idle:
-                self._idle[-1].result = (lane, job)
-                self._handed.append(self._idle[-1])
-                lane.link.pipe.complete(self._idle[-1])
-                self._idle.pop()  # last: a signal that comes between must not lose him
-            else:
-                self._jobs.append((lane, job))
-        self._pump_soon()
-
-    def _reserve_failed(self, lane: _ConsumerLane, error: BaseException) -> None:
-        """Tell; and put a job that the server has ruined out of the way, or nobody would get beyond it."""
-        if self.is_copy:
-            return
-        message = f"reserve at {lane.server} failed"
-        if isinstance(error, ProtocolError) and error.job_id is not None:
-            link, job_id = lane.link, error.job_id
-            if bury_ruined(self._hub, link.address, self._config, link.server.id, job_id):
-                message += f"; job {job_id} has no end, the server has ruined it: buried"
-        self._hooks.error(error, message)
-
-
-def _switch(call: Call) -> None:
-    waiter, call.waiter = call.waiter, None
-    if waiter is not None:
-        waiter.switch()

@@ -1,6 +1,7 @@
 """A job: its id, its body, and what its holder may do with it. The connection it came from carries that out.
 
-A job's states, kept in `_state` and moved by `_reserved` alone, when a reply is parsed, not when a caller resumes:
+A job's states, kept in `_state` and moved by `connection.reserved` alone, when a reply is parsed, not when a caller
+resumes:
 
     peeked      somebody else's, or nobody's: commands go out as they are
     held        reserved by this connection
@@ -16,8 +17,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal, Protocol
 
-from gstalk._traces import forget, forgetful
 from gstalk.protocol.stats import JobStats
+from gstalk.traces import forget, forgetful
 
 __all__ = ["Job", "Owner", "State"]
 

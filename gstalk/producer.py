@@ -1,7 +1,7 @@
 """A pool to put with: a put takes a connection from the queue, and where it fails another one.
 
-`_lanes` has the queue, `_puts` what becomes of a put that failed. Nothing is buffered: a returned id is the only
-success.
+`pool.put_queue` has the queue, `pool.puts` what becomes of a put that failed. Nothing is buffered: a returned id is the
+only success.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
-from gstalk._clock import monotonic
-from gstalk._forks import under_way
-from gstalk._hooks import Hooks
-from gstalk._lanes import Lanes
-from gstalk._puts import Batch, Put, run
-from gstalk._traces import forgetful
 from gstalk.config import LEFT_OUT, Config, Options, PutParams, Unpack, configure
 from gstalk.conn import merge
+from gstalk.connection.clock import monotonic
+from gstalk.connection.forks import under_way
+from gstalk.connection.hooks import Hooks
 from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError, WrongHubError
 from gstalk.job import Seconds
+from gstalk.pool.put_queue import Lanes
+from gstalk.pool.puts import Batch, Put, run
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
+from gstalk.traces import forgetful
 from gstalk.uri import validate_uris
 
 __all__ = ["Producer"]

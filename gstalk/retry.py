@@ -1,4 +1,4 @@
-"""What becomes of a job: a `Fate`, decided from values alone. `_handling` carries it out."""
+"""What becomes of a job: a `Fate`, decided from values alone. `pool.handling` carries it out."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ import pytest
 from gevent import socket
 
 import gstalk
-from gstalk import _pipeline
-from gstalk._pipeline import Pipeline
-from gstalk._transport import Transport
+from gstalk.connection import pipeline
+from gstalk.connection.pipeline import Pipeline
+from gstalk.connection.transport import Transport
 from gstalk.protocol import commands
 from gstalk.protocol.session import Call, Session, Slot
 from gstalk.testing import Server
@@ -309,8 +309,8 @@ def test_put_lone_greenlet_sends_once(server, monkeypatch):
 
 def test_puts_that_are_answered_one_by_one_share_sends(play, monkeypatch):
     """Commands gather while the server has enough to do: beanstalkd answers each in a packet of its own."""
-    assert _pipeline.HOLD == 0.001  # less keeps nothing, more is felt
-    monkeypatch.setattr(_pipeline, "HOLD", 30.0)  # a millisecond is too short for this process, which plays both parts
+    assert pipeline.HOLD == 0.001  # less keeps nothing, more is felt
+    monkeypatch.setattr(pipeline, "HOLD", 30.0)  # a millisecond is too short for this process, which plays both parts
     ids = iter(range(1, 2000))
 
     def answer(line: bytes) -> bytes:

@@ -11,10 +11,10 @@ import gevent
 from gevent import subprocess
 from gevent.event import Event
 
-from gstalk._clock import monotonic
 from gstalk.cli._load import WRONG
 from gstalk.cli._output import tell
 from gstalk.cli._worker import AGAIN
+from gstalk.connection.clock import monotonic
 
 __all__ = ["Processes"]
 

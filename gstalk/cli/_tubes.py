@@ -8,7 +8,7 @@ import gevent
 from gevent.event import Event
 
 import gstalk
-from gstalk._clock import monotonic
+from gstalk.connection.clock import monotonic
 
 __all__ = ["until_empty"]
 

@@ -15,12 +15,12 @@ from gevent import getcurrent, socket
 from gevent.event import Event
 
 import gstalk
-from gstalk._clock import monotonic
 from gstalk.cli._greenlets import others, stack_of_handler
 from gstalk.cli._load import Handler, Unusable, load
 from gstalk.cli._output import complain, exit_code, plural, tell
 from gstalk.cli._sources import Sources
 from gstalk.cli._tubes import until_empty
+from gstalk.connection.clock import monotonic
 
 __all__ = ["AGAIN", "Work", "Worker"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 from gevent import get_hub, socket
 
-from gstalk._clock import monotonic
+from gstalk.connection.clock import monotonic
 from gstalk.testing.engine import Engine
 from gstalk.testing.wire import Client
 

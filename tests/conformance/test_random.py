@@ -16,7 +16,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from gstalk._clock import monotonic
+from gstalk.connection.clock import monotonic
 from gstalk.testing import Beanstalkd
 from gstalk.testing.engine import Engine
 from gstalk.testing.wire import Client

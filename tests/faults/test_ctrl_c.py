@@ -18,7 +18,7 @@ import greenlet
 import pytest
 
 import gstalk
-from gstalk import _interrupts
+from gstalk.connection import interrupts
 from tests.cli.terminal import Terminal
 from tests.faults.programs.running import Program
 from tests.servers import wait_until
@@ -56,7 +56,7 @@ class Strikes:
 
     def handler(self) -> Any:
         """What Ctrl-C calls, while that is gstalk's and for somebody; else it is Python's matter."""
-        return signal.getsignal(signal.SIGINT) if _interrupts._receiving else None
+        return signal.getsignal(signal.SIGINT) if interrupts._receiving else None
 
     @contextmanager
     def in_all_greenlets(self) -> Iterator[None]:

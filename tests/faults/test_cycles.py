@@ -19,7 +19,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk import _forks
+from gstalk.connection import forks
 from tests.servers import CUT, Played, ok, wait_until
 
 TUBE = "t"
@@ -378,7 +378,7 @@ def try_put(producer: gstalk.Producer, many: bool) -> BaseException | None:
 
 
 def living_pools() -> list[Any]:
-    return list(_forks._living["pool"])
+    return list(forks._living["pool"])
 
 
 def wait_gone(uri: str) -> None:

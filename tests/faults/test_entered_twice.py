@@ -20,7 +20,7 @@ import pytest
 from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
-from gstalk._critical import section_of
+from gstalk.connection.critical import section_of
 from gstalk.testing import Beanstalkd
 from tests.faults.test_signal_everywhere import in_hub
 from tests.servers import wait_until

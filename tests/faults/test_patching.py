@@ -84,4 +84,4 @@ def test_what_touches_sockets_works_and_never_holds_the_hub(mode, figures):
 def test_hub_that_is_held_is_noticed():
     seen, report = run_tests("held", FILES[3], "-k", "test_ipv4_and_names_connect")
     assert seen["code"] == 0, report
-    assert [place.partition(":")[0] for place in seen["holds"]] == ["gstalk/_transport.py"]
+    assert [place.partition(":")[0] for place in seen["holds"]] == ["gstalk/connection/transport.py"]

@@ -20,13 +20,13 @@ import pytest
 from gevent.event import Event
 
 import gstalk
-from gstalk import _pipeline
+from gstalk.connection import pipeline
 from gstalk.testing import Beanstalkd
 from tests.servers import CUT
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-ROOMS = ("_pipeline.py", "_transport.py", "session.py", "replies.py", "_link.py", "_reserve.py", "conn.py")
+ROOMS = ("pipeline.py", "transport.py", "session.py", "replies.py", "connection.py", "reserving.py", "conn.py")
 
 
 class Signal:
@@ -176,7 +176,7 @@ def close_twice(conn: gstalk.Conn) -> None:
 @pytest.mark.parametrize("end", [CUT, b"WHAT\r\n", b""], ids=["cut", "broken protocol", "closed"])
 def test_ctrl_c_at_any_line_of_a_connections_end_leaves_nobody_waiting(end, play, rng, many, figures, monkeypatch):
     """Those with commands in flight, in line for a job, and in line for room; no time limit would wake them."""
-    monkeypatch.setattr(_pipeline, "MAX_BYTES", 60)  # so the last ones wait for room
+    monkeypatch.setattr(pipeline, "MAX_BYTES", 60)  # so the last ones wait for room
     seen: set[str] = set()
     lines = 0
     while True:

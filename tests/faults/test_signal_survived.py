@@ -16,8 +16,8 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk import _puts
-from gstalk.pool import Pool
+from gstalk.pool import puts
+from gstalk.pool.keeper import Pool
 from tests.faults.test_signal_everywhere import Signal, in_hub
 from tests.servers import wait_until
 
@@ -130,7 +130,19 @@ def test_reserve_line_goes_on_or_is_broken(strikes, server, tube, what):
 @outliving
 def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, tube):
     """Another command comes while the server waits for a job: the wait is ended, or the connection is."""
-    names = ("call_back", "redial", "_redial", "end", "half_close", "clear", "_ask", "ask", "hold_back", "attach")
+    names = (
+        "call_back",
+        "recall",
+        "_run",
+        "_end_wait",
+        "end",
+        "half_close",
+        "clear",
+        "_ask",
+        "ask",
+        "hold_back",
+        "attach",
+    )
     for number, strike in enumerate(strikes(*names)):
         mine = f"{tube}-{number}"
         conn = gstalk.dial(server.uri, conn_timeout=None)
@@ -171,7 +183,7 @@ def test_producer_goes_on(strikes, server, other, tube):
 @outliving
 def test_put_many_ends_and_its_producer_goes_on(strikes, play, monkeypatch):
     """Some bodies are refused, and tried again in greenlets of their own."""
-    monkeypatch.setattr(_puts, "LOST", 0.1)
+    monkeypatch.setattr(puts, "LOST", 0.1)
     names = ("_answered", "settle", "failed", "_tried", "go_on", "add", "wait", "end", "leave", "_serve", "_tick")
     for strike in strikes(*names):
         played = play({"put": [None, b"INTERNAL_ERROR\r\n", b"INTERNAL_ERROR\r\n", None]})
@@ -232,9 +244,9 @@ def test_keeper_that_is_struck_has_a_successor(server, tube):
 
 
 def _pools() -> list[Pool]:
-    from gstalk import _forks
+    from gstalk.connection import forks
 
-    return [each for each in _forks._living["pool"] if isinstance(each, Pool)]
+    return [each for each in forks._living["pool"] if isinstance(each, Pool)]
 
 
 def test_timeout_that_a_connect_hook_left_behind_costs_no_connection(server, other, tube):

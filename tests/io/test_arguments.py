@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import gstalk
-from gstalk._transport import Transport
+from gstalk.connection.transport import Transport
 from gstalk.protocol import checks
 from gstalk.testing import Server
 from tests.disguises import BODIES, DURATIONS, NUMBERS, TEXTS, hostile

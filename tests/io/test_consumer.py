@@ -15,7 +15,7 @@ from gevent.event import Event
 from gevent.local import local
 
 import gstalk
-from gstalk._transport import Transport
+from gstalk.connection.transport import Transport
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.hub import silent_hub
 from tests.io.working import Worker
@@ -514,8 +514,8 @@ def test_handlers_greenlets_killed_while_they_wait_are_replaced(work, conn, tube
 
     worker = work(handler, num_greenlets=5)
     assert worker.consumer.wait_connected(5)
-    greenlets = worker.consumer._run._greenlets
-    wait_until(lambda: len(worker.consumer._run._idle) == 5)
+    greenlets = worker.consumer._run._crew._greenlets
+    wait_until(lambda: len(worker.consumer._run._crew._idle) == 5)
     gevent.killall(list(greenlets), block=False)
     ids = conn.put_many(tube, [b""] * 3)  # handed to some of those that are about to die
     ids += conn.put_many(tube, [b""] * 2)
@@ -1190,8 +1190,8 @@ def test_stop_while_a_wait_is_called_back_the_server_has_let_go_of_what_that_won
         worker = work(lambda job: None, proxy.uri, "t")
         wait_until(lambda: conn.stats().current_waiting == 1)
         proxy.delay(0.3, "up")
-        [lane] = worker.consumer._run._lanes.values()
-        worker.consumer._run._recall(lane)
+        [lane] = worker.consumer._run._asker._lanes.values()
+        worker.consumer._run._asker._recall(lane)
         conn.put("t", b"x")
         assert conn.stats().current_jobs_reserved == 1
         worker.stop()

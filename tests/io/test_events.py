@@ -16,8 +16,8 @@ import pytest
 from gevent import socket
 
 import gstalk
-from gstalk._hooks import Hooks
 from gstalk.config import EVENT_KINDS
+from gstalk.connection.hooks import Hooks
 from tests.servers import CUT, Played, wait_until
 
 pytestmark = pytest.mark.real

@@ -14,9 +14,9 @@ import pytest
 from gevent.event import Event
 
 import gstalk
-from gstalk import _handling
-from gstalk._handling import Handling
-from gstalk._hooks import Hooks
+from gstalk.connection.hooks import Hooks
+from gstalk.pool import handling
+from gstalk.pool.handling import Handling
 from gstalk.testing import Beanstalkd
 from tests.io.working import Worker
 from tests.servers import CUT, wait_until
@@ -303,7 +303,7 @@ ILL: list[tuple[str, BaseException | None, dict[str, Any], gstalk.RetryPolicy]] 
 @pytest.mark.parametrize(("error", "replies", "policy"), [case[1:] for case in ILL], ids=[case[0] for case in ILL])
 def test_fate_that_the_server_refuses_is_told_and_no_hot_loop(play, work, monkeypatch, error, replies, policy):
     """The job goes back, since nobody can do more about it; but not at once, or it would run again at once."""
-    monkeypatch.setattr(_handling, "PAUSE", 1000.0)
+    monkeypatch.setattr(handling, "PAUSE", 1000.0)
     runs: list[int] = []
 
     def handler(job: gstalk.Job) -> None:
@@ -338,7 +338,7 @@ def test_fate_that_the_server_refuses_is_told_and_no_hot_loop(play, work, monkey
 
 
 def test_fate_refused_goes_back_after_its_pause(play, work, monkeypatch):
-    monkeypatch.setattr(_handling, "PAUSE", 0.05)
+    monkeypatch.setattr(handling, "PAUSE", 0.05)
     played = play({"reserve-with-timeout": ONE_JOB, "bury": BUG})
     worker = work(raising(gstalk.Bury()), played.uri, "default", retry=NEVER)
     wait_until(lambda: b"release 7 9 0" in played.lines)
@@ -346,7 +346,7 @@ def test_fate_refused_goes_back_after_its_pause(play, work, monkeypatch):
 
 
 def test_pause_hit_by_what_the_handler_left_behind_ends_there(play, work, monkeypatch):
-    monkeypatch.setattr(_handling, "PAUSE", 1000.0)
+    monkeypatch.setattr(handling, "PAUSE", 1000.0)
     played = play({"reserve-with-timeout": ONE_JOB, "bury": BUG})
 
     def handler(job: gstalk.Job) -> None:
@@ -413,7 +413,7 @@ def test_job_not_ours_any_more_is_not_handled(play, now):
         config = gstalk.Config(error_func=lambda *error: told.append(error), event_func=told.append)
         Handling(ran.append, ["default"], config, Hooks(config)).handle(link, job, False)
         assert (ran, told) == ([], [])
-        link.unattended.clear()
+        link.reserved.unattended.clear()
         job._state = "held"
 
 
@@ -635,7 +635,7 @@ def test_unattended_job_is_forgotten_when_its_delete_is_answered(work, conn, tub
     conn.put_many(tube, [b""] * 20)
     wait_until(lambda: conn.stats_tube(tube).cmd_delete == 20)
     (link,) = worker.consumer._run.pool.links
-    wait_until(lambda: not link.unattended)
+    wait_until(lambda: not link.reserved.unattended)
 
 
 # -- what else a handler may do ----------------------------------------------------------------------------------
@@ -812,8 +812,8 @@ def test_context_of_a_job_is_not_kept_by_its_idle_greenlet(work, conn, tube):
     worker = work(lambda job: (tag.set("bound"), job.delete())[1], num_greenlets=1)
     conn.put(tube, b"")
     wait_until(lambda: conn.stats_tube(tube).cmd_delete == 1)
-    (greenlet,) = worker.consumer._run._greenlets
-    wait_until(lambda: worker.consumer._run._idle)
+    (greenlet,) = worker.consumer._run._crew._greenlets
+    wait_until(lambda: worker.consumer._run._crew._idle)
     seen.append(greenlet.gr_context.get(tag))
     assert seen == [None]
 

@@ -17,7 +17,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk import _interrupts
+from gstalk.connection import interrupts
 from gstalk.testing import Server
 from tests.faults.programs.running import run
 from tests.servers import wait_until
@@ -298,7 +298,7 @@ def test_idle_consumer_ends_within_milliseconds_of_ctrl_c(embedded):
 def test_program_that_holds_the_hub_is_hit_by_a_ctrl_c_after_one_that_nobody_could_look_at(
     embedded, monkeypatch, where
 ):
-    monkeypatch.setattr(_interrupts, "HELD", 0.1)
+    monkeypatch.setattr(interrupts, "HELD", 0.1)
     pressed: list[str] = []
 
     def hold(*_: object) -> None:
@@ -479,7 +479,7 @@ def test_receive_in_another_thread_touches_no_signals(embedded):
     beside.start()
     wait_until(lambda: not beside.is_alive())
     assert seen == [DEFAULT, signal.getsignal(signal.SIGINT)]
-    assert len(_interrupts._receiving) == 1
+    assert len(interrupts._receiving) == 1
     press()
     assert isinstance(receiver.result(), KeyboardInterrupt)
 
@@ -507,7 +507,7 @@ def struck(number: int, *names: str) -> Iterator[list[str]]:
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal count
-        if frame.f_code.co_filename != _interrupts.__file__ or frame.f_code.co_name not in names:
+        if frame.f_code.co_filename != interrupts.__file__ or frame.f_code.co_name not in names:
             return None
         if event == "line":
             count += 1
@@ -527,13 +527,13 @@ def test_ctrl_c_at_any_line_of_the_exchange_itself_is_raised_and_pythons_handler
     for number in range(1, 50):
         with struck(number, "__enter__", "__exit__", "_restore", "_is_pythons") as where:
             try:
-                with _interrupts.CtrlC():
+                with interrupts.CtrlC():
                     pass
             except KeyboardInterrupt:
                 assert where
             else:
                 assert not where
-        assert _interrupts._receiving == []
+        assert interrupts._receiving == []
         if signal.getsignal(signal.SIGINT) is not DEFAULT:  # it stands for Python's, and gives way
             with pytest.raises(KeyboardInterrupt):
                 press()
@@ -544,7 +544,7 @@ def test_ctrl_c_at_any_line_of_the_exchange_itself_is_raised_and_pythons_handler
 
 
 def test_ctrl_c_that_came_when_nobody_looked_any_more_is_raised():
-    with pytest.raises(KeyboardInterrupt), _interrupts.CtrlC():
+    with pytest.raises(KeyboardInterrupt), interrupts.CtrlC():
         press()
 
 

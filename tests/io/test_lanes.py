@@ -14,8 +14,8 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk._lanes import FULL, Lanes
-from gstalk._puts import Put
+from gstalk.pool.put_queue import FULL, Lanes
+from gstalk.pool.puts import Put
 from tests.servers import Played, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -1,5 +1,7 @@
-"""What `_pipeline` promises to those who share a connection: room is passed on, everybody answered is wakened, and
-a connection counts as stuck neither too early nor too late."""
+"""What `connection.pipeline` promises to those who share a connection.
+
+Room is passed on, everybody answered is wakened, and a connection counts as stuck neither too early nor too late.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 from gevent.event import Event
 
 import gstalk
-from gstalk import _pipeline
+from gstalk.connection import pipeline
 from gstalk.testing import FaultProxy
 
 
@@ -23,7 +25,7 @@ class Interruption(BaseException):
 def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(play, connect, monkeypatch):
     """Four commands are the most here, and room is offered to two at a time. Both of these are interrupted in the very
     turn in which it was offered, and nothing is in flight then whose reply would bring another offer."""
-    monkeypatch.setattr(_pipeline, "MAX_SLOTS", 4)
+    monkeypatch.setattr(pipeline, "MAX_SLOTS", 4)
     answer = Event()
 
     def wait_and_answer(line: bytes) -> bytes:

@@ -12,8 +12,8 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk._link import Link
-from gstalk.pool import Pool
+from gstalk.connection.connection import Link
+from gstalk.pool.keeper import Pool
 from gstalk.testing import Beanstalkd
 
 pytestmark = pytest.mark.real
@@ -70,7 +70,7 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
         producer._lanes.close()
         return link
 
-    monkeypatch.setattr(gstalk.pool, "Link", dial_and_be_stopped)
+    monkeypatch.setattr("gstalk.pool.keeper.Link", dial_and_be_stopped)
     producer = gstalk.Producer(server.uri)
     wait_until(lambda: made)
     assert not made[0].is_connected
@@ -79,7 +79,7 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
 def test_pauses_between_dials_begin_anew_after_a_connection(monkeypatch, hooks):
     """A server that was down for long, came back, and was cut: the first pause is short again."""
     pauses: list[float] = []
-    monkeypatch.setattr("gstalk.pool.random", lambda: 0.999)
+    monkeypatch.setattr("gstalk.pool.keeper.random", lambda: 0.999)
 
     def pause(pool: Pool, seconds: float) -> None:
         pauses.append(seconds)

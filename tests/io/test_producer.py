@@ -14,7 +14,7 @@ import pytest
 from gevent import hub, socket
 
 import gstalk
-from gstalk._lanes import FULL
+from gstalk.pool.put_queue import FULL
 from gstalk.protocol import commands
 from gstalk.testing import Beanstalkd
 from tests.servers import CUT, wait_until
@@ -130,7 +130,7 @@ def test_producer_wait_connected_returns_false_when_stop_begins_though_puts_stil
 
 
 def test_producer_left_alone_or_stalled_is_not_connected(play, produce, monkeypatch):
-    monkeypatch.setattr("gstalk._lanes.ALONE", 0.3)
+    monkeypatch.setattr("gstalk.pool.put_queue.ALONE", 0.3)
     producer = produce(play({"put": b"DRAINING\r\n"}).uri, multiply=2)
     all_connected(producer, 2)
     assert producer.wait_connected(0)

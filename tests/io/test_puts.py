@@ -16,8 +16,8 @@ from gevent import socket
 from gevent.event import Event
 
 import gstalk
-from gstalk import _puts
-from gstalk._lanes import Lane, Place
+from gstalk.pool import puts
+from gstalk.pool.put_queue import Lane, Place
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -125,7 +125,7 @@ def test_put_in_line_remembers_which_servers_it_has_tried(play, produce):
     tried, other = play(), play()
     producer = produce(tried.uri, other.uri)
     lanes = producer._lanes
-    put = _puts.Put(lanes, "default", b"", None, False)
+    put = puts.Put(lanes, "default", b"", None, False)
     put._tried = frozenset([tried.uri])
     before = Place(None)
     lanes._line[before] = None
@@ -369,7 +369,7 @@ def test_put_many_takes_nothing_ahead(play, connect, produce, kind):
     played = play({"put": b""})
     putter: Any = produce(played.uri, conn_timeout=30) if kind == "producer" else connect(played.uri, conn_timeout=30)
     taken = itertools.count()
-    most = _puts.MOST if kind == "producer" else 1024
+    most = puts.MOST if kind == "producer" else 1024
     with suppress(gevent.Timeout), gevent.Timeout(0.3):
         putter.put_many("default", (b"x" for _ in taken), timeout=60) if kind == "producer" else putter.put_many(
             "default", (b"x" for _ in taken)
@@ -383,7 +383,7 @@ def test_put_many_takes_a_body_when_there_is_room_for_it_and_not_before(server, 
 
     def bodies() -> Iterator[bytes]:
         for _ in range(2000):
-            assert producer._lanes.puts < _puts.MOST
+            assert producer._lanes.puts < puts.MOST
             yield b"x"
 
     assert len(producer.put_many(tube, bodies())) == 2000

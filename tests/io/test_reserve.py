@@ -14,7 +14,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 import gstalk
-from gstalk import _reserved
+from gstalk.connection import reserved as reserved_jobs
 from tests.servers import ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -594,7 +594,7 @@ def test_jobs_that_ran_out_are_noticed_by_who_asks_without_waiting(conn, other, 
 
 @pytest.mark.slow
 def test_job_that_ran_out_in_somebodys_hands_is_lost(conn, other, tube, monkeypatch):
-    monkeypatch.setattr(_reserved, "AGE", 0.1)
+    monkeypatch.setattr(reserved_jobs, "AGE", 0.1)
     job = hold(conn, other, tube, ttr=3)
     other.watch(f"{tube}-held")
     reserver = start(reserved, conn.reserve)

@@ -15,8 +15,8 @@ from gevent import socket
 from gevent.server import StreamServer
 
 import gstalk
-from gstalk._pipeline import Pipeline
-from gstalk._transport import Transport
+from gstalk.connection.pipeline import Pipeline
+from gstalk.connection.transport import Transport
 from gstalk.testing import FaultProxy
 from tests.servers import ok, wait_until
 

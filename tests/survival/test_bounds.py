@@ -71,7 +71,7 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
             return len(lanes.pool.links) == CONNECTIONS and len(consumer._run.pool.links) == CONNECTIONS  # type: ignore[union-attr]
 
         def quiet() -> tuple[int, int, int]:
-            asking: Any = consumer._run._asking  # type: ignore[union-attr]
+            asking: Any = consumer._run._asker._asking  # type: ignore[union-attr]
             return sum(lane.asks for lane in asking.lanes), sum(lane.waiting for lane in asking.lanes), asking.running
 
         wait_until(all_there)
@@ -86,8 +86,8 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
             assert left_open() <= before
             assert sum(lane.in_flight for lane in lanes._lanes.values()) == 0
             assert lanes._queue.qsize() == len(lanes._lanes) == CONNECTIONS
-            assert len(run._lanes) == len(run._asking.lanes) == CONNECTIONS
-            assert (len(run._greenlets), len(run._jobs)) == (10, 0)
+            assert len(run._asker._lanes) == len(run._asker._asking.lanes) == CONNECTIONS
+            assert (len(run._crew), len(run._crew._jobs)) == (10, 0)
             old = {*lanes.pool.links, *run.pool.links}
             if rng.random() < 0.3:
                 proxy.refuse()

@@ -19,7 +19,7 @@ from gevent import socket
 from gevent.server import StreamServer
 
 import gstalk
-from gstalk.schedule import Backoff
+from gstalk.pool.schedule import Backoff
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.servers import wait_until
 

@@ -263,7 +263,7 @@ def holding(
 
 def owes(consumer: Any, server: Beanstalkd) -> bool:
     """Whether a server has been asked for a job, and says nothing."""
-    return any(lane.asks and lane.server == server.uri for lane in consumer._run._asking.lanes)
+    return any(lane.asks and lane.server == server.uri for lane in consumer._run._asker._asking.lanes)
 
 
 def test_one_handler_and_a_server_that_stands_still_serves_the_other_after_a_second(many_servers):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import gstalk
-from gstalk import _reserved
-from gstalk._reserved import ReservedJobs, is_ours
+from gstalk.connection import reserved
+from gstalk.connection.reserved import ReservedJobs, is_ours
 from gstalk.job import Job
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
@@ -438,4 +438,4 @@ def test_is_ours(stats, asked, since, reserves, ours):
 
 
 def test_figures_are_as_documented():
-    assert (_reserved.AGE, _reserved.PERIOD, _reserved.BATCH, _reserved.SLACK) == (5.0, 1.0, 64, 2.0)
+    assert (reserved.AGE, reserved.PERIOD, reserved.BATCH, reserved.SLACK) == (5.0, 1.0, 64, 2.0)

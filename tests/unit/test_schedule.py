@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gstalk import errors
-from gstalk.schedule import Asking, Backoff, Health, Judgement, Lane, judge
+from gstalk.pool.schedule import Asking, Backoff, Health, Judgement, Lane, judge
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 0.999])

@@ -86,7 +86,7 @@ def test_reserve_and_consumer_end_in_their_time_while_the_clock_stands(server):
 
 
 def test_servers_left_alone_are_asked_again_while_the_clock_stands(play, monkeypatch):
-    monkeypatch.setattr("gstalk._lanes.ALONE", 0.2)
+    monkeypatch.setattr("gstalk.pool.put_queue.ALONE", 0.2)
     with freezegun.freeze_time("2020-01-01"):
         with gstalk.Producer(play({"put": [b"DRAINING\r\n", None]}).uri, **QUIET) as producer:
             assert producer.wait_connected(5)

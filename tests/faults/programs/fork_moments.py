@@ -22,7 +22,7 @@ from gevent import socket
 from gevent.monkey import get_original
 
 import gstalk
-from gstalk import _forks
+from gstalk.connection import forks
 
 URI = sys.argv[2]
 PARENT = os.getpid()
@@ -318,9 +318,9 @@ class _Broken:
 
 def broken_hook() -> None:
     load = Load()
-    broken = [_Broken() for _ in _forks.ORDER]
-    for kind, each in zip(_forks.ORDER, broken, strict=True):
-        _forks.register(kind, each, _Broken.forked)
+    broken = [_Broken() for _ in forks.ORDER]
+    for kind, each in zip(forks.ORDER, broken, strict=True):
+        forks.register(kind, each, _Broken.forked)
 
     def child() -> None:
         say(child=outcome(lambda: load.conn.put("load", b"x")))

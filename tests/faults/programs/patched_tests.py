@@ -126,12 +126,12 @@ class Plugin:
 
 if __name__ == "__main__":
     if sys.argv[1] == "held":  # each TCP connection's making holds the hub, by code that passes for gstalk's own
-        from gstalk import _transport
+        from gstalk.connection import transport
 
         exec(
-            compile("def _tune(sock): sleep(0.1)", _transport.__file__, "exec"),
+            compile("def _tune(sock): sleep(0.1)", transport.__file__, "exec"),
             {"sleep": native_sleep},
-            vars(_transport),
+            vars(transport),
         )
     plugin = Plugin()
     # pytest finds in the checkout's metadata that `tests` belongs to a plugin's package, and it runs already.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gstalk._pipeline import Pipeline
+from gstalk.connection.pipeline import Pipeline
 from gstalk.errors import renewed
 from gstalk.protocol import commands
 from gstalk.protocol.session import Slot

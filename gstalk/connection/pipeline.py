@@ -41,12 +41,11 @@ from gevent import GreenletExit, get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
-from gstalk import _forks
-from gstalk._calls import wait_for, whole
-from gstalk._clock import monotonic
-from gstalk._critical import section_of
-from gstalk._traces import bare
-from gstalk._transport import READ, WRITE, Transport
+from gstalk.connection import forks
+from gstalk.connection.calls import wait_for, whole
+from gstalk.connection.clock import monotonic
+from gstalk.connection.critical import section_of
+from gstalk.connection.transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,
     ConnectionClosedError,
@@ -55,6 +54,7 @@ from gstalk.errors import (
 )
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
+from gstalk.traces import bare
 
 __all__ = ["Pipeline", "drop"]
 
@@ -112,7 +112,7 @@ class Pipeline:
         self._draining = False  # much was sent: what the kernel still holds is looked at, too
         self._delivered = 0  # how much of the stream had left the kernel at the last look
         self._on_end: Call | None = None
-        _forks.register("pipeline", self, Pipeline._forked)
+        forks.register("pipeline", self, Pipeline._forked)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Pipeline:
     def _forked(self) -> None:
         """In a child: the connection is the parent's, who goes on and sends all of it."""
         why = "this connection belongs to the parent process: dial again"
-        if _forks.is_here(self.hub):
+        if forks.is_here(self.hub):
             self.fail(ConnectionClosedError, why, sent=self._appended)
         elif self.failure is None:
             self.forsake(why)

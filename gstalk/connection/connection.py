@@ -4,36 +4,34 @@
 kept here:
 
 - What settles a job is carried out, both steps of it where the job's own priority has to be asked for first. What
-  becomes of the job stands in `_reserved`.
+  becomes of the job stands in `connection.reserved`.
 - A reservation that nobody wants goes back with the job's own priority (`give_back`).
-- A wait on the server can be called back (`redial`): half-close, read to the end, dial anew, and go on only if it is
-  the same server process, since elsewhere the same ids mean other jobs.
+- A wait on the server can be called back (`recall`).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import gevent
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
-from gstalk._calls import join
-from gstalk._clock import monotonic
-from gstalk._critical import critical, section_of
-from gstalk._dial import dial
-from gstalk._hooks import Hooks
-from gstalk._misplaced import misplace
-from gstalk._outcomes import Outcomes
-from gstalk._pipeline import Pipeline, drop
-from gstalk._reserved import SETTLING, ReservedJobs
-from gstalk._transport import Transport
 from gstalk.config import Config
+from gstalk.connection.calls import join
+from gstalk.connection.clock import monotonic
+from gstalk.connection.connect import dial
+from gstalk.connection.critical import critical, section_of
+from gstalk.connection.hooks import Hooks, Outcomes
+from gstalk.connection.pipeline import Pipeline, drop
+from gstalk.connection.recall import Recall
+from gstalk.connection.reserved import SETTLING, ReservedJobs
+from gstalk.connection.transport import Transport
+from gstalk.connection.used_tube import misplace
 from gstalk.errors import (
-    CommandTimeoutError,
-    ConnectError,
     ConnectionClosedError,
     ConnectionLostError,
     DisconnectedError,
@@ -46,7 +44,7 @@ from gstalk.errors import (
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import PENDING, Slot, WaitSlot
+from gstalk.protocol.session import Slot, WaitSlot
 from gstalk.protocol.stats import JobStats, ServerStats
 from gstalk.uri import Address
 
@@ -59,7 +57,7 @@ class Link:
     """One connection and its state on the server.
 
     Attributes:
-        pipe: The commands in flight; another one after a `redial`.
+        pipe: The commands in flight; another one after a `recall`.
         reserved: The jobs that this connection has reserved.
         outcomes: What tells of the ends of commands; `None`: nobody listens.
         used: The tube that the last command appended will find in use.
@@ -70,7 +68,7 @@ class Link:
     """
 
     __slots__ = (
-        "__weakref__ _closed _end_wait _finalizer _holder _limit _redialing address config hub "
+        "__weakref__ _closed _end_wait _finalizer _holder _limit _recall address config hub "
         "on_closing on_failure outcomes pipe reserved section server uri used watched"
     ).split()
 
@@ -96,7 +94,7 @@ class Link:
         self.on_closing: Callable[[], None] | None = None
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
-        self._redialing: tuple[gevent.Greenlet[..., Any], Pipeline] | None = None  # who does it, what he ends first
+        self._recall: Recall | None = None  # the last one
         self._limit = cast("float | None", config.conn_timeout)  # what a Config holds; its constructor takes timedelta
         self.pipe = Pipeline(self.uri, self.hub, self._limit)
         self.pipe.check_may_wait()
@@ -475,61 +473,20 @@ class Link:
 
     # -- life --------------------------------------------------------------------------------------------------
 
-    def redial(self) -> None:
+    def recall(self) -> None:
         """Call a waiting reserve back. Commands gather on a new pipe meanwhile; never switches."""
         old, new = self.pipe, Pipeline(self.uri, self.hub, self._limit)
-
-        def ended(_: object) -> None:  # a signal may strike the greenlet before its first line
-            old.fail(ConnectionClosedError, "closed to end a reserve")
-            if not new.attached:
-                new.fail(ConnectionLostError, "interrupted while connecting again")
-
         try:
             self._end_wait = None
             self.pipe = self._holder[0] = new
             self._adopt(new)
             old.on_failure = None
-            greenlet = gevent.spawn(self._redial, new, old, self.used)
-            greenlet.rawlink(ended)
-            self._redialing = greenlet, old
+            self._recall = Recall(old, new, partial(self._dial, self.used), self.server.id)
         except BaseException as error:  # a signal's
             self._adopt(self.pipe)
             old.torn(error)
             self.pipe.torn(error)
             raise
-
-    @critical
-    def _redial(self, pipe: Pipeline, old: Pipeline, used: str) -> None:
-        transport: Transport | None = None
-        try:
-            # The end is read before the new connection is dialed, or the old wait could still win the next job.
-            try:
-                end = old.end()
-                with self._patience():
-                    old.wait(end)
-                stuck = end.result is PENDING
-            finally:
-                old.fail(ConnectionClosedError, "closed to end a reserve")
-            if stuck:
-                why = f"no progress for {self.config.conn_timeout} s in calling a reserve back; connection closed"
-                pipe.fail(CommandTimeoutError, why)
-            if pipe.failure is not None:  # it was stuck, or closed meanwhile
-                return
-            transport, server = self._dial(used)
-            if server.id != self.server.id:
-                pipe.fail(ConnectionLostError, "the server was restarted while a reserve was called back")
-            else:
-                with self.section:
-                    pipe.attach(transport)
-        except ConnectError as error:
-            pipe.fail(ConnectionLostError, f"could not connect again to end a reserve: {error}", error)
-        except BaseException as error:
-            pipe.fail(ConnectionLostError, f"{type(error).__name__} hit while connecting again")
-            raise
-        finally:
-            self._redialing = None
-            if transport is not None and not pipe.attached:
-                transport.close()
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
         return dial(self.hub, self.address, self.config.tls_context, self._limit, used, self.watched)
@@ -575,10 +532,10 @@ class Link:
         self._closed = True
         try:
             with self._patience():
-                if self._redialing is not None:  # the server still has the wait that is being called back
+                if self._recall is not None and not self._recall.greenlet.ready():  # the server still has that wait
                     if not self._may_settle():
                         self.pipe.fail(ConnectionClosedError, "you closed it")
-                    self._redialing[0].join()
+                    self._recall.greenlet.join()
                 self._drain()
                 self.pipe.wait(self.pipe.end())
         finally:
@@ -587,10 +544,8 @@ class Link:
     def cut(self) -> None:
         """Close at once; never switches."""
         self._closed = True
-        if self._redialing is not None:
-            greenlet, old = self._redialing
-            greenlet.kill(block=False)
-            old.fail(ConnectionClosedError, "you closed it")  # the greenlet may not have begun
+        if self._recall is not None:
+            self._recall.cut()
         self.pipe.fail(ConnectionClosedError, "you closed it")
 
     def _may_settle(self) -> bool:

@@ -15,14 +15,14 @@ import gevent
 from gevent import get_hub
 from gevent.event import Event
 
-from gstalk import _forks
-from gstalk._clock import monotonic
-from gstalk._hooks import Hooks
-from gstalk._link import Link
-from gstalk._traces import bare
 from gstalk.config import Config
+from gstalk.connection import forks
+from gstalk.connection.clock import monotonic
+from gstalk.connection.connection import Link
+from gstalk.connection.hooks import Hooks
 from gstalk.errors import CommandTimeoutError, ConnectError, DisconnectedError, GstalkError
-from gstalk.schedule import Backoff, Health
+from gstalk.pool.schedule import Backoff, Health
+from gstalk.traces import bare
 from gstalk.uri import Address
 
 __all__ = ["Pool", "Server", "Wanted"]
@@ -96,7 +96,7 @@ class Pool:
         for server in self.servers:
             for _ in range(config.multiply * list(addresses).count(server.address)):
                 self._begin(server)
-        _forks.register("pool", self, Pool._forked)
+        forks.register("pool", self, Pool._forked)
 
     @property
     def is_connected(self) -> bool:
@@ -162,8 +162,8 @@ class Pool:
         backoff = Backoff(float(self._config.reconnect_timeout))  # type: ignore[arg-type]
         connects = 0
         while True:
-            if _forks.under_way:
-                _forks.look()
+            if forks.under_way:
+                forks.look()
             if self.is_stopped:
                 return
             began = monotonic()

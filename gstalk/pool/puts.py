@@ -23,10 +23,9 @@ import gevent
 from gevent import Greenlet, getcurrent
 from gevent.event import Event
 
-from gstalk._calls import join
-from gstalk._clock import monotonic
-from gstalk._critical import critical
-from gstalk._lanes import TICK, Lane, Lanes
+from gstalk.connection.calls import join
+from gstalk.connection.clock import monotonic
+from gstalk.connection.critical import critical
 from gstalk.errors import (
     BuriedError,
     ConnectionClosedError,
@@ -36,9 +35,10 @@ from gstalk.errors import (
     Sent,
     renewed,
 )
+from gstalk.pool.put_queue import TICK, Lane, Lanes
+from gstalk.pool.schedule import judge
 from gstalk.protocol import commands
 from gstalk.protocol.session import PENDING, Slot
-from gstalk.schedule import judge
 
 __all__ = ["Batch", "Put", "run"]
 

@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 
 from gevent import getcurrent
 
-from gstalk._clock import monotonic
+from gstalk.connection.clock import monotonic
 
 __all__ = ["HELD", "CtrlC", "calls_handlers"]
 

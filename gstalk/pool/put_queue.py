@@ -24,19 +24,19 @@ from gevent import get_hub, getcurrent
 from gevent.event import Event
 from gevent.queue import Queue
 
-from gstalk import _forks
-from gstalk._calls import join, wake
-from gstalk._clock import monotonic
-from gstalk._critical import critical, section_of
-from gstalk._hooks import Hooks
-from gstalk._link import Link
-from gstalk._pipeline import Pipeline
 from gstalk.config import Config
+from gstalk.connection import forks
+from gstalk.connection.calls import join, wake
+from gstalk.connection.clock import monotonic
+from gstalk.connection.connection import Link
+from gstalk.connection.critical import critical, section_of
+from gstalk.connection.hooks import Hooks
+from gstalk.connection.pipeline import Pipeline
 from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError, renewed
-from gstalk.pool import Pool, Server, Wanted
+from gstalk.pool.keeper import Pool, Server, Wanted
+from gstalk.pool.schedule import ALONE, Health
 from gstalk.protocol import commands
 from gstalk.protocol.session import PENDING, Call, Slot
-from gstalk.schedule import ALONE, Health
 from gstalk.uri import Address
 
 __all__ = ["FULL", "TICK", "Lane", "Lanes"]
@@ -108,7 +108,7 @@ class Lanes:
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
         self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down)
-        _forks.register("lanes", self, Lanes._forked)
+        forks.register("lanes", self, Lanes._forked)
 
     # -- taking a connection -----------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class Lanes:
     def _forked(self) -> None:
         """In the child: these are the parent's."""
         self.is_ready = False
-        if _forks.is_here(self.hub):
+        if forks.is_here(self.hub):
             self.pool.changed()
             self._serving = False
             self._serve_soon()

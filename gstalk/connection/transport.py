@@ -24,11 +24,11 @@ from gevent import socket, ssl
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
-from gstalk import _forks
-from gstalk._clock import monotonic
-from gstalk._forks import look, under_way
-from gstalk._traces import bare
+from gstalk.connection import forks
+from gstalk.connection.clock import monotonic
+from gstalk.connection.forks import look, under_way
 from gstalk.errors import ConnectError, ConnectionLostError
+from gstalk.traces import bare
 from gstalk.uri import Address, server_name
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Transport:
         self._backlog = bytearray()
         self._chunk = CHUNK
         self.sent = 0
-        _forks.register("transport", self, Transport._forked)
+        forks.register("transport", self, Transport._forked)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -458,11 +458,11 @@ class _Lookups:
     def forked(self) -> None:
         """In a child: end those who wait for a thread that isn't there."""
         for (hub, _, _), lookup in list(self.by_key.items()):
-            if _forks.is_here(hub):
+            if forks.is_here(hub):
                 lookup.kill(block=False)
         self.by_key.clear()
 
 
 _lookups = _Lookups()
-_forks.prepare(_lookups.let_them_leave)
-_forks.register("look-ups", _lookups, _Lookups.forked)
+forks.prepare(_lookups.let_them_leave)
+forks.register("look-ups", _lookups, _Lookups.forked)

@@ -13,9 +13,9 @@ import re
 import gevent
 from gevent.hub import Hub
 
-from gstalk._dial import dial
-from gstalk._transport import READ, WRITE, Transport, wait
 from gstalk.config import Config
+from gstalk.connection.connect import dial
+from gstalk.connection.transport import READ, WRITE, Transport, wait
 from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.protocol import commands
 from gstalk.uri import Address

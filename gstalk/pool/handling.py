@@ -16,11 +16,11 @@ import gevent
 from gevent import GreenletExit
 from gevent.pool import Group
 
-from gstalk._clock import monotonic
-from gstalk._hooks import Hooks
-from gstalk._interrupts import calls_handlers
-from gstalk._link import Link
 from gstalk.config import Config, Plain
+from gstalk.connection.clock import monotonic
+from gstalk.connection.connection import Link
+from gstalk.connection.hooks import Hooks
+from gstalk.connection.interrupts import calls_handlers
 from gstalk.errors import (
     BuriedError,
     Bury,

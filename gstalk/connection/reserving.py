@@ -23,10 +23,10 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from gstalk._calls import whole
-from gstalk._clock import monotonic
-from gstalk._critical import AGAIN
-from gstalk._link import Link
+from gstalk.connection.calls import whole
+from gstalk.connection.clock import monotonic
+from gstalk.connection.connection import Link
+from gstalk.connection.critical import AGAIN
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol.session import PENDING, Call, Slot
@@ -139,7 +139,7 @@ class ReserveLine:
         self._wait.duty = None
         self._wait = None
         self._answered = self._asked
-        self._link.redial()
+        self._link.recall()
         if self._callers:
             self._ask(self._callers[0])
 

@@ -11,14 +11,14 @@ import gevent
 from gevent import ssl
 from gevent.hub import Hub
 
-from gstalk._clock import monotonic
-from gstalk._traces import bare
-from gstalk._transport import READ, WRITE, Transport, connect, wait
+from gstalk.connection.clock import monotonic
+from gstalk.connection.transport import READ, WRITE, Transport, connect, wait
 from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.session import Session, Slot
 from gstalk.protocol.stats import ServerStats
+from gstalk.traces import bare
 from gstalk.uri import Address
 
 __all__ = ["dial"]

@@ -1,0 +1,204 @@
+"""The greenlets of a Consumer that run handlers: each lives in a gevent Pool and takes one job after the other.
+
+A job goes from the reply straight to a greenlet that waits for one (`offer`), in the hub, so nothing can come between.
+A greenlet that was killed is replaced (`fill`), so the crew never shrinks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+import gevent
+from gevent import get_hub, getcurrent
+from gevent.pool import Pool as GreenletPool
+
+from gstalk.config import Config
+from gstalk.connection import forks
+from gstalk.connection.calls import join
+from gstalk.connection.connection import Link
+from gstalk.connection.hooks import Hooks
+from gstalk.job import Job
+from gstalk.pool.handling import Handling
+from gstalk.pool.schedule import Lane
+from gstalk.protocol.session import Call, Slot
+from gstalk.traces import forget
+
+__all__ = ["ConsumerLane", "Crew"]
+
+
+class ConsumerLane(Lane):
+    """A connection that jobs come from.
+
+    Attributes:
+        link: The connection.
+        fresh: How many jobs more of it are looked at before their handler runs.
+        wait: The reserve that waits on its server.
+    """
+
+    def __init__(self, server: str, link: Link, fresh: int) -> None:
+        super().__init__(server)
+        self.link = link
+        self.fresh = fresh
+        self.wait: Slot | None = None
+
+
+class Crew:
+    """The greenlets of one `receive`.
+
+    Args:
+        config: How many there are.
+        hooks: Told of what hits a greenlet that waits for a job.
+        handling: What happens to a job.
+        on_free: Called when a handler has ended; must not switch.
+        on_end: Called when a greenlet has ended; must not switch.
+        on_interruption: Called with the `KeyboardInterrupt` that has left a handler; must not switch.
+
+    Attributes:
+        working: What each greenlet works at: a job, and the connection that it came from.
+        is_leaving: No more jobs come, and the greenlets end.
+        is_copy: This is a forked child's copy: all jobs are the parent's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hooks: Hooks,
+        handling: Handling,
+        on_free: Callable[[], None],
+        on_end: Callable[[], None],
+        on_interruption: Callable[[BaseException], None],
+    ) -> None:
+        self.working: dict[Any, tuple[ConsumerLane, Job]] = {}
+        self.is_leaving = False
+        self.is_copy = False
+        self._size = config.num_greenlets
+        self._hooks = hooks
+        self._handling = handling
+        self._on_free = on_free
+        self._on_end = on_end
+        self._on_interruption = on_interruption
+        self._hub = get_hub()
+        self._context = copy_context()
+        self._greenlets = GreenletPool(config.num_greenlets)
+        self._idle: list[Call] = []  # greenlets that wait for a job
+        self._handed: list[Call] = []  # those that were handed one, and may not have wakened yet
+        self._jobs: deque[tuple[ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
+
+    def __len__(self) -> int:
+        """How many greenlets there are."""
+        return len(self._greenlets)
+
+    @property
+    def running(self) -> int:
+        """How many handlers are at work, or about to be."""
+        self._handed = [call for call in self._handed if call.waiter is not None]
+        return len(self.working) + len(self._jobs) + len(self._handed)
+
+    def fill(self) -> None:
+        """Have as many greenlets as there are to be."""
+        while len(self._greenlets) < self._size and not self.is_leaving:
+            self._greenlets.spawn(self._work).rawlink(self._ended)
+
+    def offer(self, lane: ConsumerLane, job: Job) -> None:
+        """In the hub: hand a job to a greenlet."""
+        idle = self._idle
+        while idle and idle[-1].waiter is None:  # a signal has struck below, and he is at work
+            idle.pop()
+        if idle:
+            idle[-1].result = (lane, job)
+            self._handed.append(idle[-1])
+            lane.link.pipe.complete(idle[-1])
+            idle.pop()  # last: a signal that comes between must not lose him
+        else:
+            self._jobs.append((lane, job))
+
+    def dismiss(self) -> None:
+        """Have those leave that wait for a job, and the others when their handlers have ended."""
+        self.is_leaving = True
+        for call in self._idle:
+            call.result = None
+            if call.waiter is not None:
+                self._hub.loop.run_callback(_switch, call)
+        self._idle.clear()
+
+    def kill(self) -> None:
+        """Kill those that still work, and give their jobs back."""
+        self._handling.is_killing = True
+        for lane, job in list(self.working.values()):
+            lane.link.return_job(job)
+        self._greenlets.kill(block=False)
+
+    def tell_nobody(self) -> None:
+        """The `receive` is over. It refers to this crew, which would keep it."""
+        self._on_free = self._on_end = _nothing
+        self._on_interruption = _nothing
+
+    def _work(self) -> None:
+        """A greenlet of the Pool: job after job."""
+        me = getcurrent()
+        while not self.is_copy:
+            me.gr_context = self._context.copy()  # what a handler sets there is gone with its job
+            item = self._jobs.popleft() if self._jobs else None if self.is_leaving else self._wait()
+            if item is None:
+                return
+            if forks.under_way:
+                forks.look()
+            if self.is_copy:  # the job was handed over before the fork, and the parent handles it
+                return
+            lane, job = item
+            self.working[me] = item
+            look = lane.fresh > 0
+            lane.fresh -= look
+            try:
+                self._handling.handle(lane.link, job, look)
+            except KeyboardInterrupt as error:
+                if self.is_copy:
+                    raise
+                self._on_interruption(error)
+            finally:
+                del self.working[me]
+                self._on_free()
+
+    def _wait(self) -> tuple[ConsumerLane, Job] | None:
+        """Wait for a job; `None`: there will be none."""
+        while True:
+            call = Call()
+            self._idle.append(call)
+            try:
+                join(self._hub, call)
+            except BaseException as error:
+                if call in self._idle:
+                    self._idle.remove(call)
+                elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
+                    self._jobs.append(call.result)
+                if isinstance(error, (gevent.GreenletExit, KeyboardInterrupt)):
+                    raise
+                self._hooks.error(error, "a handler left this behind; it hit a greenlet that waited for a job")
+                if self._jobs:
+                    return self._jobs.popleft()
+                continue
+            item: tuple[ConsumerLane, Job] | None = call.result
+            return item
+
+    def _ended(self, greenlet: Any) -> None:
+        """A greenlet is gone."""
+        if self._jobs and self.is_leaving and not self.is_copy:
+            for lane, job in self._jobs:
+                lane.link.give_back(job)
+            self._jobs.clear()
+        if isinstance(greenlet.value, BaseException):  # what killed it, and it hold each other
+            forget(greenlet.value)
+        self._on_end()
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _switch(call: Call) -> None:
+    waiter, call.waiter = call.waiter, None
+    if waiter is not None:
+        waiter.switch()
