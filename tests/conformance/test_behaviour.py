@@ -410,41 +410,56 @@ def test_job_whose_body_is_still_coming_can_be_looked_at_and_nothing_else(both, 
 # -- what runs out in silence ------------------------------------------------------------------------------------
 
 
-def hold_silently(both, wire, count):
-    """So many connections, each of which has reserved a job of a second; a second and a half later."""
-    holders = [both.wire() for _ in range(count)]
-    for holder in holders:
-        holder.send(b"put 0 0 1 0\r\n\r\nreserve\r\n")
-        assert holder.line().startswith(b"INSERTED")
-        assert holder.line().startswith(b"RESERVED")
-        holder.expect(b"\r\n")
-    both.pass_time(1.5)
-    return holders
-
-
 def reserved(wire):
     return int(wire.ask(b"stats\r\n")["current-jobs-reserved"])
 
 
+def hold_silently(both, wire, count=100):
+    """So many connections, each of which has reserved a job of a second, half a second after its end.
+
+    The embedded server misses all of these ends. The real one misses those at which it looks within the same
+    microsecond: most of them on a quiet machine, few where it has to wait for a processor. So this goes on until it has
+    missed some.
+    """
+    for _ in range(8):
+        holders = {}
+        for _ in range(count):
+            holder = both.wire()
+            holder.send(b"put 0 0 1 0\r\n\r\nreserve\r\n")
+            assert holder.line().startswith(b"INSERTED")
+            holders[int(holder.line().split()[1])] = holder
+            holder.expect(b"\r\n")
+        both.pass_time(1.5)
+        if reserved(wire):
+            return holders
+        for holder in holders.values():
+            holder.close()
+        while wire.ask(b"stats\r\n")["current-connections"] != "1":
+            pass
+        while wire.ask(b"stats\r\n")["current-jobs-ready"] != "0":
+            wire.say(b"reserve\r\n", b"RESERVED ")
+            wire.say(b"delete %d\r\n" % int(wire.line().split()[0]), b"\r\nDELETED\r\n")
+    pytest.skip("so busy a machine that the server misses nothing")
+
+
 @pytest.mark.slow
 def test_time_that_runs_out_in_silence_is_missed_until_the_holder_says_something(both_missing, wire_missing):
-    """How many the real server misses is chance: 63 to 82 of 100 were measured. The rule for those is one."""
-    holders = hold_silently(both_missing, wire_missing, 100)
+    holders = hold_silently(both_missing, wire_missing)
     missed = reserved(wire_missing)
-    assert missed >= (10 if isinstance(both_missing.server, Beanstalkd) else 100)
+    before = int(wire_missing.ask(b"stats\r\n")["job-timeouts"])
+    assert missed == 100 or isinstance(both_missing.server, Beanstalkd)
     both_missing.pass_time(1.5)
     assert reserved(wire_missing) == missed  # for ever
-    for holder in holders:
+    for holder in holders.values():
         holder.say(b"list-tube-used\r\n", b"USING default\r\n")
     stats = wire_missing.ask(b"stats\r\n")
-    assert (stats["current-jobs-reserved"], stats["job-timeouts"]) == ("0", "100")
+    assert (stats["current-jobs-reserved"], int(stats["job-timeouts"])) == ("0", before + missed)
 
 
 @pytest.mark.slow
 def test_holder_whose_time_was_missed_may_still_finish_or_touch_its_job(both_missing, wire_missing):
     """It says something with that very command, which is carried out before the server looks at the time."""
-    holders = hold_silently(both_missing, wire_missing, 40)
-    for number, holder in enumerate(holders, 1):
+    for number, holder in hold_silently(both_missing, wire_missing).items():
         command, reply = [(b"delete", b"DELETED"), (b"touch", b"TOUCHED")][number % 2]
         was_missed = wire_missing.ask(b"stats-job %d\r\n" % number)["state"] == "reserved"
         holder.send(b"%b %d\r\n" % (command, number))
@@ -453,9 +468,7 @@ def test_holder_whose_time_was_missed_may_still_finish_or_touch_its_job(both_mis
 
 @pytest.mark.slow
 def test_time_that_runs_out_in_silence_is_missed_until_the_holder_goes(both_missing, wire_missing):
-    holders = hold_silently(both_missing, wire_missing, 40)
-    assert reserved(wire_missing) > 0
-    for holder in holders:
+    for holder in hold_silently(both_missing, wire_missing).values():
         holder.close()
     while reserved(wire_missing):
         pass
