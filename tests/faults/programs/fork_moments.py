@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -196,6 +197,7 @@ def child_of_a_child() -> None:
 
 
 def in_a_thread() -> None:
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # from Python 3.12 on
     load = Load()
     holding = gstalk.dial(URI)
     holding.watch("held")
