@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import gevent
@@ -261,9 +261,16 @@ def holding(
     return consumer, receiver
 
 
+def is_asked_in_turn(consumer: Any, server: Beanstalkd) -> bool:
+    """Whether no wait is begun there any more, as it is while the other server isn't connected yet."""
+    lanes = [lane for lane in consumer._run._asker._asking.lanes if lane.server == server.uri]
+    return all(lane.link.pipe.attached and not lane.waiting for lane in lanes)
+
+
 def owes(consumer: Any, server: Beanstalkd) -> bool:
-    """Whether a server has been asked for a job, and says nothing."""
-    return any(lane.asks and lane.server == server.uri for lane in consumer._run._asker._asking.lanes)
+    """Whether a server has been asked for a job, and says nothing; not even what it said before it stopped."""
+    lanes = [lane for lane in consumer._run._asker._asking.lanes if lane.server == server.uri]
+    return any(lane.asks and monotonic() - lane.asked_at > 0.3 for lane in lanes)
 
 
 def test_one_handler_and_a_server_that_stands_still_serves_the_other_after_a_second(many_servers):
@@ -311,6 +318,7 @@ def test_job_that_comes_late_goes_back_while_all_handlers_are_at_work(many_serve
                 watcher.put("t", b"gate")
                 wait_until(lambda: len(running) == 1)
             late = watcher.put("t", b"late", delay=1, priority=7)
+            wait_until(lambda: is_asked_in_turn(consumer, sick))
             sick.pause()
             wait_until(lambda: owes(consumer, sick))
             conn.put("t", b"gate")
@@ -330,3 +338,30 @@ def test_job_that_comes_late_goes_back_while_all_handlers_are_at_work(many_serve
             gate.set()
             consumer.stop(0)
             receiver.get(timeout=20)
+
+
+def test_hub_that_was_blocked_takes_no_answer_for_late(many_servers):
+    """What has come meanwhile is read before a permit is used elsewhere: else jobs would go back for nothing."""
+    servers = many_servers(2)
+    releases: list[int | None] = []
+
+    def handle(job: gstalk.Job) -> None:
+        releases.append(job.stats().releases)
+        job.delete()
+
+    consumer, receiver = holding(servers, handle, 1)
+    conns = [gstalk.dial(server.uri) for server in servers]
+    try:
+        for number in range(1, 4):
+            wait_until(lambda: all(is_asked_in_turn(consumer, server) for server in servers))
+            for conn in conns:
+                conn.put_many("t", [b""] * 10)
+            wait_until(lambda: any(lane.asks for lane in consumer._run._asker._asking.lanes))
+            sleep(1.1)
+            wait_until(lambda: len(releases) == 20 * number)  # noqa: B023
+        assert set(releases) == {0}
+    finally:
+        for conn in conns:
+            conn.close()
+        consumer.stop(0)
+        receiver.get(timeout=20)

@@ -70,8 +70,8 @@ def reserved() -> tuple[int | None, int | None]:
 
 
 signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
-say("begins")
 try:
+    say("begins")
     consumer.receive(globals()[HANDLER])
 except KeyboardInterrupt:
     say(["KeyboardInterrupt", *reserved()])
