@@ -36,7 +36,7 @@ from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError, rene
 from gstalk.pool.keeper import Pool, Server, Wanted
 from gstalk.pool.schedule import ALONE, Health
 from gstalk.protocol import commands
-from gstalk.protocol.session import PENDING, Call, Slot
+from gstalk.protocol.session import Call, Slot
 from gstalk.uri import Address
 
 __all__ = ["FULL", "TICK", "Lane", "Lanes"]
@@ -161,8 +161,6 @@ class Lanes:
                 join(self.hub, place)
         finally:
             self._line.pop(place, None)
-            if self._line and place.result is not PENDING:  # interrupted when its turn had come: it is the next one's
-                self._serve_soon()
 
     def send(self, lane: Lane, tube: str, data: bytes, deadline: float | None, slot: Slot | None = None) -> Slot:
         """Send a put; `slot` is where the answer goes, if it has been made already."""

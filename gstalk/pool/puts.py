@@ -342,6 +342,8 @@ class Batch:
         for greenlet in list(self._trying.values()):
             greenlet.kill(block=False)
         self.lanes.leave(len(self._under_way))
+        for one in self._under_way:
+            one.leave()
         self._under_way.clear()
 
     def _wait(self, most: int) -> None:
@@ -427,6 +429,12 @@ class _One(Put):
             self._batch.failed(self, lane, error)
         self._lane = None
         self.lanes.done(lane)
+
+    def leave(self) -> None:
+        """Nobody waits for the answer any more."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self.lanes.done(lane)
 
     def go_on(self) -> int | GstalkError:
         """Try again, in a greenlet that is there for that."""
