@@ -22,6 +22,13 @@ def test_map_has_every_room_on_its_floor():
     assert [drawn[number] for number in sorted(drawn)] == [floor for floor in FLOORS if floor != MADE_OF_NAMES]
 
 
+def test_table_of_rooms_names_every_room_of_the_folders():
+    named = set(re.findall(r"`(\w+\.\w+)`", CONTRIBUTING.partition("| room |")[2].partition("Each state")[0]))
+    folders = {"protocol", "connection", "pool"}
+    there = {module.removeprefix("gstalk.") for module in sources()}
+    assert named == {module for module in there if module.partition(".")[0] in folders and "." in module}
+
+
 def test_floors_have_no_room_that_is_gone():
     assert set().union(*FLOORS) - MADE_OF_NAMES == {room(module) for module in sources()} - MADE_OF_NAMES - {"testing"}
 

@@ -40,6 +40,7 @@ from typing import Any, TypeVar
 
 from gevent import getcurrent
 
+from gstalk.connection import forks
 from gstalk.connection.clock import monotonic
 
 __all__ = ["HELD", "CtrlC", "calls_handlers"]
@@ -178,11 +179,14 @@ def _is_pythons() -> bool:
     return library(python) is None or library(action[0]) == library(python)
 
 
-def _after_fork() -> None:
-    """In the child, which is another program: nothing of the parent's `receive` is its business."""
-    if _receiving:
-        _receiving.clear()
-        _restore()
+class _Inherited:
+    """What a child has of its parent's: it is another program, and nothing of the `receive` there is its business."""
+
+    def forked(self) -> None:
+        if _receiving:
+            _receiving.clear()
+            _restore()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_inherited = _Inherited()
+forks.register("ctrl-c", _inherited, _Inherited.forked)

@@ -21,9 +21,9 @@ The rules, which everything above stands on:
 States: **corked** (no transport yet: commands gather), **open**, **failed** (`failure` says why; every slot was told).
 A pipeline never comes back from failed. `clear` is the one flag that the hot path looks at: commands may be appended.
 
-A connection makes progress with each byte that the kernel takes while some wait, each complete reply, and each
-64 KiB of one. Without any for `conn_timeout` it is closed. One timer looks at that when the time could be over,
-instead of being set anew for each command; and it reads what the kernel already holds before it calls anything late.
+A connection that makes no progress (`protocol.progress`) for `conn_timeout` is closed. One timer looks at that when
+the time could be over, instead of being set anew for each command; and it reads what the kernel already holds before it
+calls anything late.
 
 Nothing here refers to the Conn, but through the duties of commands in flight: so a Conn that nobody holds is
 collected, its finalizer calls `fail`, and the socket closes.
@@ -53,6 +53,7 @@ from gstalk.errors import (
     DisconnectedError,
 )
 from gstalk.protocol.commands import Command
+from gstalk.protocol.progress import UNLIMITED, Progress
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
 from gstalk.traces import bare
 
@@ -62,8 +63,6 @@ MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
 LARGE = 65536  # bytes of a write that may take longer on its way than a reply may
 HOLD = 0.001  # seconds for which commands may be kept to share a send
-LOOK = 0.1  # seconds between two looks at how far such a one has come
-UNLIMITED = 10.0  # seconds between two looks whether all is well where there is no `conn_timeout`
 
 
 class Pipeline:
@@ -76,8 +75,8 @@ class Pipeline:
     """
 
     __slots__ = (
-        "__weakref__ _accepted _appended _blocked _delivered _draining _flush_due _held_back _holder _holding "
-        "_limit _on_end _out _reader _replied _room _seen _timer _transport _wake_due _writer clear "
+        "__weakref__ _appended _flush_due _held_back _holder _holding "
+        "_limit _on_end _out _progress _reader _room _timer _transport _wake_due _writer clear "
         "conn_timeout failure hub on_failure read_at section session slots uri"
     ).split()
 
@@ -103,14 +102,9 @@ class Pipeline:
         self._timer: Any = None
         self._holder: Any = None  # the timer that ends a hold
         self._holding = False
-        self._blocked = False  # the kernel has not taken all: the writer watches
         self._flush_due = True  # no flush need be scheduled: corked, scheduled already, or a read is going on
         self._wake_due = False
-        self._replied = 0.0  # since when a reply is due
-        self._accepted = 0.0  # since when the kernel takes nothing
-        self._seen = 0  # and how much it had taken then
-        self._draining = False  # much was sent: what the kernel still holds is looked at, too
-        self._delivered = 0  # how much of the stream had left the kernel at the last look
+        self._progress = Progress(conn_timeout)
         self._on_end: Call | None = None
         forks.register("pipeline", self, Pipeline._forked)
 
@@ -220,7 +214,7 @@ class Pipeline:
             return
         loop = self.hub.loop
         self._transport = transport
-        self._draining = False
+        self._progress.is_draining = False
         transport.count_anew()
         self._reader = loop.io(transport.fileno(), READ, ref=False)
         self._reader.start(self._on_readable)
@@ -315,7 +309,7 @@ class Pipeline:
 
     def _begin(self) -> None:
         """Go from idle to busy: a reply is due from now on, and the process has something to wait for."""
-        self._replied = monotonic()
+        self._progress.replied_at = monotonic()
         self._reader.ref = True
         if self._timer is None:
             self._set_timer(self.conn_timeout or UNLIMITED)
@@ -349,15 +343,12 @@ class Pipeline:
             return
         self._limit = transport.sent + MAX_BYTES
         if len(data) > LARGE and self.conn_timeout is not None:
-            self._draining = True
-            self._delivered, _ = transport.delivered()
+            self._progress.large_write(transport.delivered()[0])
             if self._timer is not None:
                 self._timer.close()
                 self._set_timer(self.conn_timeout)
-        if not all_taken and not self._blocked:
-            self._blocked = True
-            self._accepted = monotonic()
-            self._seen = transport.sent
+        if not all_taken and not self._progress.is_blocked:
+            self._progress.blocked(transport.sent, monotonic())
             if self._writer is None:
                 self._writer = self.hub.loop.io(transport.fileno(), WRITE, ref=False)
             self._writer.start(self._on_writable)
@@ -367,20 +358,16 @@ class Pipeline:
         transport = self._transport
         if transport is None or self.failure is not None or not (self.section.owner is None or self.section.is_free):
             return
-        before = self._seen  # a flush, or TLS when it reads, may have used the room in the socket before this
         try:
             if transport.flush():
-                self._blocked = False
+                self._progress.is_blocked = False
                 self._writer.stop()
         except ConnectionLostError as error:
             self._read_rest(ConnectionLostError, str(error), error)
             return
-        if transport.sent > before:
-            self._accepted = monotonic()
-            self._seen = transport.sent
+        # A flush, or TLS when it reads, may have used the room in the socket before this.
+        if self._progress.accepted(transport.sent, self.slots[0].end if self.slots else None, monotonic()):
             self._limit = transport.sent + MAX_BYTES
-            if self.slots and before < self.slots[0].end <= transport.sent:
-                self._replied = self._accepted  # only now is its reply due
             if self._room:
                 self._offer_room()
                 self._wake()
@@ -431,7 +418,7 @@ class Pipeline:
         self.read_at = now = monotonic()
         broken = session.receive(data)
         if session.done or session.progressed():
-            self._replied = now
+            self._progress.replied_at = now
         if broken is not None:
             self.fail(ConnectionLostError, f"the server broke the protocol: {broken}", broken)
         elif self._room or not self.clear:  # also those whom the last offer did not reach
@@ -479,8 +466,7 @@ class Pipeline:
                 self._room.popleft()  # last: a signal that comes between must not lose it
 
     def _set_timer(self, seconds: float) -> None:
-        if self._draining:
-            seconds = min(seconds, LOOK)
+        seconds = self._progress.look_in(seconds)
         # Repeated: Ctrl-C may strike before the first line of `_on_timer`, which else closes it.
         self._timer = self.hub.loop.timer(seconds, seconds, ref=False)
         # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
@@ -495,11 +481,8 @@ class Pipeline:
         if self._reader is not None and not self._reader.active:
             # gevent stops a watcher whose callback raises; where Ctrl-C struck before its first line, all is well.
             self._reader.start(self._on_readable)
-        if self._draining and self._transport is not None:
-            delivered, left_over = self._transport.delivered()
-            if delivered > self._delivered:
-                self._accepted = self._replied = monotonic()
-            self._delivered, self._draining = delivered, left_over > 0
+        if self._progress.is_draining and self._transport is not None:
+            self._progress.looked(*self._transport.delivered(), monotonic())
         left = self._time_left()
         if left is not None and left <= 0:
             self.catch_up()
@@ -511,7 +494,7 @@ class Pipeline:
 
     def catch_up(self) -> None:
         """In the hub, which may have been blocked: take what has arrived, and use the room that is in the socket."""
-        if self._blocked:
+        if self._progress.is_blocked:
             self._on_writable()
         if self.failure is None and self._transport is not None:
             self._on_readable()
@@ -520,14 +503,9 @@ class Pipeline:
         """Seconds until the connection counts as stuck; `None` if nothing is due."""
         if self.failure is not None or self._transport is None:
             return None
-        limits = [self._accepted] if self._blocked else []
-        if self.slots and self.slots[0].end <= self._transport.sent:
-            limits.append(self._replied + self.slots[0].patience)
-        elif self.slots and not self._blocked:
-            limits.append(self._replied)
-        if not limits or self.conn_timeout is None:
-            return UNLIMITED if limits else None
-        return min(limits) + self.conn_timeout - monotonic()
+        oldest = self.slots[0] if self.slots else None
+        end, patience = (None, 0.0) if oldest is None else (oldest.end, oldest.patience)
+        return self._progress.time_left(end, patience, self._transport.sent, monotonic())
 
     def _read_rest(self, kind: type[DisconnectedError], why: str, cause: BaseException | None) -> None:
         """A send has failed: what the server said before that is read first, then the connection is over."""

@@ -1,0 +1,1 @@
+"""The floor of pools: many connections kept alive, shared by puts or by handlers."""

@@ -26,7 +26,16 @@ from tests.servers import CUT
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-ROOMS = ("pipeline.py", "transport.py", "session.py", "replies.py", "connection.py", "reserving.py", "conn.py")
+ROOMS = (
+    "pipeline.py",
+    "progress.py",
+    "transport.py",
+    "session.py",
+    "replies.py",
+    "connection.py",
+    "reserving.py",
+    "conn.py",
+)
 
 
 class Signal:
@@ -201,7 +210,7 @@ def test_ctrl_c_at_any_line_of_a_connections_end_leaves_nobody_waiting(end, play
 
 def test_ctrl_c_in_the_look_at_progress_leaves_nobody_waiting(play):
     """It ends the connection; else nothing would look again."""
-    looks = ("_on_timer", "_time_left")
+    looks = ("_on_timer", "_time_left", "time_left")
 
     class LookSignal(Signal):
         def trace(self, frame: Any, event: str, argument: object) -> Any:

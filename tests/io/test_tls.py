@@ -219,7 +219,7 @@ def test_tls_that_sent_the_rest_while_it_read_has_room_again(terminator, trustin
             pipe = conn._link.pipe
             proxy.stall("up")
             large = gevent.spawn(conn.put, tube, b"x" * 10_000_000)
-            wait_until(lambda: pipe._blocked)
+            wait_until(lambda: pipe._progress.is_blocked)
             pipe._writer.stop()
             proxy.resume("up")
             with gevent.Timeout(20):

@@ -129,7 +129,7 @@ def test_large_commands_wait_for_a_full_socket_and_all_arrive(narrow, other, tub
     proxy, conn = narrow
     proxy.stall("up")
     puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(200)]
-    wait_until(lambda: conn._link.pipe._blocked)
+    wait_until(lambda: conn._link.pipe._progress.is_blocked)
     proxy.resume()
     assert len({put.get(timeout=10) for put in puts}) == 200
     assert other.stats_tube(tube).current_jobs_delayed == 200
@@ -139,7 +139,7 @@ def test_connection_cut_while_its_socket_is_full_tells_what_was_not_sent(narrow,
     proxy, conn = narrow
     proxy.stall("up")
     puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(200)]
-    wait_until(lambda: conn._link.pipe._blocked)
+    wait_until(lambda: conn._link.pipe._progress.is_blocked)
     proxy.reset()
     gevent.joinall(puts, timeout=5, raise_error=False)
     errors = [put.exception for put in puts if isinstance(put.exception, gstalk.ConnectionLostError)]
@@ -154,7 +154,7 @@ def test_close_behind_a_full_socket_calls_nothing_unsent_that_it_still_sends(nar
     job = conn.reserve_job(conn.put(tube, b"held"))
     proxy.stall("up")
     puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(10)]
-    wait_until(lambda: conn._link.pipe._blocked)
+    wait_until(lambda: conn._link.pipe._progress.is_blocked)
     delete = gevent.spawn(job.delete)
     gevent.sleep(0)
     close = gevent.spawn(conn.close)
