@@ -17,7 +17,7 @@ from gevent.exceptions import BlockingSwitchOutError
 from gstalk.config import LEFT_OUT, Config, Options, PutParams, Unpack, configure
 from gstalk.conn import merge
 from gstalk.connection.clock import monotonic
-from gstalk.connection.forks import under_way
+from gstalk.connection.forks import look, under_way
 from gstalk.connection.hooks import Hooks
 from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError, WrongHubError
 from gstalk.job import Seconds
@@ -227,6 +227,8 @@ class Producer:
     def _check(self, what: str) -> Lanes:
         if self._stopped:
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
+        if under_way:
+            look()
         if not self._lanes.is_ready:  # forked: the parent's connections are not ours
             self._start()
         hub = self._lanes.hub

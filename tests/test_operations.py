@@ -11,7 +11,7 @@ import gstalk
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-CODE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gstalk").glob("*.py"))
+CODE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gstalk").rglob("*.py"))
 LINES = re.findall(r"^\| (?:info|error) \| `(.*?)`", TEXT, re.MULTILINE)
 FILLED_IN = r"\b(?:URI|ID|N|WHY|SECONDS|HOOK)\b"
 

@@ -201,7 +201,7 @@ def test_put_many_ends_and_its_producer_goes_on(strikes, play, monkeypatch):
 
 @pytest.mark.soak
 @pytest.mark.limit(300)
-@pytest.mark.parametrize("what", ["_got", "_pump", "_pump_soon", "_on_timer", "_down", "answered"])
+@pytest.mark.parametrize("what", ["_got", "_look", "look_soon", "_on_timer", "down", "answered"])
 @outliving
 def test_consumer_goes_on(strikes, server, own_server, other, tube, what):
     uris = [server.uri, own_server.uri] if what == "_on_timer" else [server.uri]
@@ -217,7 +217,7 @@ def test_consumer_goes_on(strikes, server, own_server, other, tube, what):
         other.put(mine, b"1")
         other.put(mine, b"2")
         gevent.sleep(0.06)
-        if what == "_down":
+        if what == "down":
             for link in consumer._run.pool.links:  # type: ignore[union-attr]
                 link.pipe._transport._sock.shutdown(2)  # type: ignore[union-attr]
         gevent.sleep(0.03)

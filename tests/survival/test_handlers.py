@@ -118,7 +118,8 @@ def test_handlers_that_leave_a_timeout_behind_lose_no_job_and_no_place(server, c
 def killing(worker: Worker, when: str, rng: random.Random) -> Counter[str]:
     """From here on, greenlets of the Pool are killed before they have run at all, or with a job in their hands."""
     run: Any = worker.consumer._run
-    spawn, got = run._greenlets.spawn, run._got
+    crew, asker = run._crew, run._asker
+    spawn, got = crew._greenlets.spawn, asker._got
     kills: Counter[str] = Counter()
 
     def spawn_and_kill(*args: Any) -> Any:
@@ -129,14 +130,14 @@ def killing(worker: Worker, when: str, rng: random.Random) -> Counter[str]:
         return greenlet
 
     def got_and_kill(lane: Any, slot: Any) -> None:
-        call = run._idle[-1] if run._idle else None
+        call = crew._idle[-1] if crew._idle else None
         got(lane, slot)
         if call is not None and isinstance(call.result, tuple) and rng.random() < 0.5:
             call.waiter.throw(gevent.GreenletExit())
             kills["in hand"] += 1
 
-    run._greenlets.spawn = spawn_and_kill
-    run._got = got_and_kill
+    crew._greenlets.spawn = spawn_and_kill
+    asker._got = got_and_kill
     return kills
 
 
