@@ -8,7 +8,7 @@ Fields are stored and the sentence is built by whoever raises; all of them pickl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 __all__ = [
     "BadFormatError",
@@ -41,11 +41,9 @@ __all__ = [
     "ServerError",
     "UnknownCommandError",
     "WrongHubError",
-    "renewed",
 ]
 
 Sent = Literal["no", "maybe"]
-Error = TypeVar("Error", bound=BaseException)
 
 
 def _remake(cls: type[BaseException], args: tuple[object, ...], fields: dict[str, Any]) -> BaseException:
@@ -208,16 +206,6 @@ class RetriesExhaustedError(GstalkError):
 
 class JobLostError(GstalkError):
     """The server has taken the job back, or its connection is gone; nothing was sent, or it answered NOT_FOUND."""
-
-
-def renewed(error: Error, more: str = "") -> Error:
-    """Make an error that says the same, and `more`: each caller raises an object of his own.
-
-    One that is raised again and again keeps the frames of everybody who has raised it.
-    """
-    fresh: Any = _remake(type(error), (f"{error}{more}", *error.args[1:]), error.__dict__)
-    fresh.__cause__ = error.__cause__
-    return fresh  # type: ignore[no-any-return]
 
 
 class Retry(_Picklable, Exception):

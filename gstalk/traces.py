@@ -24,9 +24,15 @@ E = TypeVar("E", bound=BaseException)
 C = TypeVar("C", bound=type)
 
 
-def bare(error: E) -> E:
-    """Copy an error that was made or caught here, without its traceback, and its causes in the same way."""
+def bare(error: E, more: str = "") -> E:
+    """Copy an error that was made or caught here, without its traceback, and its causes in the same way.
+
+    Args:
+        more: What the copy says on top.
+    """
     copied = copy.copy(error)
+    if more:
+        copied.args = (f"{error}{more}", *error.args[1:])
     if error.__cause__ is not None:
         copied.__cause__ = bare(error.__cause__)
     return copied

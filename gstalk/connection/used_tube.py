@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gstalk.connection.pipeline import Pipeline
-from gstalk.errors import renewed
 from gstalk.protocol import commands
 from gstalk.protocol.session import Slot
+from gstalk.traces import bare
 
 __all__ = ["misplace"]
 
@@ -38,6 +38,6 @@ class _Misplaced:
         if slot.command is commands.PUT and stored is not None:
             self._pipe.append(commands.by_id(commands.DELETE, stored), self._pipe.slot(commands.DELETE, stored))
         if slot.error is None or stored is not None:
-            slot.error = renewed(self._error)
+            slot.error = bare(self._error)
         if self._duty is not None:
             self._duty(slot)

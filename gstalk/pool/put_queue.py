@@ -32,11 +32,12 @@ from gstalk.connection.connection import Link
 from gstalk.connection.critical import critical, section_of
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.pipeline import Pipeline
-from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError, renewed
+from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError
 from gstalk.pool.keeper import Pool, Server, Wanted
 from gstalk.pool.schedule import ALONE, Health
 from gstalk.protocol import commands
 from gstalk.protocol.session import Call, Slot
+from gstalk.traces import bare
 from gstalk.uri import Address
 
 __all__ = ["FULL", "TICK", "Lane", "Lanes"]
@@ -311,7 +312,7 @@ class Lanes:
             self._refusing.add(server.uri)
             timer = self.hub.loop.timer(ALONE, ALONE, ref=False)  # repeated: a signal may strike before the first line
             timer.start(self._rested, server, timer)
-        self._refusal = renewed(error)
+        self._refusal = bare(error)
         server.health.refuse(self._refusal)
         self.pool.changed()
         if self.is_hopeless and self._line:

@@ -33,12 +33,12 @@ from gstalk.errors import (
     InternalError,
     PutTimeoutError,
     Sent,
-    renewed,
 )
 from gstalk.pool.put_queue import TICK, Lane, Lanes
 from gstalk.pool.schedule import judge
 from gstalk.protocol import commands
 from gstalk.protocol.session import PENDING, Slot
+from gstalk.traces import bare
 
 __all__ = ["Batch", "Put", "run"]
 
@@ -116,7 +116,7 @@ class Put:
             self.uri = lane.server.uri
             return lane
         if (refusal := lanes.refusal) is not None:
-            return self._told(renewed(refusal))
+            return self._told(bare(refusal))
         if self.once:
             return self._time_over()
         if lanes.is_ending and not lanes.pool.is_connected:
@@ -196,7 +196,7 @@ class Put:
         """Have an error say so if an earlier try may have stored the job, and it does not say that of itself."""
         if not self._maybes or isinstance(error, BuriedError) or getattr(error, "sent", "no") == "maybe":
             return error
-        told: Any = renewed(error, "; an earlier try may have stored the job")
+        told: Any = bare(error, "; an earlier try may have stored the job")
         told.sent = "maybe"
         told.__cause__ = error
         return told  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import pytest
 
 import gstalk
 from gstalk import errors
+from gstalk.traces import bare
 
 PARENTS = {
     "GstalkError": Exception,
@@ -61,7 +62,7 @@ SPECIMENS = [
 
 
 def test_tree_every_exception_is_listed():
-    assert {name for name in errors.__all__ if name not in ("Sent", "renewed")} == set(PARENTS)
+    assert {name for name in errors.__all__ if name != "Sent"} == set(PARENTS)
 
 
 @pytest.mark.parametrize("name", PARENTS)
@@ -154,17 +155,17 @@ def test_retry_and_bury_keep_what_they_were_given():
     assert (errors.Retry(3, 9).delay, errors.Retry(3, 9).priority, errors.Bury(9).priority) == (3, 9, 9)
 
 
-def test_renewed_error_says_the_same_and_is_another_object():
+def test_bare_error_says_the_same_and_is_another_object():
     for error in (each for each in SPECIMENS if isinstance(each, errors.GstalkError)):
         error.__cause__ = cause = ValueError("why")
-        fresh = errors.renewed(error)
+        fresh = bare(error)
         assert fresh is not error
         assert (type(fresh), str(fresh), fresh.__dict__) == (type(error), str(error), error.__dict__)
-        assert (fresh.__cause__, fresh.__traceback__) == (cause, None)
+        assert (str(fresh.__cause__), fresh.__cause__ is not cause, fresh.__traceback__) == ("why", True, None)
 
 
-def test_renewed_error_may_say_more():
+def test_bare_error_may_say_more():
     error = errors.ConnectionLostError("put: cut", "maybe")
-    fresh = errors.renewed(error, "; again")
+    fresh = bare(error, "; again")
     assert (str(fresh), fresh.sent) == ("put: cut; again", "maybe")
     assert str(error) == "put: cut"
