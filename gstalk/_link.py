@@ -557,6 +557,8 @@ class Link:
             raise WrongHubError(f"close of {self.uri}: this connection belongs to another thread's hub")
         if self._closed:
             return
+        if self.section.owner is not None and getcurrent() is not self.hub:
+            self.section.wait()
         self._closed = True
         try:
             if self._may_settle() and getcurrent() is not self.hub:

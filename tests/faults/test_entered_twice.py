@@ -197,6 +197,57 @@ def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
             break
 
 
+REFUSED: dict[str, Callable[[World], object]] = {
+    "put_many": lambda world: world.conn.put_many(world.tube, [b"handler"]),
+    "use": lambda world: world.conn.use(world.tube),
+    "watch": lambda world: world.conn.watch(world.tube),
+    "ignore": lambda world: world.conn.ignore(world.tube),
+    "reserve_job": lambda world: world.conn.reserve_job(1),
+    "delete by id": lambda world: world.conn.delete(2**60),
+    "delete a job": lambda world: world.conn.delete(world.jobs[0]),
+    "release": lambda world: world.jobs[0].release(),
+    "bury": lambda world: world.jobs[0].bury(1),
+    "touch": lambda world: world.jobs[0].touch(),
+    "job's stats": lambda world: world.jobs[0].stats(),
+    "kick": lambda world: world.conn.kick(world.tube, 1),
+    "kick_job": lambda world: world.conn.kick_job(2**60),
+    "peek": lambda world: world.conn.peek(2**60),
+    "peek_ready": lambda world: world.conn.peek_ready(f"{world.tube}-2"),
+    "stats": lambda world: world.conn.stats(),
+    "stats_tube": lambda world: world.conn.stats_tube("default"),
+    "list_tubes": lambda world: world.conn.list_tubes(),
+    "pause_tube": lambda world: world.conn.pause_tube("default", 0),
+    "close": lambda world: world.conn.close(),
+    "producer.put_many": lambda world: world.producer.put_many(f"{world.tube}-2", [b"handler"]),
+    "producer.stop": lambda world: world.producer.stop(),
+    "producer.wait_connected": lambda world: world.producer.wait_connected(),
+}
+
+
+@pytest.mark.parametrize("operation", ["put", "producer.put"])
+@pytest.mark.parametrize("handler", REFUSED)
+def test_every_call_in_the_middle_of_a_put_is_refused(handler, operation, worlds, other):
+    """Whichever it is: none may take the lines that were interrupted for its own, and go in."""
+    section = section_of(gevent.get_hub())
+    world = worlds()
+    refused = 0
+
+    def call_inside() -> object:
+        return REFUSED[handler](world) if section.owner is gevent.getcurrent() else None
+
+    for number in itertools.count(1):
+        struck = Handler(number, call_inside)
+        result = struck.run(partial(OPERATIONS[operation], world))
+        check_ids(other, result, world.tube, b"outer", struck.where)
+        assert struck.result is None or isinstance(struck.result, BlockingSwitchOutError), struck.where
+        refused += struck.result is not None
+        if not struck.where:
+            break
+    assert refused > 5
+    for job in world.jobs:
+        job.delete()
+
+
 def test_greenlet_that_comes_while_a_handler_sleeps_in_the_middle_of_a_put_waits(conn, other, tube):
     """And so does the hub: what stands half done there may not be looked at."""
     section = section_of(gevent.get_hub())
