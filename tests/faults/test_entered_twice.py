@@ -21,7 +21,7 @@ from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
 from gstalk._critical import section_of
-from gstalk.testing import Beanstalkd
+from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.test_signal_everywhere import in_hub
 from tests.servers import wait_until
 
@@ -272,6 +272,39 @@ def test_greenlet_that_comes_while_a_handler_sleeps_in_the_middle_of_a_put_waits
             break
     assert len(seen) > 10
     assert set(seen) == {False}
+
+
+def test_put_that_is_killed_while_a_handler_sleeps_in_the_middle_of_another_lets_nobody_in(server, conn, other, tube):
+    """It gives its connection back, and leaves the section to the one who is inside."""
+    section = section_of(gevent.get_hub())
+    with FaultProxy(server.uri) as proxy, gstalk.Producer(proxy.uri, put_timeout=60, conn_timeout=60) as producer:
+        assert producer.wait_connected(5)
+        proxy.stall()
+        beside: list[Any] = []
+
+        def sleep_inside() -> object:
+            if section.owner is not gevent.getcurrent():
+                return None
+            waiting.kill(block=False)
+            gevent.sleep(0.01)
+            beside.append(gevent.spawn(conn.put, tube, b"beside"))
+            gevent.sleep(0.01)
+            return waiting.ready() and section.owner is gevent.getcurrent()
+
+        for number in itertools.count(1):
+            waiting = gevent.spawn(producer.put, tube, b"never answered")
+            gevent.sleep(0.005)
+            struck = Handler(number, sleep_inside)
+            check_ids(other, struck.run(partial(conn.put, tube, b"outer")), tube, b"outer", struck.where)
+            for each in beside:
+                check_ids(other, each.get(timeout=5), tube, b"beside", struck.where)
+            assert struck.result in (None, True), struck.where
+            waiting.kill()
+            if not struck.where:
+                break
+            beside.clear()
+        producer.stop(0)
+    assert number > 10
 
 
 def test_exception_on_the_line_that_leaves_the_section_keeps_nobody_out(conn, other, tube):
