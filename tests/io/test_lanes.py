@@ -263,6 +263,8 @@ def test_put_interrupted_when_its_turn_had_come_passes_it_on(play, monkeypatch):
         gevent.sleep(0)
         assert len(lanes._line) == 3
         lane.health.answer()
+        lane.in_queue = True
+        lanes._queue.put_nowait(lane)
         first = next(iter(lanes._line))
         first.result = None  # as `_serve` does before it switches
         puts[0].kill()
