@@ -62,7 +62,7 @@ class Link:
         pipe: The commands in flight; another one after a `redial`.
         reserved: The jobs that this connection has reserved.
         outcomes: What tells of the ends of commands; `None`: nobody listens.
-        used: The tube that the last command appended will find in use.
+        used: The tube that the last command appended will find in use; `None`: unknown.
         watched: The tubes watched, as the server confirmed them.
         section: The hub's critical section; greenlets change what belongs to a connection inside of it alone.
         on_failure: Called once, when the connection is over; must not switch.
@@ -90,7 +90,7 @@ class Link:
         self.section = section_of(self.hub)
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.reserved = ReservedJobs()
-        self.used = "default"
+        self.used: str | None = "default"
         self.watched = list(tubes) or ["default"]
         self.on_failure: Callable[[], None] | None = None
         self.on_closing: Callable[[], None] | None = None
@@ -182,7 +182,7 @@ class Link:
         if use.error is None or isinstance(use.error, DisconnectedError):
             return
         if misplace(self.pipe, use.error):
-            self.used = ""  # nothing behind it has changed the tube: the next command says `use` again
+            self.used = None  # nothing behind it has changed the tube: the next command says `use` again
 
     @critical
     def use(self, tube: str) -> None:
@@ -489,7 +489,7 @@ class Link:
             self.pipe = self._holder[0] = new
             self._adopt(new)
             old.on_failure = None
-            greenlet = gevent.spawn(self._redial, new, old, self.used)
+            greenlet = gevent.spawn(self._redial, new, old, self.used or "default")
             greenlet.rawlink(ended)
             self._redialing = greenlet, old
         except BaseException as error:  # a signal's

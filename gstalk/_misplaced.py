@@ -34,7 +34,8 @@ class _Misplaced:
         self._duty = duty
 
     def __call__(self, slot: Slot) -> None:
-        stored = slot.result if slot.error is None else getattr(slot.error, "job_id", None)  # a BuriedError's
+        # By the reply, also where its caller was told earlier that it is late; else a BuriedError has the id.
+        stored = slot.result if isinstance(slot.result, int) else getattr(slot.error, "job_id", None)
         if slot.command is commands.PUT and stored is not None:
             self._pipe.append(commands.by_id(commands.DELETE, stored), self._pipe.slot(commands.DELETE, stored))
         if slot.error is None or stored is not None:

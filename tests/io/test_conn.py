@@ -374,6 +374,20 @@ def test_put_buried_behind_a_use_that_failed_does_not_stay_in_the_wrong_tube(pla
     assert played.lines[-2] == b"delete 7"
 
 
+def test_empty_tube_name_is_refused_after_a_use_that_failed(play, connect):
+    """Which tube is in use then is unknown, and no name stands for that."""
+    played = play({"use": [b"OUT_OF_MEMORY\r\n", None]})
+    conn = connect(played.uri)
+    with pytest.raises(gstalk.OutOfMemoryError):
+        conn.put("a", b"x")
+    before = played.count("put")
+    with pytest.raises(gstalk.InvalidArgumentError):
+        conn.put("", b"x")
+    assert conn.is_connected
+    conn.list_tube_used()
+    assert played.count("put") == before
+
+
 def test_put_use_that_fails_before_puts_to_other_tubes_spoils_none_of_them(play, connect):
     played = play({"use": [b"OUT_OF_MEMORY\r\n", None]})
     conn = connect(played.uri)
