@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import gevent
-from gevent import get_hub, getcurrent
+from gevent import get_hub
 from gevent.event import Event
 from gevent.queue import Queue
 
@@ -152,7 +152,6 @@ class Lanes:
         """Stand in line until a connection may be had, or there is another reason to look again."""
         place = Place(deadline)
         with self.section:
-            place.waiter = getcurrent()
             self._line[place] = None
             self._earliest = min(self._earliest, place.deadline)
             self._start_ticker()
@@ -217,7 +216,8 @@ class Lanes:
             if place is None or not (self._queue.qsize() or self.is_hopeless or place.deadline <= now):
                 return
             place.result = None
-            wake(self.hub, place)  # it leaves the line by itself: a signal that strikes before that loses nobody
+            wake(self.hub, place)
+            self._line.pop(place, None)  # last: a signal that strikes before loses nobody
         self._serve_soon()
 
     @property

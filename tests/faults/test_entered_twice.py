@@ -307,6 +307,81 @@ def test_put_that_is_killed_while_a_handler_sleeps_in_the_middle_of_another_lets
     assert number > 10
 
 
+def test_automatic_touch_while_a_handler_sleeps_in_the_middle_of_a_call_is_put_off(server, conn, tube):
+    """Its timer runs in the hub, where what stands half done may not be added to."""
+    conn.put(tube, b"x", ttr=1)
+    slept: list[str] = []
+    results: list[Any] = []
+    touches: list[int] = []
+
+    def sleep_between() -> None:
+        path, _, line = struck[-1].where.partition(" ")[0].partition(":")
+        if linecache.getline(f"{gstalk.__path__[0]}/{path}", int(line)).strip() == "self._out.append(data)":
+            slept.append(struck[-1].where)
+            gevent.sleep(0.4)  # the timer strikes
+
+    def handler(job: gstalk.Job) -> None:
+        for number in itertools.count(1):
+            struck.append(Handler(number, sleep_between))
+            results.append(struck[-1].run(job.stats))
+            if slept:
+                break
+        touches.append(conn.stats().cmd_touch)
+        wait_until(lambda: conn.stats().cmd_touch > touches[0], 5)  # it goes on
+        job.delete()
+        consumer.stop()
+
+    struck: list[Handler] = []
+    consumer = gstalk.Consumer(server.uri, tube, auto_touch=True)
+    consumer.receive(handler)
+    assert {type(result).__name__ for result in results} == {"JobStats"}
+
+
+def test_put_whose_handler_sleeps_in_line_is_not_wakened_out_of_that_sleep(server, tube):
+    """Its turn comes meanwhile; it takes that when the handler has returned."""
+    slept = 0
+
+    def sleep_in_line() -> None:
+        nonlocal slept
+        if "_lanes.py" in struck.where and "in wait" in struck.where:
+            gevent.sleep(0.05)
+            slept += 1
+
+    for number in itertools.count(1):
+        with gstalk.Producer(server.uri) as producer:
+            struck = Handler(number, sleep_in_line)
+            check = struck.run(partial(producer.put, tube, b"x"))
+        assert isinstance(check, int), struck.where
+        if not struck.where:
+            break
+    assert slept > 5
+
+
+def test_connection_that_is_cut_while_a_handler_sleeps_in_the_middle_of_a_put_leaves_nobody_waiting(connect, tube):
+    conn = connect()
+    cuts = 0
+
+    def cut() -> None:
+        nonlocal cuts
+        if section.owner is gevent.getcurrent():
+            gevent.spawn(conn._link.cut)
+            gevent.sleep(0.001)
+            cuts += 1
+
+    section = section_of(gevent.get_hub())
+    for tube_in_use in (True, False):
+        for number in itertools.count(1):
+            if not conn.is_connected:
+                conn = connect()
+            conn.use(tube if tube_in_use else "default")
+            struck = Handler(number, cut)
+            result = struck.run(partial(conn.put, tube, b"x"))
+            assert isinstance(result, (int, gstalk.ConnectionClosedError)), struck.where
+            if not struck.where:
+                break
+    assert cuts > 10
+
+
 def test_exception_on_the_line_that_leaves_the_section_keeps_nobody_out(conn, other, tube):
     """A greenlet that was struck there has left: it is found out when the next one comes."""
     section = section_of(gevent.get_hub())
