@@ -272,7 +272,11 @@ class Link:
     def return_job(self, job: Job) -> None:
         """`give_back`, in a greenlet."""
         with self.section:
-            self.give_back(job)
+            try:
+                self.give_back(job)
+            except BaseException as error:
+                self._struck(job, error)
+                raise
 
     def give_back(self, job: Job) -> None:
         """Release a job that nobody wants, with its own priority; in the hub, or inside the section.
@@ -305,6 +309,9 @@ class Link:
                     self.reserved.settle(job)
                     slot = Slot(commands.DELETE, pipe.session, job.id, self.reserved.settled, job)
                     pipe.append(b"delete %d\r\n" % job.id, slot)
+            except BaseException as error:
+                self._struck(job, error)
+                raise
             finally:
                 section.owner = None
             if slot is not None:
@@ -325,6 +332,9 @@ class Link:
             if job._state == "held":
                 self.reserved.settle(job)
                 self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
+        except BaseException as error:
+            self._struck(job, error)
+            raise
         finally:
             section.owner = None
 
@@ -409,8 +419,13 @@ class Link:
             slot = pipe.slot(command, job_id, self._settled, job)
             if job is not None:
                 self._refuse_finished(job, command.name)  # once more: a signal handler may have come between
-                self.reserved.settle(job)
-            pipe.append(data, slot)
+            try:
+                if job is not None:
+                    self.reserved.settle(job)
+                pipe.append(data, slot)
+            except BaseException as error:
+                self._struck(job, error)
+                raise
         (self.outcomes or pipe).wait(slot)
 
     @critical
@@ -420,8 +435,17 @@ class Link:
         with self.section:
             if job is not None:
                 self._refuse_finished(job, command.name)  # as in `_settle`
-            slot = self._settle_later(job, job_id, command, line)
+            try:
+                slot = self._settle_later(job, job_id, command, line)
+            except BaseException as error:
+                self._struck(job, error)
+                raise
         (self.outcomes or self.pipe).wait(slot)
+
+    def _struck(self, job: Job | None, error: BaseException) -> None:
+        """A signal's exception has hit a settling: the job may be marked with nothing sent, so the connection ends."""
+        if job is not None and job._state == "settling":
+            self.pipe.torn(error)
 
     def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Slot:
         """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
