@@ -381,7 +381,7 @@ class Conn:
             ``reserve-job <id>`` -> ``RESERVED``, ``NOT_FOUND``; "Worker Commands"; from beanstalkd 1.12.
         """
         self._link.check("reserve-job")
-        return self._link.reserve_job(checks.check_job_id(job_id))
+        return self._line.reserve_job(checks.check_job_id(job_id))
 
     # -- finishing ---------------------------------------------------------------------------------------------
 

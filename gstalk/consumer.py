@@ -178,11 +178,12 @@ class _Run:
         self._config = config
         self._handling = handling
         self._hub = get_hub()
-        self._crew = Crew(config, hooks, handling, self._on_free, self._look_again, self._interrupted)
+        self._crew = Crew(config, hooks, handling, self._look_again, self._interrupted)
         self._aside = handling.aside  # here also greenlets that tell of reserves which failed
         self._asker = Asker(
             config, hooks, self._crew, self._aside, lambda has: connected.set() if has else connected.clear()
         )
+        self._crew.on_free = self._asker.look_soon
         self._changed = Event()  # the receiving greenlet is to look
         self._interruptions: list[BaseException] = []  # of this `receive`; the first one is raised at its end
         self._stop_at: float | None = None  # when handlers are killed; infinity: never; None: not stopping
@@ -284,9 +285,6 @@ class _Run:
     def _look_again(self, _: object = None) -> None:
         """Have the receiving greenlet look: a greenlet of the crew is gone, or another one."""
         self._changed.set()
-
-    def _on_free(self) -> None:
-        self._asker.look_soon()
 
     # -- in a forked child -------------------------------------------------------------------------------------
 

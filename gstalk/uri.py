@@ -15,7 +15,9 @@ __all__ = ["Address", "parse_uri", "server_name", "validate_uris"]
 PLAIN_PORT, TLS_PORT = 11300, 11400
 MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
 
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._\-]{0,252})")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,62})"  # a name's parts have 63 characters at most
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+MAX_HOST = 253  # characters, a final dot not counted: what DNS can carry
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def parse_uri(text: str) -> Address:
     else:
         host, colon, port = rest.partition(":")
         number = port if colon else None
-        if not _HOST.fullmatch(host):
+        if not _HOST.fullmatch(host) or len(host.removesuffix(".")) > MAX_HOST:
             raise _invalid(text, "malformed host name")
     if number is None:
         return Address(scheme, host=host, port=TLS_PORT if scheme in ("beanstalks", "tls") else PLAIN_PORT)

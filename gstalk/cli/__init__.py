@@ -78,11 +78,12 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _stand_in_for_closed_streams() -> None:
     """Fill the places of standard descriptors that are closed, or sockets would take them.
 
-    Reading there finds nothing, and writing fails: what was to be printed must not count as printed.
+    Reading there finds nothing. Writing results fails: what was to be printed must not count as printed. What is said
+    on standard error goes nowhere, and changes no exit code.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name, mode, access in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, os.O_RDONLY), mode, encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(os.open(os.devnull, access), mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _have_signals_interrupt_us() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import click
 from gevent import monkey
@@ -67,6 +68,10 @@ def work(
     SIGTERM and SIGINT (Ctrl-C): no more jobs are reserved, running handlers finish. A second one: they are ended at
     once, and their jobs go back. SIGUSR1: prints what each greenlet is doing.
     """
+    if sys.__stdout__ is None:
+        # Standard output is closed, and writing there fails, since a result must not get lost. What a handler prints is
+        # none: it goes nowhere, as in any other Python program.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     servers: Servers = context.obj
     command = _command(context, servers.uris, patch)
     try:

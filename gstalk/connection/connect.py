@@ -81,7 +81,7 @@ def dial(
 def _greeting(used: str, watched: Sequence[str]) -> list[tuple[Command, bytes]]:
     """The first commands of a connection, `stats` in front."""
     greeting = [(commands.STATS, commands.plain(commands.STATS))]
-    if used not in ("default", ""):
+    if used != "default":
         greeting.append((commands.USE, commands.by_tube(commands.USE, used)))
     if list(watched) != ["default"]:
         greeting += [(commands.WATCH, commands.by_tube(commands.WATCH, tube)) for tube in watched]

@@ -30,7 +30,7 @@ from gstalk.connection.pipeline import Pipeline, drop
 from gstalk.connection.recall import Recall
 from gstalk.connection.reserved import SETTLING, ReservedJobs
 from gstalk.connection.transport import Transport
-from gstalk.connection.used_tube import misplace
+from gstalk.connection.used_tube import blame, misplace
 from gstalk.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -60,7 +60,7 @@ class Link:
         pipe: The commands in flight; another one after a `recall`.
         reserved: The jobs that this connection has reserved.
         outcomes: What tells of the ends of commands; `None`: nobody listens.
-        used: The tube that the last command appended will find in use.
+        used: The tube that the last command appended will find in use; `None`: unknown.
         watched: The tubes watched, as the server confirmed them.
         section: The hub's critical section; greenlets change what belongs to a connection inside of it alone.
         on_failure: Called once, when the connection is over; must not switch.
@@ -88,7 +88,7 @@ class Link:
         self.section = section_of(self.hub)
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.reserved = ReservedJobs()
-        self.used = "default"
+        self.used: str | None = "default"
         self.watched = list(tubes) or ["default"]
         self.on_failure: Callable[[], None] | None = None
         self.on_closing: Callable[[], None] | None = None
@@ -177,10 +177,11 @@ class Link:
 
     def _use_answered(self, use: Slot) -> None:
         """Keep what stands behind a `use` that failed from staying in the wrong tube."""
-        if use.error is None or isinstance(use.error, DisconnectedError):
-            return
-        if misplace(self.pipe, use.error):
-            self.used = ""  # nothing behind it has changed the tube: the next command says `use` again
+        error = use.error
+        if isinstance(error, ProtocolError):  # so has the command that it was said for: who sent that is told the same
+            blame(self.pipe, use)
+        elif error is not None and not isinstance(error, DisconnectedError) and misplace(self.pipe, error):
+            self.used = None  # nothing behind it has changed the tube: the next command says `use` again
 
     @critical
     def use(self, tube: str) -> None:
@@ -247,30 +248,15 @@ class Link:
         self.reserved.add(job)
         return job
 
-    def reserve_job(self, job_id: int) -> Job:
-        data = commands.by_id(commands.RESERVE_JOB, job_id)
-        slot = Slot(commands.RESERVE_JOB, self.pipe.session, job_id, self._reserved_by_id)
-        pipe = self.send(data, slot)
-        try:
-            job: Job = pipe.wait(slot)
-        except BaseException:
-            if isinstance(slot.result, Job):  # it came, and then the caller was hit
-                self.return_job(slot.result)
-            raise
-        return job
-
-    def _reserved_by_id(self, slot: Slot) -> None:
-        if slot.error is None:
-            slot.result = job = self.hold(*slot.result)
-            job.tube = None
-            if slot.waiter is None:
-                self.give_back(job)
-
     @critical
     def return_job(self, job: Job) -> None:
         """`give_back`, in a greenlet."""
         with self.section:
-            self.give_back(job)
+            try:
+                self.give_back(job)
+            except BaseException as error:
+                self._struck(job, error)
+                raise
 
     def give_back(self, job: Job) -> None:
         """Release a job that nobody wants, with its own priority; in the hub, or inside the section.
@@ -303,13 +289,17 @@ class Link:
                     self.reserved.settle(job)
                     slot = Slot(commands.DELETE, pipe.session, job.id, self.reserved.settled, job)
                     pipe.append(b"delete %d\r\n" % job.id, slot)
+            except BaseException as error:
+                self._struck(job, error)
+                raise
             finally:
                 section.owner = None
             if slot is not None:
                 (self.outcomes or pipe).wait(slot)
                 return
         job_id, ours = self._whose(job, "delete")
-        self._settle(job_id, ours, commands.DELETE, commands.by_id(commands.DELETE, job_id))
+        data = commands.by_id(commands.DELETE, job_id)
+        self._settle(job_id, ours, commands.DELETE, lambda: self._settle_now(ours, job_id, commands.DELETE, data))
 
     @critical
     def delete_unwaited(self, job: Job) -> None:
@@ -323,23 +313,28 @@ class Link:
             if job._state == "held":
                 self.reserved.settle(job)
                 self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
+        except BaseException as error:
+            self._struck(job, error)
+            raise
         finally:
             section.owner = None
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
         job_id, ours = self._whose(job, "release")
         seconds = checks.check_delay(delay)
-        if priority is not None:
-            self._settle(job_id, ours, commands.RELEASE, commands.release(job_id, priority, seconds))
-        else:
-            self._settle_keeping(job_id, ours, commands.RELEASE, lambda p: commands.release(job_id, p, seconds))
+        self._settle_with(job_id, ours, commands.RELEASE, priority, lambda p: commands.release(job_id, p, seconds))
 
     def bury(self, job: Job | int, priority: int | None = None) -> None:
         job_id, ours = self._whose(job, "bury")
-        if priority is not None:
-            self._settle(job_id, ours, commands.BURY, commands.bury(job_id, priority))
+        self._settle_with(job_id, ours, commands.BURY, priority, lambda p: commands.bury(job_id, p))
+
+    def _settle_with(self, job_id: int, job: Job | None, command: Command, priority: int | None, line: Line) -> None:
+        """Settle with this priority, or `None`: the job's own."""
+        if priority is None:
+            self._settle(job_id, job, command, lambda: self._settle_later(job, job_id, command, line))
         else:
-            self._settle_keeping(job_id, ours, commands.BURY, lambda p: commands.bury(job_id, p))
+            data = line(priority)
+            self._settle(job_id, job, command, lambda: self._settle_now(job, job_id, command, data))
 
     @critical
     def touch(self, job: Job | int) -> None:
@@ -359,21 +354,22 @@ class Link:
         self.pipe.append(commands.by_id(commands.TOUCH, job.id), slot)
 
     def kick_job(self, job: Job | int) -> None:
-        self.check("kick-job")
-        self._check_owner(job, "kick-job")
-        job_id = job.id if isinstance(job, Job) else checks.check_job_id(job)
+        job_id = self._id_of(job, "kick-job")
         self.call(commands.KICK_JOB, commands.by_id(commands.KICK_JOB, job_id), job_id)
 
     def stats_job(self, job: Job | int) -> JobStats:
-        self.check("stats-job")
-        self._check_owner(job, "stats-job")
-        job_id = job.id if isinstance(job, Job) else checks.check_job_id(job)
+        job_id = self._id_of(job, "stats-job")
         ours = job if isinstance(job, Job) and job._state in ("held", "settling") else None
         data = commands.by_id(commands.STATS_JOB, job_id)
         stats: JobStats = self.call(commands.STATS_JOB, data, job_id, self._looked, ours)
         if isinstance(job, Job):
             job.tube = stats.tube
         return stats
+
+    def _id_of(self, job: Job | int, what: str) -> int:
+        self.check(what)
+        self._check_owner(job, what)
+        return job.id if isinstance(job, Job) else checks.check_job_id(job)
 
     def _check_owner(self, job: Job | int, what: str) -> None:
         if isinstance(job, Job) and job._owner is not self and job._state != "peeked":
@@ -399,27 +395,30 @@ class Link:
             raise JobLostError(f"{what} {job.id} at {self.uri}: {why}; nothing was sent")
 
     @critical
-    def _settle(self, job_id: int, job: Job | None, command: Command, data: bytes) -> None:
+    def _settle(self, job_id: int, job: Job | None, command: Command, send: Callable[[], Slot]) -> None:
         if job is None:
             self.clear(command.name)
         with self.section:
-            pipe = self.pipe
-            slot = pipe.slot(command, job_id, self._settled, job)
             if job is not None:
                 self._refuse_finished(job, command.name)  # once more: a signal handler may have come between
-                self.reserved.settle(job)
-            pipe.append(data, slot)
-        (self.outcomes or pipe).wait(slot)
-
-    @critical
-    def _settle_keeping(self, job_id: int, job: Job | None, command: Command, line: Line) -> None:
-        if job is None:
-            self.clear(command.name)
-        with self.section:
-            if job is not None:
-                self._refuse_finished(job, command.name)  # as in `_settle`
-            slot = self._settle_later(job, job_id, command, line)
+            try:
+                slot = send()
+            except BaseException as error:
+                self._struck(job, error)
+                raise
         (self.outcomes or self.pipe).wait(slot)
+
+    def _settle_now(self, job: Job | None, job_id: int, command: Command, data: bytes) -> Slot:
+        slot = self.pipe.slot(command, job_id, self._settled, job)
+        if job is not None:
+            self.reserved.settle(job)
+        self.pipe.append(data, slot)
+        return slot
+
+    def _struck(self, job: Job | None, error: BaseException) -> None:
+        """A signal's exception has hit a settling: the job may be marked with nothing sent, so the connection ends."""
+        if job is not None and job._state == "settling":
+            self.pipe.torn(error)
 
     def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Slot:
         """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
@@ -481,7 +480,7 @@ class Link:
             self.pipe = self._holder[0] = new
             self._adopt(new)
             old.on_failure = None
-            self._recall = Recall(old, new, partial(self._dial, self.used), self.server.id)
+            self._recall = Recall(old, new, partial(self._dial, self.used or "default"), self.server.id)
         except BaseException as error:  # a signal's
             self._adopt(self.pipe)
             old.torn(error)
@@ -514,6 +513,8 @@ class Link:
             raise WrongHubError(f"close of {self.uri}: this connection belongs to another thread's hub")
         if self._closed:
             return
+        if self.section.owner is not None and getcurrent() is not self.hub:
+            self.section.wait()
         self._closed = True
         try:
             if self._may_settle() and getcurrent() is not self.hub:

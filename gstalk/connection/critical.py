@@ -89,13 +89,14 @@ class CriticalSection:
                 timer.close()
 
     def _is_inside(self, owner: Any) -> bool:
-        """Look among a greenlet's frames; of this one's, those above the call that asks."""
+        """Look among a greenlet's frames; of this one's, those of whoever has made the call that asks."""
         frame: FrameType | None
         if owner is getcurrent():
             frame = sys._getframe(1)
-            while frame is not None and frame.f_code not in _codes:
+            # On top stand the frames of that call, all of them gstalk's. Behind them comes the program's own code, for
+            # instance a signal handler, and behind that what it has interrupted.
+            while frame is not None and _is_gstalks(frame):
                 frame = frame.f_back
-            frame = frame and frame.f_back  # the first one found is the call that asks
         else:
             frame = owner.gr_frame
         while frame is not None and frame.f_code not in _codes:
@@ -107,6 +108,10 @@ def critical(function: Function) -> Function:
     """Mark a function that enters its hub's section, so that it can be found among the frames of who is inside."""
     _codes.add(function.__code__)
     return function
+
+
+def _is_gstalks(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "gstalk"
 
 
 def section_of(hub: Hub) -> CriticalSection:

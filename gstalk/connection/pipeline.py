@@ -135,7 +135,7 @@ class Pipeline:
             if end > self._limit or len(slots) >= MAX_SLOTS:
                 self.clear = False
             if not self._flush_due:
-                if len(slots) <= 2 and slots[0] is (before or slot):  # it was idle
+                if len(slots) == (1 if before is None else 2):  # it was idle
                     self._begin()
                     self._flush()
                 else:
@@ -146,6 +146,8 @@ class Pipeline:
             if self.failure is not None and slot.error is None:  # it was not in the FIFO yet
                 self._fail_slot(slot)
             raise
+        if self.failure is not None and slots:  # it was cut in the middle of this, where a signal handler slept
+            self._finish(self.sent)
 
     def wait(self, slot: Call) -> Any:
         """`wait_for`, spelled out for the sake of the hot path; `join` says why the loop is written so."""
@@ -310,7 +312,10 @@ class Pipeline:
     def _begin(self) -> None:
         """Go from idle to busy: a reply is due from now on, and the process has something to wait for."""
         self._progress.replied_at = monotonic()
-        self._reader.ref = True
+        reader = self._reader
+        if reader is None:  # as in `append`
+            return
+        reader.ref = True
         if self._timer is None:
             self._set_timer(self.conn_timeout or UNLIMITED)
 
@@ -524,6 +529,7 @@ class Pipeline:
                 watcher.close()
         self._reader = self._writer = self._timer = self._holder = None
         self._out.clear()
+        self._flush_due = True  # so that an `append` in whose middle this happens does nothing more
         if self._transport is not None:
             self._transport.close()
         assert self.failure is not None

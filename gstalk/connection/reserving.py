@@ -29,6 +29,7 @@ from gstalk.connection.connection import Link
 from gstalk.connection.critical import AGAIN
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
+from gstalk.protocol import commands
 from gstalk.protocol.session import PENDING, Call, Slot
 
 __all__ = ["Caller", "ReserveLine"]
@@ -142,6 +143,25 @@ class ReserveLine:
         self._link.recall()
         if self._callers:
             self._ask(self._callers[0])
+
+    def reserve_job(self, job_id: int) -> Job:
+        data = commands.by_id(commands.RESERVE_JOB, job_id)
+        slot = Slot(commands.RESERVE_JOB, self._link.pipe.session, job_id, self._reserved_by_id)
+        pipe = self._link.send(data, slot)
+        try:
+            job: Job = pipe.wait(slot)
+        except BaseException:
+            if isinstance(slot.result, Job):  # it came, and then the caller was hit
+                self._link.return_job(slot.result)
+            raise
+        return job
+
+    def _reserved_by_id(self, slot: Slot) -> None:
+        if slot.error is None:
+            slot.result = job = self._link.hold(*slot.result)
+            job.tube = None
+            if slot.waiter is None:
+                self._link.give_back(job)
 
     def end(self) -> None:
         """The connection is over, or about to be closed: so is everybody's wait."""

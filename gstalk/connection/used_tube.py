@@ -12,7 +12,7 @@ from gstalk.protocol import commands
 from gstalk.protocol.session import Slot
 from gstalk.traces import bare
 
-__all__ = ["misplace"]
+__all__ = ["blame", "misplace"]
 
 
 def misplace(pipe: Pipeline, error: BaseException) -> bool:
@@ -25,6 +25,12 @@ def misplace(pipe: Pipeline, error: BaseException) -> bool:
     return True
 
 
+def blame(pipe: Pipeline, use: Slot) -> None:
+    """The server broke the protocol in its answer to a `use`: the command right behind that has the same error."""
+    if len(pipe.slots) > 1 and pipe.slots[0] is use and pipe.slots[1].command.uses and use.error is not None:
+        pipe.slots[1].error = bare(use.error)
+
+
 class _Misplaced:
     """The duty of such a command."""
 
@@ -34,7 +40,8 @@ class _Misplaced:
         self._duty = duty
 
     def __call__(self, slot: Slot) -> None:
-        stored = slot.result if slot.error is None else getattr(slot.error, "job_id", None)  # a BuriedError's
+        # By the reply, also where its caller was told earlier that it is late; else a BuriedError has the id.
+        stored = slot.result if isinstance(slot.result, int) else getattr(slot.error, "job_id", None)
         if slot.command is commands.PUT and stored is not None:
             self._pipe.append(commands.by_id(commands.DELETE, stored), self._pipe.slot(commands.DELETE, stored))
         if slot.error is None or stored is not None:

@@ -52,11 +52,11 @@ class Crew:
         config: How many there are.
         hooks: Told of what hits a greenlet that waits for a job.
         handling: What happens to a job.
-        on_free: Called when a handler has ended; must not switch.
         on_end: Called when a greenlet has ended; must not switch.
         on_interruption: Called with the `KeyboardInterrupt` that has left a handler; must not switch.
 
     Attributes:
+        on_free: Called when a handler has ended; must not switch.
         working: What each greenlet works at: a job, and the connection that it came from.
         is_leaving: No more jobs come, and the greenlets end.
         is_copy: This is a forked child's copy: all jobs are the parent's.
@@ -67,7 +67,6 @@ class Crew:
         config: Config,
         hooks: Hooks,
         handling: Handling,
-        on_free: Callable[[], None],
         on_end: Callable[[], None],
         on_interruption: Callable[[BaseException], None],
     ) -> None:
@@ -77,7 +76,7 @@ class Crew:
         self._size = config.num_greenlets
         self._hooks = hooks
         self._handling = handling
-        self._on_free = on_free
+        self.on_free: Callable[[], None] = _nothing
         self._on_end = on_end
         self._on_interruption = on_interruption
         self._hub = get_hub()
@@ -133,7 +132,7 @@ class Crew:
 
     def tell_nobody(self) -> None:
         """The `receive` is over. It refers to this crew, which would keep it."""
-        self._on_free = self._on_end = _nothing
+        self.on_free = self._on_end = _nothing
         self._on_interruption = _nothing
 
     def _work(self) -> None:
@@ -160,7 +159,7 @@ class Crew:
                 self._on_interruption(error)
             finally:
                 del self.working[me]
-                self._on_free()
+                self.on_free()
 
     def _wait(self) -> tuple[ConsumerLane, Job] | None:
         """Wait for a job; `None`: there will be none."""

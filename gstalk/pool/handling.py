@@ -371,6 +371,8 @@ class _Touching:
             self._timer.start(self._touch)
 
     def _touch(self) -> None:
+        if not self._link.section.is_free:
+            return  # somebody stands in the middle of a step; the next time comes before the job's time is over
         state = self._job._state
         if state == "held":
             self._link.touch_unwaited(self._job)

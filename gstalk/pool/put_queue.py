@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import gevent
-from gevent import get_hub, getcurrent
+from gevent import get_hub
 from gevent.event import Event
 from gevent.queue import Queue
 
@@ -42,7 +42,7 @@ from gstalk.uri import Address
 
 __all__ = ["FULL", "TICK", "Lane", "Lanes"]
 
-FULL = 1000  # puts in flight on one connection: a little less than it takes
+FULL = 512  # puts in flight on one connection: all may be answered in one read, and are wakened in one go then
 TICK = 0.05  # seconds between two looks at the time of puts
 AT_A_TIME = 64  # how many of those in line look again before others have their turn
 BREATH = 0.01  # seconds that puts may end without a wait before others have their turn
@@ -153,7 +153,6 @@ class Lanes:
         """Stand in line until a connection may be had, or there is another reason to look again."""
         place = Place(deadline)
         with self.section:
-            place.waiter = getcurrent()
             self._line[place] = None
             self._earliest = min(self._earliest, place.deadline)
             self._start_ticker()
@@ -216,7 +215,8 @@ class Lanes:
             if place is None or not (self._queue.qsize() or self.is_hopeless or place.deadline <= now):
                 return
             place.result = None
-            wake(self.hub, place)  # it leaves the line by itself: a signal that strikes before that loses nobody
+            wake(self.hub, place)
+            self._line.pop(place, None)  # last: a signal that strikes before loses nobody
         self._serve_soon()
 
     @property

@@ -252,9 +252,10 @@ def run(
         try:
             join(lanes.hub, slot)
         finally:
+            inside = section.owner  # a kill wakes us also while another greenlet is: it stays inside
             section.owner = me
             lanes.done(lane)
-            section.owner = None
+            section.owner = inside
         error: Any = slot.error
         if error is None:
             job_id: int = slot.result

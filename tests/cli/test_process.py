@@ -138,6 +138,38 @@ def test_closed_streams_are_not_taken_for_read_or_written(own_server):
         assert shell("$G delete 2>&-", own_server.uri).code == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("$G --uri 127.0.0.1:1 tubes 2>&-", 3),
+        ("$G nonsense 2>&-", 2),
+        ("$G stats --tube missing 2>&-", 1),
+        ("$G put mail x --priority z 2>&-", 2),
+        ("$G put mail --lines 2>&- < <(head -c 70000 /dev/zero; echo)", 1),
+    ],
+)
+def test_exit_code_is_the_same_where_standard_error_is_closed(own_server, line, code):
+    assert shell(line, own_server.uri).code == code
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("option", ["", "--patch", "--processes 1"])
+def test_handler_that_prints_works_where_standard_streams_are_closed(own_server, tmp_path, option, closed):
+    """As in any other Python program, what it prints goes nowhere."""
+    (tmp_path / "printing.py").write_text(
+        "import os, sys\n"
+        "def handle(job):\n"
+        "    print('out', flush=True)\n"
+        "    print('err', file=sys.stderr, flush=True)\n"
+        "    os.system('echo child')\n"
+    )
+    with gstalk.dial(own_server.uri) as conn:
+        conn.put("mail", b"1")
+        work = f"cd {tmp_path}; $G work printing:handle --tube mail --burst --auto-delete {option} {closed}"
+        assert shell(work, own_server.uri).code == 0
+        assert states(conn, "mail") == {}
+
+
 def test_jobs_of_megabytes_go_round():
     """What is in flight is bounded in bytes, too."""
     body = os.urandom(5_000_000)

@@ -21,7 +21,7 @@ from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
 from gstalk.connection.critical import section_of
-from gstalk.testing import Beanstalkd
+from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.test_signal_everywhere import in_hub
 from tests.servers import wait_until
 
@@ -197,6 +197,57 @@ def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
             break
 
 
+REFUSED: dict[str, Callable[[World], object]] = {
+    "put_many": lambda world: world.conn.put_many(world.tube, [b"handler"]),
+    "use": lambda world: world.conn.use(world.tube),
+    "watch": lambda world: world.conn.watch(world.tube),
+    "ignore": lambda world: world.conn.ignore(world.tube),
+    "reserve_job": lambda world: world.conn.reserve_job(1),
+    "delete by id": lambda world: world.conn.delete(2**60),
+    "delete a job": lambda world: world.conn.delete(world.jobs[0]),
+    "release": lambda world: world.jobs[0].release(),
+    "bury": lambda world: world.jobs[0].bury(1),
+    "touch": lambda world: world.jobs[0].touch(),
+    "job's stats": lambda world: world.jobs[0].stats(),
+    "kick": lambda world: world.conn.kick(world.tube, 1),
+    "kick_job": lambda world: world.conn.kick_job(2**60),
+    "peek": lambda world: world.conn.peek(2**60),
+    "peek_ready": lambda world: world.conn.peek_ready(f"{world.tube}-2"),
+    "stats": lambda world: world.conn.stats(),
+    "stats_tube": lambda world: world.conn.stats_tube("default"),
+    "list_tubes": lambda world: world.conn.list_tubes(),
+    "pause_tube": lambda world: world.conn.pause_tube("default", 0),
+    "close": lambda world: world.conn.close(),
+    "producer.put_many": lambda world: world.producer.put_many(f"{world.tube}-2", [b"handler"]),
+    "producer.stop": lambda world: world.producer.stop(),
+    "producer.wait_connected": lambda world: world.producer.wait_connected(),
+}
+
+
+@pytest.mark.parametrize("operation", ["put", "producer.put"])
+@pytest.mark.parametrize("handler", REFUSED)
+def test_every_call_in_the_middle_of_a_put_is_refused(handler, operation, worlds, other):
+    """Whichever it is: none may take the lines that were interrupted for its own, and go in."""
+    section = section_of(gevent.get_hub())
+    world = worlds()
+    refused = 0
+
+    def call_inside() -> object:
+        return REFUSED[handler](world) if section.owner is gevent.getcurrent() else None
+
+    for number in itertools.count(1):
+        struck = Handler(number, call_inside)
+        result = struck.run(partial(OPERATIONS[operation], world))
+        check_ids(other, result, world.tube, b"outer", struck.where)
+        assert struck.result is None or isinstance(struck.result, BlockingSwitchOutError), struck.where
+        refused += struck.result is not None
+        if not struck.where:
+            break
+    assert refused > 5
+    for job in world.jobs:
+        job.delete()
+
+
 def test_greenlet_that_comes_while_a_handler_sleeps_in_the_middle_of_a_put_waits(conn, other, tube):
     """And so does the hub: what stands half done there may not be looked at."""
     section = section_of(gevent.get_hub())
@@ -221,6 +272,114 @@ def test_greenlet_that_comes_while_a_handler_sleeps_in_the_middle_of_a_put_waits
             break
     assert len(seen) > 10
     assert set(seen) == {False}
+
+
+def test_put_that_is_killed_while_a_handler_sleeps_in_the_middle_of_another_lets_nobody_in(server, conn, other, tube):
+    """It gives its connection back, and leaves the section to the one who is inside."""
+    section = section_of(gevent.get_hub())
+    with FaultProxy(server.uri) as proxy, gstalk.Producer(proxy.uri, put_timeout=60, conn_timeout=60) as producer:
+        assert producer.wait_connected(5)
+        proxy.stall()
+        beside: list[Any] = []
+
+        def sleep_inside() -> object:
+            if section.owner is not gevent.getcurrent():
+                return None
+            waiting.kill(block=False)
+            gevent.sleep(0.01)
+            beside.append(gevent.spawn(conn.put, tube, b"beside"))
+            gevent.sleep(0.01)
+            return waiting.ready() and section.owner is gevent.getcurrent()
+
+        for number in itertools.count(1):
+            waiting = gevent.spawn(producer.put, tube, b"never answered")
+            gevent.sleep(0.005)
+            struck = Handler(number, sleep_inside)
+            check_ids(other, struck.run(partial(conn.put, tube, b"outer")), tube, b"outer", struck.where)
+            for each in beside:
+                check_ids(other, each.get(timeout=5), tube, b"beside", struck.where)
+            assert struck.result in (None, True), struck.where
+            waiting.kill()
+            if not struck.where:
+                break
+            beside.clear()
+        producer.stop(0)
+    assert number > 10
+
+
+def test_automatic_touch_while_a_handler_sleeps_in_the_middle_of_a_call_is_put_off(server, conn, tube):
+    """Its timer runs in the hub, where what stands half done may not be added to."""
+    conn.put(tube, b"x", ttr=1)
+    slept: list[str] = []
+    results: list[Any] = []
+    touches: list[int] = []
+
+    def sleep_between() -> None:
+        path, _, line = struck[-1].where.partition(" ")[0].partition(":")
+        if linecache.getline(f"{gstalk.__path__[0]}/{path}", int(line)).strip() == "self._out.append(data)":
+            slept.append(struck[-1].where)
+            gevent.sleep(0.4)  # the timer strikes
+
+    def handler(job: gstalk.Job) -> None:
+        for number in itertools.count(1):
+            struck.append(Handler(number, sleep_between))
+            results.append(struck[-1].run(job.stats))
+            if slept:
+                break
+        touches.append(conn.stats().cmd_touch)
+        wait_until(lambda: conn.stats().cmd_touch > touches[0], 5)  # it goes on
+        job.delete()
+        consumer.stop()
+
+    struck: list[Handler] = []
+    consumer = gstalk.Consumer(server.uri, tube, auto_touch=True)
+    consumer.receive(handler)
+    assert {type(result).__name__ for result in results} == {"JobStats"}
+
+
+def test_put_whose_handler_sleeps_in_line_is_not_wakened_out_of_that_sleep(server, tube):
+    """Its turn comes meanwhile; it takes that when the handler has returned."""
+    slept = 0
+
+    def sleep_in_line() -> None:
+        nonlocal slept
+        if "_lanes.py" in struck.where and "in wait" in struck.where:
+            gevent.sleep(0.05)
+            slept += 1
+
+    for number in itertools.count(1):
+        with gstalk.Producer(server.uri) as producer:
+            struck = Handler(number, sleep_in_line)
+            check = struck.run(partial(producer.put, tube, b"x"))
+        assert isinstance(check, int), struck.where
+        if not struck.where:
+            break
+    assert slept > 5
+
+
+def test_connection_that_is_cut_while_a_handler_sleeps_in_the_middle_of_a_put_leaves_nobody_waiting(connect, tube):
+    conn = connect()
+    cuts = 0
+
+    def cut() -> None:
+        nonlocal cuts
+        if section.owner is gevent.getcurrent():
+            gevent.spawn(conn._link.cut)
+            gevent.sleep(0.001)
+            cuts += 1
+
+    section = section_of(gevent.get_hub())
+    for tube_in_use in (True, False):
+        for number in itertools.count(1):
+            if not conn.is_connected:
+                conn = connect()
+            conn.use(tube if tube_in_use else "default")
+            struck = Handler(number, cut)
+            result = struck.run(partial(conn.put, tube, b"x"))
+            assert isinstance(result, (int, gstalk.ConnectionClosedError)), struck.where
+            if not struck.where:
+                break
+    assert cuts > 10
 
 
 def test_exception_on_the_line_that_leaves_the_section_keeps_nobody_out(conn, other, tube):

@@ -273,3 +273,31 @@ def test_timeout_that_a_connect_hook_left_behind_costs_no_connection(server, oth
     consumer.receive(handler)
     assert (len(runs), kinds) == (1, ["connect"])
     assert told == ["a hook left this behind; it hit a greenlet that keeps a connection"]
+
+
+def attended_to(job: gstalk.Job) -> bool:
+    return job.is_finished or job._state == "held"
+
+
+@pytest.mark.parametrize("settle", ["delete", "release", "bury"])
+def test_job_whose_settling_is_struck_is_held_or_settled_or_its_connection_is_over(settle, server, tube, strikes):
+    """Never marked as being finished with nothing sent: nobody could finish it then, nor would the server get it."""
+    marks = "delete", "_settle", "_settle_keeping", "_settle_later", "settle"
+    for strike in strikes(*marks):
+        conn = gstalk.dial(server.uri)
+        conn.watch(tube)
+        conn.put(tube, b"x")
+        job = conn.reserve()
+        gevent.spawn(strike.call, getattr(job, settle)).join()
+        in_hub(sys.settrace, None)  # what follows is not to be struck
+        sys.settrace(None)
+        if conn.is_connected:
+            within(5, partial(attended_to, job), strike)
+            if not job.is_finished:
+                job.delete()
+        else:
+            assert job.is_lost, strike.where
+        conn.close()
+        with gstalk.dial(server.uri) as other:
+            while left := other.peek_ready(tube) or other.peek_buried(tube):
+                other.delete(left)

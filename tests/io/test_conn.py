@@ -374,6 +374,20 @@ def test_put_buried_behind_a_use_that_failed_does_not_stay_in_the_wrong_tube(pla
     assert played.lines[-2] == b"delete 7"
 
 
+def test_empty_tube_name_is_refused_after_a_use_that_failed(play, connect):
+    """Which tube is in use then is unknown, and no name stands for that."""
+    played = play({"use": [b"OUT_OF_MEMORY\r\n", None]})
+    conn = connect(played.uri)
+    with pytest.raises(gstalk.OutOfMemoryError):
+        conn.put("a", b"x")
+    before = played.count("put")
+    with pytest.raises(gstalk.InvalidArgumentError):
+        conn.put("", b"x")
+    assert conn.is_connected
+    conn.list_tube_used()
+    assert played.count("put") == before
+
+
 def test_put_use_that_fails_before_puts_to_other_tubes_spoils_none_of_them(play, connect):
     played = play({"use": [b"OUT_OF_MEMORY\r\n", None]})
     conn = connect(played.uri)
@@ -387,9 +401,22 @@ def test_put_use_that_fails_before_puts_to_other_tubes_spoils_none_of_them(play,
 
 def test_put_use_echoes_another_tube_is_protocol_error(play, connect):
     conn = connect(play({"use": b"USING other\r\n"}).uri)
-    with pytest.raises(gstalk.DisconnectedError):
+    others: list[Any] = [gevent.spawn(conn.put, "a", b"y"), gevent.spawn(conn.stats)]
+    with pytest.raises(gstalk.ProtocolError, match="expected USING, got 'USING other'") as caught:
         conn.put("a", b"x")
+    assert caught.value.sent == "maybe"
     assert not conn.is_connected
+    gevent.joinall(others, timeout=5)
+    assert all(isinstance(each.exception, gstalk.DisconnectedError) for each in others)
+
+
+def test_producer_put_use_echoes_another_tube_is_asked_once(play):
+    """A server that has broken the protocol for a put is not asked again by it."""
+    played = play({"use": b"USING other\r\n"})
+    with gstalk.Producer(played.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
+        with pytest.raises(gstalk.ProtocolError):
+            producer.put("a", b"x", timeout=5)
+        assert played.count("put") == 1
 
 
 # -- many greenlets ----------------------------------------------------------------------------------------------

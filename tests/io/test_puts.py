@@ -488,6 +488,23 @@ def test_puts_behind_a_use_that_failed_have_an_error_each(play, connect):
     assert len({depth(error) for error in errors}) == 1
 
 
+@pytest.mark.parametrize("what", ["put", "put_many"])
+def test_put_that_is_late_behind_a_use_that_failed_does_not_stay_in_the_wrong_tube(what, play, produce):
+    late = Event()
+
+    def refuse(line: bytes) -> bytes:
+        late.wait()
+        return b"OUT_OF_MEMORY\r\n"
+
+    played = play({"use": refuse})
+    producer = produce(played.uri)
+    with pytest.raises(gstalk.PutTimeoutError if what == "put" else gstalk.PutManyError):
+        producer.put("other", b"x", timeout=0.1) if what == "put" else producer.put_many("other", [b"x"], timeout=0.1)
+    late.set()
+    wait_until(lambda: played.count("delete") == 1, 5)
+    assert b"delete 1" in played.lines
+
+
 # -- the caller's own ----------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,11 @@ GOOD = [  # text, scheme, host, port, path, is_tls, canonical
 BAD = [
     ("", "malformed host name"),
     (":11300", "malformed host name"),
+    ("a..b", "malformed host name"),
+    (".a", "malformed host name"),
+    ("a.-b", "malformed host name"),
+    ("a" * 64, "malformed host name"),
+    (".".join(["a" * 63] * 3 + ["b" * 62]), "malformed host name"),
     ("beanstalk://", "malformed host name"),
     ("redis://q1", "scheme must be beanstalk, beanstalks, tls or unix"),
     ("http://q1:11300", "scheme must be beanstalk, beanstalks, tls or unix"),
