@@ -165,7 +165,8 @@ class Handling:
         if isinstance(error, _ENDS):
             raise error
         if not isinstance(error, (Retry, Bury, JobLostError, DisconnectedError)):
-            self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed in a forked child")
+            message = f"job {job.id} of {job.uri}: its handler failed in a forked child"
+            self._hooks.error(error, message, **_known(job, None, None))
 
     def _find(self, job: Job) -> Handler:
         """Find the handler of the job's tube."""
@@ -194,15 +195,15 @@ class Handling:
                 if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
                     killed = blow
                 else:
-                    self._hooks.error(blow, failure.message("hit while its fate was decided"))
+                    self._hooks.error(blow, failure.message("hit while its fate was decided"), **failure.known)
                 if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
                     link.return_job(job)
-                    done = "released"
+                    failure.outcome = done = "released"
         if telling is not None:
             telling.stats = failure.stats
         try:
             if not isinstance(failure.error, (Retry, Bury)):
-                self._hooks.error(failure.error, failure.message(failure.what, done))
+                self._hooks.error(failure.error, failure.message(failure.what, done), **failure.known)
             if job._state == "held" and killed is None and link.is_connected:  # the server has refused it
                 self._pause(failure)
         finally:
@@ -219,7 +220,7 @@ class Handling:
         except (GreenletExit, KeyboardInterrupt):
             raise
         except BaseException as blow:
-            self._hooks.error(blow, failure.message("hit before it was given back"))
+            self._hooks.error(blow, failure.message("hit before it was given back"), **failure.known)
 
     def _left(self, link: Link, job: Job, context: Context, slot: Slot) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
@@ -239,9 +240,10 @@ class _Failure:
         what: What has failed, in words.
         stats: The job's, if known.
         lost: What is said of a job that the server has taken back.
+        outcome: What became of the job, in a word that docs/logging.md has; `None`: not yet known.
     """
 
-    __slots__ = ("_fate", "error", "job", "link", "lost", "stats", "what")
+    __slots__ = ("_fate", "error", "job", "link", "lost", "outcome", "stats", "what")
 
     def __init__(
         self, link: Link, job: Job, error: BaseException, what: str, stats: JobStats | None, fate: Fate | None = None
@@ -252,6 +254,7 @@ class _Failure:
         self.what = what
         self.stats = stats
         self.lost = "the server has taken the job back"
+        self.outcome: str | None = None
         self._fate = fate
 
     def settle(self, policy: RetryPolicy) -> str:
@@ -277,6 +280,7 @@ class _Failure:
             if job._state == "settling":
                 raise  # not the server's
             if job._state == "held" or isinstance(refusal, BuriedError):
+                self.outcome = "released" if job._state == "held" else "buried"
                 done = "released" if job._state == "held" else "buried by the server"
                 if isinstance(self.error, (Retry, Bury)):
                     # Without its traceback, which holds this frame, and so us.
@@ -284,7 +288,9 @@ class _Failure:
                     return done
                 return f"{done}, since it could not be retried: {refusal}"
         if job._state == "lost":
+            self.outcome = "lost"
             return self.lost if was == "lost" else "the job goes back by itself"
+        self.outcome = "finished" if self._fate is None else self._fate.outcome
         return "the job was finished" if self._fate is None else str(self._fate)
 
     def _ask(self) -> JobStats | None:
@@ -302,6 +308,11 @@ class _Failure:
             self.job.bury(fate.priority)
         else:
             self.job.delete()
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a log record tells of it for machines."""
+        return _known(self.job, None if self.stats is None else self.stats.reserves, self.outcome)
 
     def message(self, what: str, done: str = "") -> str:
         """Name the job, its server and its attempt."""
@@ -382,6 +393,13 @@ class _Touching:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+
+def _known(job: Job, attempt: int | None, outcome: str | None) -> dict[str, Any]:
+    """Collect what a log record tells of a job beside its sentence; `duration`: the seconds since it was reserved."""
+    since = None if job.reserved_at is None else monotonic() - job.reserved_at
+    known = {"uri": job.uri, "tube": job.tube, "job_id": job.id}
+    return {**known, "attempt": attempt, "outcome": outcome, "duration": since}
 
 
 def _count(value: int | None) -> int:

@@ -17,9 +17,12 @@ from gstalk.config import Config, Event
 from gstalk.errors import GstalkError
 from gstalk.protocol import checks
 
-__all__ = ["Hooks"]
+__all__ = ["ATTRIBUTES", "Hooks"]
 
 logger = logging.getLogger("gstalk")
+
+#: What a log record may have as attributes, beside its sentence; never a body. docs/logging.md says what they mean.
+ATTRIBUTES = ("uri", "tube", "job_id", "attempt", "outcome", "duration")
 
 
 class Hooks:
@@ -33,16 +36,23 @@ class Hooks:
         self._telling: gevent.Greenlet[..., Any] | None = None
         self.listens = config.event_func is not None
 
-    def info(self, message: str) -> None:
+    def info(self, message: str, **known: Any) -> None:
+        """Tell a message. `known`: what `error` takes."""
         if self._config.info_func is None:
-            logger.info(message)
+            logger.info(message, extra=_attributes(known))
         else:
             self._call(self._config.info_func, message)
 
-    def error(self, error: BaseException, message: str) -> None:
+    def error(self, error: BaseException, message: str, **known: Any) -> None:
+        """Tell of an error.
+
+        Args:
+            known: What the message is about, for machines: any of `ATTRIBUTES`. The user's function doesn't get it.
+        """
         if self._config.error_func is None:
             # A stack says nothing about an outage, and much about a handler.
-            logger.error("%s: %s", message, error, exc_info=None if isinstance(error, GstalkError) else error)
+            stack = None if isinstance(error, GstalkError) else error
+            logger.error("%s: %s", message, error, exc_info=stack, extra=_attributes(known))
         else:
             self._call(self._config.error_func, error, message)
 
@@ -80,3 +90,8 @@ class Hooks:
             if (passing or _forks.generation() != generation) and not isinstance(error, Exception):
                 raise
             logger.exception("a hook of gstalk's Config raised: %r", hook)
+
+
+def _attributes(known: dict[str, Any]) -> dict[str, Any]:
+    """What is not known is no attribute: a formatter may then have a default of its own."""
+    return {name: value for name, value in known.items() if value is not None}

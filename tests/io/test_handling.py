@@ -413,7 +413,7 @@ def test_job_not_ours_any_more_is_not_handled(play, now):
         config = gstalk.Config(error_func=lambda *error: told.append(error), event_func=told.append)
         Handling(ran.append, ["default"], config, Hooks(config)).handle(link, job, False)
         assert (ran, told) == ([], [])
-        link.unattended.clear()
+        link.reserved.unattended.clear()
         job._state = "held"
 
 
@@ -635,7 +635,7 @@ def test_unattended_job_is_forgotten_when_its_delete_is_answered(work, conn, tub
     conn.put_many(tube, [b""] * 20)
     wait_until(lambda: conn.stats_tube(tube).cmd_delete == 20)
     (link,) = worker.consumer._run.pool.links
-    wait_until(lambda: not link.unattended)
+    wait_until(lambda: not link.reserved.unattended)
 
 
 # -- what else a handler may do ----------------------------------------------------------------------------------
