@@ -11,10 +11,12 @@ from contextvars import Context
 from typing import Any
 
 import gevent
+from gevent import GreenletExit
 
 from gstalk import _forks
 from gstalk.config import Config, Event
 from gstalk.errors import GstalkError
+from gstalk.job import Job
 from gstalk.protocol import checks
 
 __all__ = ["ATTRIBUTES", "Hooks"]
@@ -26,7 +28,7 @@ ATTRIBUTES = ("uri", "tube", "job_id", "attempt", "outcome", "duration")
 
 
 class Hooks:
-    """The three hooks of a Config."""
+    """The hooks of a Config."""
 
     __slots__ = ("_config", "_telling", "_untold", "listens")
 
@@ -56,6 +58,18 @@ class Hooks:
         else:
             self._call(self._config.error_func, error, message)
 
+    def given_up(self, job: Job, error: BaseException, **known: Any) -> bool:
+        """Call `given_up_func`, in a handler's greenlet; its kill and Ctrl-C pass.
+
+        Args:
+            known: What `error` takes.
+
+        Returns:
+            Whether it has done its work: it returned, or there is none.
+        """
+        hook = self._config.given_up_func
+        return hook is None or self._call(hook, job, error, killable=True, known=known)
+
     def event(self, kind: str, *, passing: bool = False, **fields: Any) -> None:
         """Tell of an event. `passing`: in a caller's greenlet, where his own timeout or kill must pass."""
         if self._config.event_func is not None:
@@ -76,7 +90,15 @@ class Hooks:
         for context, event in untold:
             context.run(self._call, self._config.event_func, event)
 
-    def _call(self, hook: Any, *args: object, passing: bool = False) -> None:
+    def _call(
+        self,
+        hook: Any,
+        *args: object,
+        passing: bool = False,
+        killable: bool = False,
+        known: dict[str, Any] | None = None,
+    ) -> bool:
+        """Call a hook; returns whether it returned."""
         generation = _forks.generation()
         try:
             result = hook(*args)
@@ -89,7 +111,11 @@ class Hooks:
             # forked ends as it likes.
             if (passing or _forks.generation() != generation) and not isinstance(error, Exception):
                 raise
-            logger.exception("a hook of gstalk's Config raised: %r", hook)
+            if killable and isinstance(error, GreenletExit):
+                raise
+            logger.exception("a hook of gstalk's Config raised: %r", hook, extra=_attributes(known or {}))
+            return False
+        return True
 
 
 def _attributes(known: dict[str, Any]) -> dict[str, Any]:

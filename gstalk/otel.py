@@ -84,6 +84,7 @@ class _Telemetry:
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Jobs for handlers")
         self._retries = meter.create_counter("gstalk.put.retries", "{retry}", "Tries of puts that failed")
         self._in_flight = meter.create_up_down_counter("gstalk.jobs.in_flight", "{job}", "Jobs that handlers work at")
+        self._given_up = meter.create_counter("gstalk.jobs.given_up", "{job}", "Jobs whose attempts were used up")
         self._reconnects = meter.create_counter("gstalk.reconnects", "{connection}", "Connections made again")
 
     def __call__(self, event: Event) -> None:
@@ -96,6 +97,8 @@ class _Telemetry:
             self._handled(event)
         elif kind == "put_retry":
             self._retries.add(1, self._attributes(event, "put", "send"))
+        elif kind == "given_up":
+            self._given_up.add(1, self._attributes(event, "process", "process"))
         elif kind == "connect" and event.attempt is not None and event.attempt > 1:
             self._reconnects.add(1, self._server(event.uri))
 

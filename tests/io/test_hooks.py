@@ -129,6 +129,15 @@ def test_job_that_was_lost_is_told_as_such(conn, tube, work, records):
 
 
 @pytest.mark.real
+def test_job_that_given_up_func_finishes_is_told_as_finished(conn, tube, work, records):
+    job_id = conn.put(tube, SECRET)
+    once = gstalk.RetryPolicy(max_attempts=1)
+    work(fail, retry=once, given_up_func=lambda job, exception: job.delete())
+    wait_until(lambda: records)
+    assert (records[0].job_id, records[0].attempt, records[0].outcome) == (job_id, 1, "finished")
+
+
+@pytest.mark.real
 def test_job_lost_with_its_worker_too_often_is_told_as_buried(server, conn, tube, work, records):
     job_id = conn.put(tube, SECRET)
     for _ in range(3):

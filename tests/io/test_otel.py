@@ -296,6 +296,19 @@ def test_without_an_sdk_nothing_happens(server, tube):
     consumer.receive(lambda job: consumer.stop())
 
 
+def test_job_given_up_is_counted_with_what_failed(work, connect, server, tube, telemetry):
+    connect(server.uri).put(tube, b"x")
+
+    def handler(job: gstalk.Job) -> None:
+        raise KeyError
+
+    work(handler, retry=gstalk.RetryPolicy(max_attempts=1))
+    assert telemetry.total("gstalk.jobs.given_up") == 1
+    (point,) = telemetry.points("gstalk.jobs.given_up")
+    assert attributes(point)["error.type"] == "KeyError"
+    assert attributes(point)["messaging.destination.name"] == tube
+
+
 def test_scope_has_its_version_and_the_schema_of_its_names(server, tube, telemetry):
     with gstalk.dial(server.uri, event_func=telemetry.event_func) as conn:
         conn.put(tube, b"x")

@@ -104,6 +104,11 @@ def tell(event: gstalk.Event) -> None:
         fork()
 
 
+def give_up(job: gstalk.Job, error: BaseException) -> None:
+    if not fork():
+        job.release()
+
+
 def bodies() -> Iterator[bytes]:
     for number in range(JOBS):
         if number == JOBS // 2 and fork():
@@ -123,7 +128,9 @@ def main() -> None:
         gevent.get_hub().loop.install_sigchld()  # or gevent misses a child that ends before it has done so itself
     watching = gstalk.dial(URI)
     options: dict[str, Any] = {"error_func": complain, "event_func": tell if WHERE.endswith("-hook") else None}
-    consumer = gstalk.Consumer(URI, "work", retry=gstalk.RetryPolicy(first_delay=0), **options)
+    gives_up = WHERE == "given-up-hook"
+    policy = gstalk.RetryPolicy(first_delay=0, max_attempts=1 if gives_up else 25)
+    consumer = gstalk.Consumer(URI, "work", retry=policy, given_up_func=give_up if gives_up else None, **options)
     handled = 0
 
     def handle(job: gstalk.Job) -> None:
@@ -132,6 +139,8 @@ def main() -> None:
             return
         if WHERE == "error-hook" and not done:
             raise KeyError
+        if WHERE == "given-up-hook" and not done:
+            raise gstalk.Retry
         if os.getpid() != PARENT:
             say("handles")
         job.delete()
