@@ -95,7 +95,7 @@ def ask_of(job: gstalk.Job) -> None:
 def complain(error: BaseException, message: str) -> None:
     if WHERE == "error-hook" and isinstance(error, KeyError):
         fork()
-    else:
+    elif WHERE != "given-up-hook" or os.getpid() != PARENT:  # that failure is the parent's, and told there
         say("error", [repr(error), message.partition(": ")[2]])
 
 
@@ -140,7 +140,7 @@ def main() -> None:
         if WHERE == "error-hook" and not done:
             raise KeyError
         if WHERE == "given-up-hook" and not done:
-            raise gstalk.Retry
+            raise KeyError
         if os.getpid() != PARENT:
             say("handles")
         job.delete()
