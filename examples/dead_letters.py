@@ -1,53 +1,53 @@
-"""Dead letters: jobs that failed too often are buried; a person looks at each, and kicks or deletes it.
+"""Dead letters: a job whose attempts are used up is moved to a tube of its own, with what failed.
 
-The server doesn't keep why a job failed, so the Consumer's `error_func` does.
+The server doesn't keep why a job failed; the letter does. A crash between its put and the job's delete may leave the
+job in both tubes, never in none; if the put fails, the job is buried.
 
 Run: python examples/dead_letters.py [URI]
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
 
 import gstalk
 
 
 def main(uri: str = "localhost:11300") -> None:
-    with gstalk.Producer(uri) as producer:
-        producer.put_many("orders", [b"3 apples", b"many apples", b"pears"])
+    producer = gstalk.Producer(uri)
+    producer.put_many("orders", [b"3 apples", b"many apples", b"pears"])
 
-    reasons: list[str] = []  # a log that can be searched for "job 2", in real life
-    consumer = gstalk.Consumer(
-        uri,
-        "orders",
-        retry=gstalk.RetryPolicy(max_attempts=1),
-        error_func=lambda error, message: reasons.append(f"{message}: {error}"),
-    )
+    def give_up(job: gstalk.Job, exception: BaseException) -> None:
+        letter = {"job_id": job.id, "failed": repr(exception), "body": base64.b64encode(job.body).decode()}
+        producer.put("orders-dead", json.dumps(letter).encode(), ttr=600)
+        job.delete()
+
+    policy = gstalk.RetryPolicy(max_attempts=2, first_delay=0)
+    config = gstalk.Config(retry=policy, given_up_func=give_up, error_func=lambda error, message: print(message))
+    consumer = gstalk.Consumer(uri, "orders", config, num_greenlets=1)
     seen: list[int] = []
 
     def handler(job: gstalk.Job) -> None:
         seen.append(job.id)
-        if len(seen) == 3:
+        if len(seen) == 5:  # one order, and two that are tried twice
             consumer.stop()
-        number, _, what = job.body.partition(b" ")
-        if not what:
-            raise gstalk.Bury()  # no use in another attempt, whatever the policy says
-        print("order of", int(number), what.decode())
+        number, what = job.body.decode().split(" ")
+        print("order of", int(number), what)
         job.delete()
 
     consumer.receive(handler)
 
-    with gstalk.dial(uri) as conn:
-        while job := conn.peek_buried("orders"):
-            stats = job.stats()
-            print(f"job {job.id}: {job.body!r}, {stats.age} s old, attempts {stats.reserves}, kicks {stats.kicks}")
-            print(*[reason for reason in reasons if f"job {job.id} " in reason] or ["no error told"])
-            if job.body == b"many apples":
-                conn.delete(job)
-            else:
-                job.kick()  # another attempt, by whoever consumes next; `gstalk kick --tube orders` kicks all
-        conn.watch("orders")
-        conn.reserve().delete()
+    with producer, gstalk.dial(uri) as conn:  # a person looks at the letters, and decides
+        conn.watch("orders-dead")
+        while dead := conn.reserve_with_timeout(0):
+            letter = json.loads(dead.body)
+            body = base64.b64decode(letter["body"])
+            print(f"job {letter['job_id']}: {body!r} failed with {letter['failed']}")
+            if body == b"pears":
+                print("put again as job", producer.put("orders", b"1 " + body))
+            dead.delete()
 
 
 if __name__ == "__main__":

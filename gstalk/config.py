@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from gstalk.errors import InvalidArgumentError
+from gstalk.job import Job
 from gstalk.protocol import checks
 from gstalk.retry import RetryPolicy
 
@@ -61,6 +62,7 @@ EVENT_KINDS = {
     "put_retry": "a Producer's try to put has failed, and another follows",
     "handling": "a Consumer calls a handler; `duration` is how long the job was ready, where that is known",
     "handled": "it has ended, and its job has its fate; `exception` is what it raised, `Retry` and `Bury` included",
+    "given_up": "a job's attempts are used up, and it was buried, deleted, or finished by `given_up_func`",
     "delete": "a delete of a job has ended, well or with an exception",
     "release": "the same of a release",
     "bury": "the same of a bury",
@@ -109,6 +111,8 @@ class Config:
         event_func: Called with an `Event`; `None`: nobody listens, and it costs nothing.
         retry: What becomes of a job whose handler failed.
         retry_ambiguous: Whether a put whose reply was lost is tried again; the job may then exist twice.
+        given_up_func: Called with a job whose attempts are used up, and what it failed with, before the job is buried
+            or deleted; it may be finished there. One that raises is logged, and the job is buried.
         auto_delete: Whether a handler that returns without finishing its job deletes it.
         auto_touch: Whether jobs in flight are touched at a third of their ttr.
         time_limit: Seconds that a handler may run; `None`: no limit.
@@ -127,6 +131,7 @@ class Config:
     event_func: Callable[[Event], Plain] | None = None
     retry: RetryPolicy = RetryPolicy()
     retry_ambiguous: bool = True
+    given_up_func: Callable[[Job, BaseException], Plain] | None = None
     auto_delete: bool = False
     auto_touch: bool = False
     time_limit: float | timedelta | None = None
@@ -145,7 +150,7 @@ class Config:
             raise InvalidArgumentError(f"reserve_timeout must be 1 second or more, got {self.reserve_timeout}")
         if self.tls_context is not None and not hasattr(self.tls_context, "wrap_bio"):
             raise TypeError(f"tls_context must be an ssl.SSLContext, got {type(self.tls_context).__name__}")
-        for name, arguments in (("info_func", 1), ("error_func", 2), ("event_func", 1)):
+        for name, arguments in (("info_func", 1), ("error_func", 2), ("event_func", 1), ("given_up_func", 2)):
             value = getattr(self, name)
             if value is not None:
                 checks.check_callable(name, value, arguments)
@@ -186,6 +191,7 @@ class Options(TypedDict, total=False):
     event_func: Callable[[Event], Plain] | None
     retry: RetryPolicy
     retry_ambiguous: bool
+    given_up_func: Callable[[Job, BaseException], Plain] | None
     auto_delete: bool
     auto_touch: bool
     time_limit: float | timedelta | None

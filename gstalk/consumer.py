@@ -91,7 +91,8 @@ class Consumer:
         """Connect, and call the handler for every job reserved, until `stop` is called.
 
         The handler finishes its job. One that returns without doing so, or raises, has failed: `Config.error_func` is
-        told, and `Config.retry` says what becomes of the job. It may raise `Retry` or `Bury` instead.
+        told, and `Config.retry` says what becomes of the job. It may raise `Retry` or `Bury` instead. When the job's
+        attempts are used up, `Config.given_up_func` is called before it is buried or deleted.
         Each job runs in a fresh copy of the `contextvars` context in which this was called.
 
         Args:

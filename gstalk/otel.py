@@ -18,6 +18,7 @@ from opentelemetry import context, metrics, trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
+from gstalk import __version__
 from gstalk.config import Event
 from gstalk.errors import Bury, Retry
 from gstalk.uri import parse_uri
@@ -26,6 +27,7 @@ __all__ = ["event_func"]
 
 Attributes = dict[str, str | int]
 
+SCHEMA = "https://opentelemetry.io/schemas/1.36.0"  # the semantic conventions from which the names are taken
 OPERATIONS = {"put": "send", "delete": "settle", "release": "settle", "bury": "settle"}
 BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 
@@ -68,8 +70,8 @@ class _Telemetry:
     """Turns events into spans and measurements."""
 
     def __init__(self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
-        self._tracer = trace.get_tracer("gstalk", tracer_provider=tracer_provider)
-        meter = metrics.get_meter("gstalk", meter_provider=meter_provider)
+        self._tracer = trace.get_tracer("gstalk", __version__, tracer_provider, SCHEMA)
+        meter = metrics.get_meter("gstalk", __version__, meter_provider, SCHEMA)
         self._servers: dict[str | None, Attributes] = {None: {}}
 
         def seconds(name: str, description: str) -> metrics.Histogram:
@@ -82,6 +84,7 @@ class _Telemetry:
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Jobs for handlers")
         self._retries = meter.create_counter("gstalk.put.retries", "{retry}", "Tries of puts that failed")
         self._in_flight = meter.create_up_down_counter("gstalk.jobs.in_flight", "{job}", "Jobs that handlers work at")
+        self._given_up = meter.create_counter("gstalk.jobs.given_up", "{job}", "Jobs whose attempts were used up")
         self._reconnects = meter.create_counter("gstalk.reconnects", "{connection}", "Connections made again")
 
     def __call__(self, event: Event) -> None:
@@ -94,6 +97,8 @@ class _Telemetry:
             self._handled(event)
         elif kind == "put_retry":
             self._retries.add(1, self._attributes(event, "put", "send"))
+        elif kind == "given_up":
+            self._given_up.add(1, self._attributes(event, "process", "process"))
         elif kind == "connect" and event.attempt is not None and event.attempt > 1:
             self._reconnects.add(1, self._server(event.uri))
 

@@ -102,6 +102,11 @@ class Fate:
             return "given up and deleted"
         return "given up and buried" if self.is_given_up else "buried"
 
+    @property
+    def outcome(self) -> str:
+        """What the job is when that is carried out, in one word."""
+        return {"release": "released", "bury": "buried", "delete": "deleted"}[self.command]
+
     @classmethod
     def of_failed(cls, policy: RetryPolicy, stats: JobStats, error: BaseException, chance: float) -> Fate:
         """Decide about a job whose handler has failed.

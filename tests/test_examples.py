@@ -20,7 +20,11 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 ALONE = {"patched", "threads"}  # in a process of their own: one patches it, the other blocks its hub
 SAYS = {
-    "dead_letters": "with base 10: b'many'\njob 3: b'pears', 0 s old, attempts 1, kicks 0\nno error told\n",
+    "dead_letters": (
+        "finished by given_up_func\n"
+        "job 2: b'many apples' failed with ValueError(\"invalid literal for int() with base 10: 'many'\")\n"
+        "job 3: b'pears' failed with ValueError("
+    ),
     "delayed": "tea is ready\ncall back\ndue in 6 days, 23:59:5",
     "fan_out_fan_in": "sum of squares: 285\n",
     "idempotent": "2 jobs, balance 100\n",

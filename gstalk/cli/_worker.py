@@ -134,14 +134,18 @@ class Worker:
         error = event.exception
         if error is None or isinstance(error, (gstalk.Retry, gstalk.Bury)):
             self._done += 1
-            outcome = "done" if error is None else "buried" if isinstance(error, gstalk.Bury) else "to be tried again"
+            outcome = "done" if error is None else "buried" if isinstance(error, gstalk.Bury) else "released"
+            shown = "to be tried again" if outcome == "released" else outcome
         elif isinstance(error, gevent.GreenletExit) and self._is_ending:
             self._cut += 1
-            outcome = "cut off, and released"
+            outcome, shown = "released", "cut off, and released"
         else:
             self._failed += 1
-            outcome = f"failed with {type(error).__name__}"
-        logger.info("job %d of %s: %s, %.3f s", job.id, job.tube, outcome, event.duration or 0.0)
+            outcome, shown = "failed", f"failed with {type(error).__name__}"
+        told = {name: getattr(event, name) for name in ("uri", "job_id", "attempt", "duration")}
+        known = {**told, "tube": job.tube, "outcome": outcome}
+        extra = {name: value for name, value in known.items() if value is not None}
+        logger.info("job %d of %s: %s, %.3f s", job.id, job.tube, shown, event.duration or 0.0, extra=extra)
         self._finished.set()
 
     # -- reasons to end ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from contextvars import Context, copy_context
 from typing import Any
 
 import gevent
+from gevent import GreenletExit
 from gevent.hub import Hub
 
 from gstalk.config import Config, Event
@@ -26,13 +27,16 @@ from gstalk.job import Job
 from gstalk.protocol import checks, commands
 from gstalk.protocol.session import Slot
 
-__all__ = ["Hooks", "Outcomes"]
+__all__ = ["ATTRIBUTES", "Hooks", "Outcomes"]
 
 logger = logging.getLogger("gstalk")
 
+#: What a log record may have as attributes, beside its sentence; never a body. docs/logging.md says what they mean.
+ATTRIBUTES = ("uri", "tube", "job_id", "attempt", "outcome", "duration")
+
 
 class Hooks:
-    """The three hooks of a Config."""
+    """The hooks of a Config."""
 
     __slots__ = ("_config", "_telling", "_untold", "listens")
 
@@ -42,18 +46,37 @@ class Hooks:
         self._telling: gevent.Greenlet[..., Any] | None = None
         self.listens = config.event_func is not None
 
-    def info(self, message: str) -> None:
+    def info(self, message: str, **known: Any) -> None:
+        """Tell a message. `known`: what `error` takes."""
         if self._config.info_func is None:
-            logger.info(message)
+            logger.info(message, extra=_attributes(known))
         else:
             self._call(self._config.info_func, message)
 
-    def error(self, error: BaseException, message: str) -> None:
+    def error(self, error: BaseException, message: str, **known: Any) -> None:
+        """Tell of an error.
+
+        Args:
+            known: What the message is about, for machines: any of `ATTRIBUTES`. The user's function doesn't get it.
+        """
         if self._config.error_func is None:
             # A stack says nothing about an outage, and much about a handler.
-            logger.error("%s: %s", message, error, exc_info=None if isinstance(error, GstalkError) else error)
+            stack = None if isinstance(error, GstalkError) else error
+            logger.error("%s: %s", message, error, exc_info=stack, extra=_attributes(known))
         else:
             self._call(self._config.error_func, error, message)
+
+    def given_up(self, job: Job, error: BaseException, **known: Any) -> bool:
+        """Call `given_up_func`, in a handler's greenlet; its kill and Ctrl-C pass.
+
+        Args:
+            known: What `error` takes.
+
+        Returns:
+            Whether it has done its work: it returned, or there is none.
+        """
+        hook = self._config.given_up_func
+        return hook is None or self._call(hook, job, error, killable=True, known=known)
 
     def event(self, kind: str, *, passing: bool = False, **fields: Any) -> None:
         """Tell of an event. `passing`: in a caller's greenlet, where his own timeout or kill must pass."""
@@ -75,7 +98,15 @@ class Hooks:
         for context, event in untold:
             context.run(self._call, self._config.event_func, event)
 
-    def _call(self, hook: Any, *args: object, passing: bool = False) -> None:
+    def _call(
+        self,
+        hook: Any,
+        *args: object,
+        passing: bool = False,
+        killable: bool = False,
+        known: dict[str, Any] | None = None,
+    ) -> bool:
+        """Call a hook; returns whether it returned."""
         generation = forks.generation()
         try:
             result = hook(*args)
@@ -88,7 +119,16 @@ class Hooks:
             # forked ends as it likes.
             if (passing or forks.generation() != generation) and not isinstance(error, Exception):
                 raise
-            logger.exception("a hook of gstalk's Config raised: %r", hook)
+            if killable and isinstance(error, GreenletExit):
+                raise
+            logger.exception("a hook of gstalk's Config raised: %r", hook, extra=_attributes(known or {}))
+            return False
+        return True
+
+
+def _attributes(known: dict[str, Any]) -> dict[str, Any]:
+    """What is not known is no attribute: a formatter may then have a default of its own."""
+    return {name: value for name, value in known.items() if value is not None}
 
 
 class Outcomes:

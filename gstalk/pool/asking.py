@@ -214,8 +214,10 @@ class Asker:
         if self._crew.is_copy:
             return
         message = f"reserve at {lane.server} failed"
+        known: dict[str, Any] = {"uri": lane.server}
         if isinstance(error, ProtocolError) and error.job_id is not None:
             link, job_id = lane.link, error.job_id
             if bury_ruined(self._hub, link.address, self._config, link.server.id, job_id):
                 message += f"; job {job_id} has no end, the server has ruined it: buried"
-        self._hooks.error(error, message)
+                known |= {"job_id": job_id, "outcome": "buried"}
+        self._hooks.error(error, message, **known)

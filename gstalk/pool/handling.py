@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
+from dataclasses import replace
 from functools import partial
 from random import random
 from typing import Any
@@ -165,7 +166,8 @@ class Handling:
         if isinstance(error, _ENDS):
             raise error
         if not isinstance(error, (Retry, Bury, JobLostError, DisconnectedError)):
-            self._hooks.error(error, f"job {job.id} of {job.uri}: its handler failed in a forked child")
+            message = f"job {job.id} of {job.uri}: its handler failed in a forked child"
+            self._hooks.error(error, message, **_known(job, None, None))
 
     def _find(self, job: Job) -> Handler:
         """Find the handler of the job's tube."""
@@ -186,7 +188,7 @@ class Handling:
         done = ""
         while not done:
             try:
-                done = failure.settle(self._config.retry)
+                done = failure.settle(self._config.retry, self._give_up)
             except BaseException as blow:
                 if self.is_copy and isinstance(blow, _ENDS):  # a hook has forked
                     raise
@@ -194,15 +196,19 @@ class Handling:
                 if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
                     killed = blow
                 else:
-                    self._hooks.error(blow, failure.message("hit while its fate was decided"))
+                    self._hooks.error(blow, failure.message("hit while its fate was decided"), **failure.known)
                 if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
                     link.return_job(job)
-                    done = "released"
+                    failure.outcome = done = "released"
+        if self.is_copy:  # `given_up_func` has forked: the job is the parent's, who tells of it
+            return
         if telling is not None:
             telling.stats = failure.stats
         try:
+            if failure.is_given_up:
+                _tell(self._hooks, "given_up", job, failure.stats, failure.raised, None)
             if not isinstance(failure.error, (Retry, Bury)):
-                self._hooks.error(failure.error, failure.message(failure.what, done))
+                self._hooks.error(failure.error, failure.message(failure.what, done), **failure.known)
             if job._state == "held" and killed is None and link.is_connected:  # the server has refused it
                 self._pause(failure)
         finally:
@@ -213,13 +219,20 @@ class Handling:
             finally:
                 del killed  # the traceback would hold the frame, and the frame the error
 
+    def _give_up(self, failure: _Failure) -> bool:
+        """Call `given_up_func`; returns whether it has done its work."""
+        is_done = self._hooks.given_up(failure.job, failure.raised, **failure.known)
+        if self.is_killing:  # `stop` has given the job back, whatever the function made of its kill
+            raise GreenletExit
+        return is_done
+
     def _pause(self, failure: _Failure) -> None:
         try:
             gevent.sleep(PAUSE)
         except (GreenletExit, KeyboardInterrupt):
             raise
         except BaseException as blow:
-            self._hooks.error(blow, failure.message("hit before it was given back"))
+            self._hooks.error(blow, failure.message("hit before it was given back"), **failure.known)
 
     def _left(self, link: Link, job: Job, context: Context, slot: Slot) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
@@ -236,12 +249,26 @@ class _Failure:
         link: The connection that holds it.
         job: The job.
         error: What is told, unless it is a `Retry` or a `Bury`.
+        raised: What `given_up_func` gets: the handler's own exception, unless that is a wrong `Retry` or `Bury`.
         what: What has failed, in words.
         stats: The job's, if known.
         lost: What is said of a job that the server has taken back.
+        outcome: What became of the job, in a word that docs/logging.md has; `None`: not yet known.
     """
 
-    __slots__ = ("_fate", "error", "job", "link", "lost", "stats", "what")
+    __slots__ = (
+        "_fate",
+        "_is_carried_out",
+        "_is_told",
+        "error",
+        "job",
+        "link",
+        "lost",
+        "outcome",
+        "raised",
+        "stats",
+        "what",
+    )
 
     def __init__(
         self, link: Link, job: Job, error: BaseException, what: str, stats: JobStats | None, fate: Fate | None = None
@@ -249,16 +276,30 @@ class _Failure:
         self.link = link
         self.job = job
         self.error = judged(error)
+        self.raised = error if isinstance(self.error, (Retry, Bury)) else self.error
         self.what = what
         self.stats = stats
         self.lost = "the server has taken the job back"
+        self.outcome: str | None = None
         self._fate = fate
+        self._is_told = False  # `given_up_func` was called
+        self._is_carried_out = False  # what the fate says was called
 
-    def settle(self, policy: RetryPolicy) -> str:
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the job's attempts are used up, and it is settled: not given back, nor lost, in spite of that."""
+        is_settled = self.outcome in ("buried", "deleted", "finished")
+        return is_settled and self._fate is not None and self._fate.is_given_up
+
+    def settle(self, policy: RetryPolicy, give_up: Callable[[_Failure], bool]) -> str:
         """Decide what becomes of the job, and carry it out: the one place that does.
 
         The job's state tells what came of it, whoever's exception ends a wait here. It is still held afterwards if the
         server has refused: then it has to go back. May be called again after an interruption.
+
+        Args:
+            policy: Says what the fate is.
+            give_up: Called, once, before a job is given up, which it may finish; returns whether it has done its work.
 
         Returns:
             What was done, in words.
@@ -272,11 +313,17 @@ class _Failure:
                 stats = self.stats = self.stats or job.stats()
             if job._state == "held":
                 self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random())
+                if self._fate.is_given_up and not self._is_told:
+                    self._give_up(self._fate, give_up)
+            if self._is_told and job._state == "settling" and not self._is_carried_out:
+                self._ask()  # `given_up_func` was interrupted in a delete, release or bury: the server may refuse it
+            if job._state == "held" and self._fate is not None:
                 self._carry_out(self._fate)
         except GstalkError as refusal:
             if job._state == "settling":
                 raise  # not the server's
             if job._state == "held" or isinstance(refusal, BuriedError):
+                self.outcome = "released" if job._state == "held" else "buried"
                 done = "released" if job._state == "held" else "buried by the server"
                 if isinstance(self.error, (Retry, Bury)):
                     # Without its traceback, which holds this frame, and so us.
@@ -284,8 +331,20 @@ class _Failure:
                     return done
                 return f"{done}, since it could not be retried: {refusal}"
         if job._state == "lost":
+            self.outcome = "lost"
             return self.lost if was == "lost" else "the job goes back by itself"
-        return "the job was finished" if self._fate is None else str(self._fate)
+        if self._fate is not None and self._is_carried_out:
+            self.outcome = self._fate.outcome
+            return str(self._fate)
+        self.outcome = "finished"
+        return "given up, and finished by given_up_func" if self._is_told else "the job was finished"
+
+    def _give_up(self, fate: Fate, give_up: Callable[[_Failure], bool]) -> None:
+        """Have `given_up_func` called. Where that hasn't done its work, the job is buried, never deleted."""
+        self._is_told = True
+        self._fate = replace(fate, command="bury")  # for whatever interrupts it
+        if give_up(self):
+            self._fate = fate
 
     def _ask(self) -> JobStats | None:
         """Ask about a job that isn't in our hands; `None` if the server can't tell our attempt any more."""
@@ -296,12 +355,18 @@ class _Failure:
         return None if stats.state == "reserved" else stats
 
     def _carry_out(self, fate: Fate) -> None:
+        self._is_carried_out = True
         if fate.command == "release":
             self.job.release(fate.priority, fate.delay)
         elif fate.command == "bury":
             self.job.bury(fate.priority)
         else:
             self.job.delete()
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a log record tells of it for machines."""
+        return _known(self.job, None if self.stats is None else self.stats.reserves, self.outcome)
 
     def message(self, what: str, done: str = "") -> str:
         """Name the job, its server and its attempt."""
@@ -325,24 +390,28 @@ class _Telling:
 
     def begin(self) -> None:
         self._began = monotonic()
-        self._tell("handling", None, None if self.stats is None else _wait(self.stats))
+        wait = None if self.stats is None else _wait(self.stats)
+        _tell(self._hooks, "handling", self._job, self.stats, None, wait)
 
     def end(self) -> None:
         if self._began is not None:
             error, self.error = self.error, None  # its traceback holds us
-            self._tell("handled", error, monotonic() - self._began)
+            _tell(self._hooks, "handled", self._job, self.stats, error, monotonic() - self._began)
 
-    def _tell(self, kind: str, error: BaseException | None, duration: float | None) -> None:
-        job = self._job
-        self._hooks.event(
-            kind,
-            uri=job.uri,
-            tube=job.tube,
-            job_id=job.id,
-            attempt=None if self.stats is None else self.stats.reserves,
-            exception=error,
-            duration=duration,
-        )
+
+def _tell(
+    hooks: Hooks, kind: str, job: Job, stats: JobStats | None, error: BaseException | None, duration: float | None
+) -> None:
+    """Tell of a job's event."""
+    hooks.event(
+        kind,
+        uri=job.uri,
+        tube=job.tube,
+        job_id=job.id,
+        attempt=None if stats is None else stats.reserves,
+        exception=error,
+        duration=duration,
+    )
 
 
 def _wait(stats: JobStats) -> float | None:
@@ -384,6 +453,13 @@ class _Touching:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+
+def _known(job: Job, attempt: int | None, outcome: str | None) -> dict[str, Any]:
+    """Collect what a log record tells of a job beside its sentence; `duration`: the seconds since it was reserved."""
+    since = None if job.reserved_at is None else monotonic() - job.reserved_at
+    known = {"uri": job.uri, "tube": job.tube, "job_id": job.id}
+    return {**known, "attempt": attempt, "outcome": outcome, "duration": since}
 
 
 def _count(value: int | None) -> int:

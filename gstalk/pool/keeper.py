@@ -210,7 +210,7 @@ class Pool:
             del up  # it would be held for as long as this connection lives
             if server.is_down:
                 server.is_down = False
-                self._hooks.info(f"connected to {server.uri} again")
+                self._hooks.info(f"connected to {server.uri} again", uri=server.uri, outcome="connected")
             self._hooks.event("connect", uri=server.uri, attempt=connects, duration=took)
             while not over.is_set():
                 try:
@@ -218,7 +218,8 @@ class Pool:
                 except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException as error:
-                    self._hooks.error(error, "a hook left this behind; it hit a greenlet that keeps a connection")
+                    message = "a hook left this behind; it hit a greenlet that keeps a connection"
+                    self._hooks.error(error, message, uri=server.uri)
         except BaseException:
             if not self.is_stopped:  # a signal's, or a kill: the next keeper dials anew
                 link.cut()
@@ -227,14 +228,15 @@ class Pool:
             # A cut alone is no outage: proxies cut idle connections all day.
             loss = _loss(server, link)
             self._hooks.event("disconnect", uri=server.uri, exception=loss)
-            self._hooks.info(f"{loss}; connecting again")
+            self._hooks.info(f"{loss}; connecting again", uri=server.uri, outcome="disconnected")
 
     def _failed(self, server: Server, error: BaseException) -> None:
         server.error = bare(error)
         self.changed()
         if not server.is_down:
             server.is_down = True
-            self._hooks.error(error, f"no connection to {server.uri}; trying again until there is one")
+            message = f"no connection to {server.uri}; trying again until there is one"
+            self._hooks.error(error, message, uri=server.uri, outcome="disconnected")
 
     def _pause(self, seconds: float) -> None:
         timer = self.hub.loop.timer(seconds, ref=self._wanted > 0)

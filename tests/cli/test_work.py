@@ -175,6 +175,24 @@ def test_verbose_worker_writes_a_line_for_each_job_and_never_a_body(start, conn)
     assert counts(conn, "b") == (0, 0, 1, 0)  # to be tried again
 
 
+def test_verbose_workers_records_tell_the_job_and_its_outcome(start, conn, tmp_path):
+    """To a program that has its own logging; as the records of failures do."""
+    ids = [conn.put("a", b"x"), conn.put("b", b"x")]
+    (tmp_path / "app.py").write_text(
+        "import logging, tasks\n"
+        'logging.basicConfig(format="%(name)s %(job_id)s %(tube)s %(outcome)s %(duration).0f")\n'
+        "by_tube = tasks.by_tube\n"
+    )
+    worker = start("app:by_tube", "-v", *BURST, tubes=("a", "b"))
+    assert worker.end() == 0
+    found = set(re.findall(r"^gstalk.*? \d+ .*? \w+ 0$", worker.errors, re.MULTILINE))
+    assert found >= {  # another test may have left jobs in these tubes
+        f"gstalk.work {ids[0]} a done 0",
+        f"gstalk.work {ids[1]} b failed 0",
+        f"gstalk {ids[1]} b released 0",
+    }
+
+
 def test_options_reach_the_consumer(start, conn, tube):
     conn.put(tube, b"x")
     worker = start("tasks:hangs", "--time-limit", "0.1", "--max-attempts", "1", "--multiply", "3", "--greenlets", "2")

@@ -475,7 +475,20 @@ def late(job: gstalk.Job) -> None:
     gevent.sleep(60)
 
 
-@pytest.mark.parametrize("options", [{}, {"auto_touch": True}, {"auto_delete": True}, {"time_limit": 0.02}], ids=str)
+ONCE = gstalk.RetryPolicy(max_attempts=1)
+CONSUMERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "auto_touch": {"auto_touch": True},
+    "auto_delete": {"auto_delete": True},
+    "time_limit": {"time_limit": 0.02},
+    "given up": {"retry": ONCE, "given_up_func": lambda job, error: None},
+    "given up, finished": {"retry": ONCE, "given_up_func": lambda job, error: job.delete()},
+    "given up, raises": {"retry": ONCE, "given_up_func": lambda job, error: fail(job)},
+    "given up, too late": {"retry": ONCE, "given_up_func": lambda job, error: late(job)},
+}
+
+
+@pytest.mark.parametrize("options", CONSUMERS.values(), ids=CONSUMERS)
 @pytest.mark.parametrize("handler", [finish, fail, forget_it, retry, late])
 def test_consumer_leaves_nothing_to_the_collector(server, connect, tube, handler, options):
     other = connect()

@@ -211,7 +211,7 @@ def test_hooks_that_let_the_hub_run_harm_neither_parent_nor_child(own_server, re
 # -- how a child ends --------------------------------------------------------------------------------------------
 
 ENDS = ["_exit", "exit", "late-exit", "return", "late-return", "raise"]
-FROM = ["handler", "beside", "conn", "producer", "connect-hook", "error-hook", "handling-hook"]
+FROM = ["handler", "beside", "conn", "producer", "connect-hook", "error-hook", "handling-hook", "given-up-hook"]
 ENDINGS = [("gevent", where, ending) for where in FROM for ending in ENDS] + [
     (way, where, ending)
     for way, where in [("bare", "handler"), ("patched", "handler"), ("multiprocessing", "handler"), ("pty", "beside")]

@@ -91,6 +91,18 @@ def test_table_of_the_documentation_is_the_code():
     assert {kind: when for kind, when, _ in ROWS} == EVENT_KINDS
 
 
+def test_job_given_up_tells_the_fields_of_the_table(work, connect, server, tube, told):
+    def fail(job: gstalk.Job) -> None:
+        raise KeyError
+
+    connect(server.uri).put(tube, b"x")
+    work(fail, retry=gstalk.RetryPolicy(max_attempts=1))
+    wait_until(lambda: told.of("handled"))
+    (event,) = told.of("given_up")
+    given = {each.name for each in dataclasses.fields(event) if getattr(event, each.name) is not None}
+    assert given == FIELDS["given_up"]
+
+
 # -- one connection ----------------------------------------------------------------------------------------------
 
 

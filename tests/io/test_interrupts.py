@@ -151,7 +151,8 @@ def put_some(job: gstalk.Job, uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["bodies", "event_func", "error_func", "greenlet", "hub", "signal handler", "finalizer"]
+    "where",
+    ["bodies", "event_func", "error_func", "given_up_func", "greenlet", "hub", "signal handler", "finalizer"],
 )
 def test_ctrl_c_elsewhere_is_raised_nowhere_and_stops_receive(embedded, where):
     """Handlers go on; and what was struck, too."""
@@ -168,6 +169,8 @@ def test_ctrl_c_elsewhere_is_raised_nowhere_and_stops_receive(embedded, where):
         if job.body == b"fails":
             job.delete()
             raise ValueError
+        if where == "given_up_func":
+            raise gstalk.Retry  # no error; its job is then deleted, as the others
         go_on.wait()
         if where == "bodies":
             put_some(job, embedded.uri)
@@ -176,7 +179,8 @@ def test_ctrl_c_elsewhere_is_raised_nowhere_and_stops_receive(embedded, where):
     started, go_on = gevent.event.Event(), gevent.event.Event()
     put(embedded.uri, *[b"x", b"fails"][: 1 + (where == "error_func")])
     hooks: dict[str, Any] = {where: press_once} if where.endswith("func") else {}
-    receiver = Receiver(embedded.uri, handler, **hooks)
+    policy = gstalk.RetryPolicy(max_attempts=1, exhausted="delete")
+    receiver = Receiver(embedded.uri, handler, retry=policy, **hooks)
     started.wait()
     if where == "greenlet":
         gevent.spawn(press_once).join()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -15,6 +17,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import messaging_attributes as attributes_names
+from opentelemetry.semconv._incubating.metrics import messaging_metrics as metrics_names
+from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import SpanKind, StatusCode
 
 import gstalk
@@ -289,3 +294,41 @@ def test_without_an_sdk_nothing_happens(server, tube):
         producer.put(tube, b"x")
     consumer = gstalk.Consumer(server.uri, tube, event_func=otel.event_func(), auto_delete=True)
     consumer.receive(lambda job: consumer.stop())
+
+
+def test_job_given_up_is_counted_with_what_failed(work, connect, server, tube, telemetry):
+    connect(server.uri).put(tube, b"x")
+
+    def handler(job: gstalk.Job) -> None:
+        raise KeyError
+
+    work(handler, retry=gstalk.RetryPolicy(max_attempts=1))
+    assert telemetry.total("gstalk.jobs.given_up") == 1
+    (point,) = telemetry.points("gstalk.jobs.given_up")
+    assert attributes(point)["error.type"] == "KeyError"
+    assert attributes(point)["messaging.destination.name"] == tube
+
+
+def test_scope_has_its_version_and_the_schema_of_its_names(server, tube, telemetry):
+    with gstalk.dial(server.uri, event_func=telemetry.event_func) as conn:
+        conn.put(tube, b"x")
+    (span,) = telemetry.spans("put")
+    data = telemetry._reader.get_metrics_data()
+    (metrics,) = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
+    for scope in (span.instrumentation_scope, metrics.scope):
+        assert (scope.name, scope.version) == ("gstalk", gstalk.__version__)
+        assert scope.schema_url == otel.SCHEMA
+    assert otel.SCHEMA in {each.value for each in Schemas}
+
+
+def test_names_are_those_of_the_conventions():
+    """What is not in the package's list of names is gstalk's own, and says so."""
+    known = {
+        value
+        for module in (metrics_names, attributes_names)
+        for value in vars(module).values()
+        if isinstance(value, str)
+    }
+    used = set(re.findall(r'"(messaging\.[\w.]+)"', Path(otel.__file__).read_text("utf-8")))
+    assert len(used) > 8
+    assert used - known == set()

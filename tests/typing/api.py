@@ -111,6 +111,10 @@ def failed(error: BaseException, message: str) -> None:
     assert_type(message, str)
 
 
+def given_up(job: gstalk.Job, exception: BaseException) -> None:
+    job.delete()
+
+
 def told(event: gstalk.Event) -> None:
     assert_type(event.kind, str)
     assert_type(event.exception, BaseException | None)
@@ -142,6 +146,7 @@ def refused_async(consumer: gstalk.Consumer) -> None:
     gstalk.Config(info_func=async_told)  # type: ignore[arg-type]
     gstalk.Config(error_func=async_told)  # type: ignore[arg-type]
     gstalk.Config(event_func=async_told)  # type: ignore[arg-type]
+    gstalk.Config(given_up_func=async_told)  # type: ignore[arg-type]
 
 
 def values_given_back(consumer: gstalk.Consumer, values: list[object]) -> None:
@@ -150,6 +155,7 @@ def values_given_back(consumer: gstalk.Consumer, values: list[object]) -> None:
     consumer.receive(lambda job: (job.id, {job.body: [job.uri]}))
     consumer.receive(values.append)
     gstalk.Config(info_func=sys.stderr.write, error_func=lambda error, message: values.append(error))
+    gstalk.Config(given_up_func=lambda job, exception: job.delete())
 
 
 def config() -> None:
@@ -158,6 +164,7 @@ def config() -> None:
         info_func=print,
         error_func=lambda error, message: print(error.args, message.upper()),
         event_func=told,
+        given_up_func=given_up,
         retry=gstalk.RetryPolicy(max_attempts=None, exhausted="delete", first_delay=timedelta(seconds=1)),
     )
     assert_type(config, gstalk.Config)
@@ -215,4 +222,5 @@ def refused(conn: gstalk.Conn) -> None:
     gstalk.Config().replace(num_greenlet=5)  # type: ignore[call-arg]
     gstalk.Consumer("q1", "t", num_greenlets="5")  # type: ignore[arg-type]
     gstalk.Consumer("q1", "t", event_func=failed)  # type: ignore[arg-type]
+    gstalk.Consumer("q1", "t", given_up_func=failed)  # type: ignore[arg-type]
     gstalk.Producer("q1", retry=None)  # type: ignore[arg-type]

@@ -32,15 +32,16 @@ DEFAULTS = {
     "event_func": None,
     "retry": RetryPolicy(),
     "retry_ambiguous": True,
+    "given_up_func": None,
     "auto_delete": False,
     "auto_touch": False,
     "time_limit": None,
 }
 DURATIONS = ["conn_timeout", "put_timeout", "reserve_timeout", "reconnect_timeout", "stop_timeout", "time_limit"]
 MAY_BE_NONE = ["conn_timeout", "put_timeout", "stop_timeout", "time_limit", "tls_context"]
-MAY_BE_NONE += ["info_func", "error_func", "event_func"]
+MAY_BE_NONE += ["info_func", "error_func", "event_func", "given_up_func"]
 FLAGS = ["retry_ambiguous", "auto_delete", "auto_touch"]
-HOOKS = ["info_func", "error_func", "event_func"]
+HOOKS = ["info_func", "error_func", "event_func", "given_up_func"]
 
 
 def test_config_defaults_are_the_documented_ones():
@@ -155,7 +156,12 @@ def test_config_hook_that_would_run_nothing_is_refused(name, hook):
 
 @pytest.mark.parametrize(
     ("name", "hook"),
-    [("info_func", lambda: None), ("error_func", lambda error: None), ("event_func", lambda kind, uri: None)],
+    [
+        ("info_func", lambda: None),
+        ("error_func", lambda error: None),
+        ("event_func", lambda kind, uri: None),
+        ("given_up_func", lambda job: None),
+    ],
 )
 def test_config_hook_that_takes_other_arguments_is_refused(name, hook):
     with pytest.raises(TypeError, match=f"^{name} is called with .* argument"):

@@ -95,13 +95,18 @@ def ask_of(job: gstalk.Job) -> None:
 def complain(error: BaseException, message: str) -> None:
     if WHERE == "error-hook" and isinstance(error, KeyError):
         fork()
-    else:
+    elif WHERE != "given-up-hook" or os.getpid() != PARENT:  # that failure is the parent's, and told there
         say("error", [repr(error), message.partition(": ")[2]])
 
 
 def tell(event: gstalk.Event) -> None:
     if event.kind == WHERE.removesuffix("-hook"):
         fork()
+
+
+def give_up(job: gstalk.Job, error: BaseException) -> None:
+    if not fork():
+        job.release()
 
 
 def bodies() -> Iterator[bytes]:
@@ -123,7 +128,9 @@ def main() -> None:
         gevent.get_hub().loop.install_sigchld()  # or gevent misses a child that ends before it has done so itself
     watching = gstalk.dial(URI)
     options: dict[str, Any] = {"error_func": complain, "event_func": tell if WHERE.endswith("-hook") else None}
-    consumer = gstalk.Consumer(URI, "work", retry=gstalk.RetryPolicy(first_delay=0), **options)
+    gives_up = WHERE == "given-up-hook"
+    policy = gstalk.RetryPolicy(first_delay=0, max_attempts=1 if gives_up else 25)
+    consumer = gstalk.Consumer(URI, "work", retry=policy, given_up_func=give_up if gives_up else None, **options)
     handled = 0
 
     def handle(job: gstalk.Job) -> None:
@@ -131,6 +138,8 @@ def main() -> None:
         if WHERE == "handler" and job.body == b"0" and fork(lambda: ask_of(job)):
             return
         if WHERE == "error-hook" and not done:
+            raise KeyError
+        if WHERE == "given-up-hook" and not done:
             raise KeyError
         if os.getpid() != PARENT:
             say("handles")
