@@ -47,7 +47,7 @@ class Handler:
         if event == "line" and not self.where and not switches:
             self.lines += 1
             if self.lines == self.number:
-                self.where = f"{path.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
+                self.where = f"{path.rpartition('/gstalk/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
                 try:
                     self.result = self.call()
                 except (BlockingSwitchOutError, gstalk.GstalkError) as error:
@@ -343,7 +343,7 @@ def test_put_whose_handler_sleeps_in_line_is_not_wakened_out_of_that_sleep(serve
 
     def sleep_in_line() -> None:
         nonlocal slept
-        if "_lanes.py" in struck.where and "in wait" in struck.where:
+        if "put_queue.py" in struck.where and "in wait" in struck.where:
             gevent.sleep(0.05)
             slept += 1
 

@@ -25,7 +25,7 @@ from tests.users.test_gunicorn import APP
 pytest.importorskip("flask")
 pytest.importorskip("gunicorn")
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.limit(120)]
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gunicorn.md").read_text(encoding="utf-8")
@@ -63,6 +63,14 @@ class Started:
         status: int = get_hub().threadpool.apply(lambda: urlopen(request, timeout=30).status)
         return status
 
+    def wait_serving(self, uri: str) -> None:
+        """Wait until two workers have loaded the app, whose Producer connects then.
+
+        A worker that has booted, as gunicorn says, does not heed signals yet: one that comes before is lost.
+        """
+        with gstalk.dial(uri) as conn:
+            wait_until(lambda: (conn.stats().current_connections or 0) >= 1 + 2, 30)
+
 
 @contextmanager
 def started(lines: str, place: Path, uri: str) -> Iterator[Started]:
@@ -83,9 +91,11 @@ def started(lines: str, place: Path, uri: str) -> Iterator[Started]:
     running = Started(process, path, port)
     try:
         wait_until(lambda: len(running.booted()) >= 2 or process.poll() is not None, 30)
+        running.wait_serving(uri)
         yield running
         os.kill(running.master, signal.SIGTERM)
-        assert process.wait(60) == 0, running.said
+        wait_until(lambda: process.poll() is not None, 60)
+        assert process.poll() == 0, running.said
         wait_until(lambda: "Shutting down: Master" in running.said, 60)
     finally:
         if process.poll() is None:
@@ -100,6 +110,8 @@ def test_line_of_the_page_has_gevent_workers_that_put(copy: Path, own_server: Be
         first = gunicorn.booted()
         os.kill(gunicorn.master, signal.SIGHUP)  # the settings are found again
         wait_until(lambda: len(gunicorn.booted() - first) >= 2, 30)
+        wait_until(lambda: gunicorn.said.count("Worker exiting") >= 2, 30)
+        gunicorn.wait_serving(own_server.uri)
         assert gunicorn.put("mail") == 201
     with gstalk.dial(own_server.uri) as conn:
         assert conn.stats_tube("mail").current_jobs_ready == 2
