@@ -23,6 +23,7 @@ CONNECTIONS = 50  # of the Producer, and as many of the Consumer
 
 @pytest.mark.soak
 @pytest.mark.limit(240)
+@pytest.mark.timing
 def test_jobs_by_the_million_leave_memory_flat_and_none_is_reserved_that_does_not_run(own_server, many, figures):
     jobs = many(50_000, 1_000_000)
     (told,) = run(BOUNDS, "flood", own_server.uri, jobs, seconds=230)

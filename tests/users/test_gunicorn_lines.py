@@ -63,17 +63,17 @@ class Started:
         status: int = get_hub().threadpool.apply(lambda: urlopen(request, timeout=30).status)
         return status
 
-    def wait_serving(self, uri: str) -> None:
-        """Wait until two workers have loaded the app, whose Producer connects then.
+    def wait_serving(self, uri: str, connections: int) -> None:
+        """Wait until two workers have loaded the app, with so many connections each: its Producer's, perhaps a Consumer's.
 
         A worker that has booted, as gunicorn says, does not heed signals yet: one that comes before is lost.
         """
         with gstalk.dial(uri) as conn:
-            wait_until(lambda: (conn.stats().current_connections or 0) >= 1 + 2, 30)
+            wait_until(lambda: (conn.stats().current_connections or 0) >= 1 + 2 * connections, 30)
 
 
 @contextmanager
-def started(lines: str, place: Path, uri: str) -> Iterator[Started]:
+def started(lines: str, place: Path, uri: str, connections: int = 1) -> Iterator[Started]:
     """Run lines of shell; only the port and the server are ours, and the environment says them."""
     port = free_port()
     environment = {
@@ -91,7 +91,7 @@ def started(lines: str, place: Path, uri: str) -> Iterator[Started]:
     running = Started(process, path, port)
     try:
         wait_until(lambda: len(running.booted()) >= 2 or process.poll() is not None, 30)
-        running.wait_serving(uri)
+        running.wait_serving(uri, connections)
         yield running
         os.kill(running.master, signal.SIGTERM)
         wait_until(lambda: process.poll() is not None, 60)
@@ -111,14 +111,14 @@ def test_line_of_the_page_has_gevent_workers_that_put(copy: Path, own_server: Be
         os.kill(gunicorn.master, signal.SIGHUP)  # the settings are found again
         wait_until(lambda: len(gunicorn.booted() - first) >= 2, 30)
         wait_until(lambda: gunicorn.said.count("Worker exiting") >= 2, 30)
-        gunicorn.wait_serving(own_server.uri)
+        gunicorn.wait_serving(own_server.uri, 1)
         assert gunicorn.put("mail") == 201
     with gstalk.dial(own_server.uri) as conn:
         assert conn.stats_tube("mail").current_jobs_ready == 2
 
 
 def test_line_of_the_page_with_a_consumer_works_the_tube_off(copy: Path, own_server: Beanstalkd) -> None:
-    with started(f"{ENTER}\n{CONSUMES}", copy, own_server.uri) as gunicorn, gstalk.dial(own_server.uri) as conn:
+    with started(f"{ENTER}\n{CONSUMES}", copy, own_server.uri, 2) as gunicorn, gstalk.dial(own_server.uri) as conn:
         assert gunicorn.put("mail") == 201
         conn.watch("done")
         job = conn.reserve_with_timeout(30)
