@@ -64,7 +64,7 @@ class Started:
         return status
 
     def wait_serving(self, uri: str, connections: int) -> None:
-        """Wait until two workers have loaded the app, with so many connections each: its Producer's, perhaps a Consumer's.
+        """Wait until two workers have loaded the app and made so many connections each, a Consumer's included.
 
         A worker that has booted, as gunicorn says, does not heed signals yet: one that comes before is lost.
         """
