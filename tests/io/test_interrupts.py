@@ -442,26 +442,8 @@ def test_handler_that_passes_on_to_ours_works(embedded):
 
 @pytest.mark.parametrize("when", ["before", "during"])
 def test_handlers_of_gevent_are_left_alone(embedded, when):
-    """`getsignal` knows nothing of them."""
-    heard: list[str] = []
-
-    def set_up() -> Any:
-        return gevent.signal_handler(signal.SIGINT, heard.append, "heard")
-
-    handler = set_up() if when == "before" else None
-    receiver = Receiver(embedded.uri, lambda job: None)
-    handler = handler or set_up()
-    try:
-        for number in range(1, 4):
-            if number == 3:
-                receiver.consumer.stop()
-                assert receiver.result() is None
-            press()
-            wait_until(lambda: len(heard) == number)  # noqa: B023
-            assert receiver.is_over == (number == 3)
-    finally:
-        handler.cancel()
-        signal.signal(signal.SIGINT, DEFAULT)
+    """`getsignal` knows nothing of them. In a process of its own: one process has one loop that hears of a signal."""
+    assert run("gevent_handler", when, embedded.uri) == [{"heard": 3, "over": [False, False, True]}]
 
 
 def test_receive_in_another_thread_touches_no_signals(embedded):
