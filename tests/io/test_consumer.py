@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -18,34 +18,12 @@ import gstalk
 from gstalk.connection.transport import Transport
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.hub import silent_hub
-from tests.io.working import Worker
+from tests.io.working import Worker, state
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
 
 AT_ONCE = gstalk.RetryPolicy(first_delay=0, max_delay=0)
-
-
-@pytest.fixture
-def work(server: Beanstalkd, tube: str) -> Iterator[Callable[..., Worker]]:
-    """Start a `Worker` on the shared server and the test's tube; stopped at the test's end."""
-    workers = []
-
-    def start(handler: Any, uris: Any = None, tubes: Any = None, **options: Any) -> Worker:
-        worker = Worker(uris or server.uri, tubes or tube, handler, **options)
-        workers.append(worker)
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.stop(0)
-
-
-def state(conn: gstalk.Conn, job_id: int) -> str | None:
-    try:
-        return conn.stats_job(job_id).state
-    except gstalk.NotFoundError:
-        return None
 
 
 # -- what it is made of ------------------------------------------------------------------------------------------

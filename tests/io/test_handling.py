@@ -6,7 +6,7 @@ import contextvars
 import functools
 import re
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from typing import Any
 
@@ -18,8 +18,7 @@ import gstalk
 from gstalk.connection.hooks import Hooks
 from gstalk.pool import handling
 from gstalk.pool.handling import Handling
-from gstalk.testing import Beanstalkd
-from tests.io.working import Worker
+from tests.io.working import Worker, state
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -27,28 +26,6 @@ pytestmark = pytest.mark.real
 NEVER = gstalk.RetryPolicy(max_attempts=None)  # nothing is looked at
 TWICE = gstalk.RetryPolicy(max_attempts=2, first_delay=0)
 ONE_JOB = [b"RESERVED 7 1\r\nx\r\n", b"TIMED_OUT\r\n"]
-
-
-@pytest.fixture
-def work(server: Beanstalkd, tube: str) -> Iterator[Callable[..., Worker]]:
-    """Start a `Worker` on the shared server and the test's tube; stopped at the test's end."""
-    workers = []
-
-    def start(handler: Any, uris: Any = None, tubes: Any = None, **options: Any) -> Worker:
-        worker = Worker(uris or server.uri, tubes or tube, handler, **options)
-        workers.append(worker)
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.stop(0)
-
-
-def state(conn: gstalk.Conn, job_id: int) -> str | None:
-    try:
-        return conn.stats_job(job_id).state
-    except gstalk.NotFoundError:
-        return None
 
 
 def raising(error: BaseException) -> Callable[[gstalk.Job], None]:

@@ -8,7 +8,7 @@ import gevent
 
 import gstalk
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "state"]
 
 
 class Worker:
@@ -36,3 +36,11 @@ class Worker:
 
     def kinds(self) -> list[type[BaseException]]:
         return [type(error) for error, _ in self.errors]
+
+
+def state(conn: gstalk.Conn, job_id: int) -> str | None:
+    """A job's state, `None` if it is gone."""
+    try:
+        return conn.stats_job(job_id).state
+    except gstalk.NotFoundError:
+        return None
