@@ -20,7 +20,7 @@ help:
 
 # Most tests wait most of the time, so several run side by side; those that assert how long something takes run alone.
 test: lint programs
-	$(BIN)/pytest -n 3 --dist loadfile -m "not timing"
+	$(BIN)/pytest -n 4 --dist loadfile -m "not timing"
 	$(BIN)/pytest -m timing
 
 soak: $(READY) programs

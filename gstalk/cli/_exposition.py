@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import cache
 from typing import Any, NamedTuple
 
 from prometheus_client import Metric
@@ -170,6 +171,7 @@ def _text(families: Iterable[Metric]) -> bytes:
     samples of 5,000 tubes. A test holds the two together.
     """
     lines = []
+    escaped = cache(_escaped)  # of a few thousand names, each in a dozen metrics
     for family in families:
         if not family.samples:  # every server is down, or lacks it
             continue
@@ -177,7 +179,7 @@ def _text(families: Iterable[Metric]) -> bytes:
         kind = "gauge" if family.type == "info" else family.type
         lines.append(f"# HELP {name} {family.documentation}\n# TYPE {name} {kind}\n")
         for sample in family.samples:
-            labels = ",".join([f'{label}="{_escaped(value)}"' for label, value in sample.labels.items()])
+            labels = ",".join([f'{label}="{escaped(value)}"' for label, value in sample.labels.items()])
             lines.append(f"{name}{{{labels}}} {float(sample.value)}\n")
     return "".join(lines).encode()
 

