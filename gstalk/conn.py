@@ -26,7 +26,7 @@ from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import PENDING, Slot
+from gstalk.protocol.request import PENDING, PutRequest, Request
 from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
 from gstalk.traces import forget, forgetful
 from gstalk.uri import parse_uri
@@ -181,18 +181,18 @@ class Conn:
             try:  # as `Link.send`, spelled out for the sake of the hot path
                 section.owner = me
                 pipe = link.pipe
-                slot = Slot(commands.PUT, pipe.session)
+                request = Request(commands.PUT, pipe.uri)
                 if tube == link.used:
-                    pipe.append(data, slot)
+                    pipe.append(data, request)
                 else:
-                    link.append_using(tube, data, slot)
+                    link.append_using(tube, data, request)
             finally:
                 section.owner = None
-            job_id: int = pipe.wait(slot) if link.outcomes is None else link.outcomes.wait(slot, tube)
+            job_id: int = pipe.wait(request) if link.outcomes is None else link.outcomes.wait(request, tube)
             return job_id
         except BaseException as error:
             forget(error)
-            self = link = me = section = pipe = body = data = slot = None  # type: ignore[assignment]
+            self = link = me = section = pipe = body = data = request = None  # type: ignore[assignment]
             raise
 
     @critical
@@ -238,7 +238,7 @@ class Conn:
         checks.check_bodies(bodies)
         numbers = params.priority, params.delay, params.ttr
         results: list[int | BaseException] = []
-        pending: deque[Slot | BaseException] = deque()
+        pending: deque[PutRequest | BaseException] = deque()
         failed = 0
         breath = monotonic() + BREATH
         for body in bodies:
@@ -263,18 +263,17 @@ class Conn:
             try:  # as `Link.send`
                 section.owner = me
                 pipe = link.pipe
-                slot = Slot(commands.PUT, pipe.session)
-                if link.outcomes is not None:
-                    slot.extra = monotonic()
+                began = 0.0 if link.outcomes is None else monotonic()
+                request = PutRequest(commands.PUT, pipe.uri, None, None, began)
                 if tube == link.used:
-                    pipe.append(data, slot)
+                    pipe.append(data, request)
                 else:
-                    link.append_using(tube, data, slot)
+                    link.append_using(tube, data, request)
             finally:
                 section.owner = None
-            pending.append(slot)
+            pending.append(request)
         # Replies come in order: when the last one is there, all are.
-        last = next((entry for entry in reversed(pending) if isinstance(entry, Slot)), None)
+        last = next((entry for entry in reversed(pending) if isinstance(entry, PutRequest)), None)
         if last is not None:
             join(self._hub, last)
         failed += self._harvest(pending, results, tube)
@@ -282,12 +281,14 @@ class Conn:
             raise PutManyError(f"put_many to {tube!r} at {self.uri}: {failed} of {len(results)} failed", results)
         return results  # type: ignore[return-value]
 
-    def _harvest(self, pending: deque[Slot | BaseException], results: list[int | BaseException], tube: str) -> int:
+    def _harvest(
+        self, pending: deque[PutRequest | BaseException], results: list[int | BaseException], tube: str
+    ) -> int:
         """Move what is answered from the front of `pending` to the results; tell how many failed."""
         failed = 0
         while pending:
             entry = pending[0]
-            if isinstance(entry, Slot):
+            if isinstance(entry, PutRequest):
                 if entry.error is not None:
                     results.append(entry.error)
                     failed += 1
@@ -296,7 +297,7 @@ class Conn:
                 else:
                     results.append(entry.result)
                 if self._link.outcomes is not None:
-                    self._link.outcomes.tell(entry, tube, entry.extra, entry.error)
+                    self._link.outcomes.tell(entry, tube, entry.began, entry.error)
             else:
                 results.append(entry)
                 failed += 1
@@ -508,8 +509,8 @@ class Conn:
         return None if found is None else Job(self._link, found[0], found[1], tube, None, "peeked")
 
     def _using(self, tube: str, command: Command, data: bytes) -> Any:
-        slot = Slot(command, self._link.pipe.session)
-        return self._link.send(data, slot, tube).wait(slot)
+        request = Request(command, self._link.pipe.uri)
+        return self._link.send(data, request, tube).wait(request)
 
     # -- tubes and statistics ----------------------------------------------------------------------------------
 

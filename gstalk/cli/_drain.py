@@ -22,7 +22,7 @@ import gstalk
 from gstalk.cli._lines import MAX_JOB_SIZE, params_of
 from gstalk.cli._sweep import State, peek
 from gstalk.protocol import commands
-from gstalk.protocol.session import Slot
+from gstalk.protocol.request import Request
 
 __all__ = ["Drain", "Taken"]
 
@@ -146,14 +146,14 @@ class Drain:
         """
         link = self._conn._link
 
-        def reserved(slot: Slot) -> None:
-            if slot.error is None:
-                job = link.hold(*slot.result)
+        def reserved(request: Request) -> None:
+            if request.error is None:
+                job = link.hold(*request.result)
                 stats = asking.result if asking.error is None else None
                 self._held[job_id] = Taken(job, getattr(stats, "state", state), stats)
 
-        asking = Slot(commands.STATS_JOB, link.pipe.session, job_id)
-        reserving = Slot(commands.RESERVE_JOB, link.pipe.session, job_id, reserved)
+        asking = Request(commands.STATS_JOB, link.pipe.uri, job_id)
+        reserving = Request(commands.RESERVE_JOB, link.pipe.uri, job_id, reserved)
         lines = commands.by_id(commands.STATS_JOB, job_id) + commands.by_id(commands.RESERVE_JOB, job_id)
         link.send(lines, reserving, before=asking)
         return peek(self._conn, self._tube, state)  # replies come in order: with this one the others are there

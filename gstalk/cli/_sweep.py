@@ -12,7 +12,7 @@ from typing import Literal
 import gstalk
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import PENDING, Slot
+from gstalk.protocol.request import PENDING, Request
 
 __all__ = ["STATES", "State", "age_of_first", "count_jobs", "peek", "sweep"]
 
@@ -78,8 +78,8 @@ def _act_and_peek(
     A Conn's methods send one command and wait for its reply; so this one speaks to what is behind it.
     """
     link = conn._link
-    acting = Slot(act, link.pipe.session, job.id)
-    peeking = Slot(look, link.pipe.session)
+    acting = Request(act, link.pipe.uri, job.id)
+    peeking = Request(look, link.pipe.uri)
     pipe = link.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
     try:
         found = pipe.wait(peeking)

@@ -10,14 +10,14 @@ from typing import Any, TypeVar, cast
 from gevent import GreenletExit, getcurrent
 from gevent.hub import Hub
 
-from gstalk.protocol.session import PENDING, Call
+from gstalk.protocol.request import PENDING, Outcome
 
 __all__ = ["join", "wait_for", "wake", "whole"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def join(hub: Hub, call: Call) -> None:
+def join(hub: Hub, call: Outcome) -> None:
     """Wait until a call is settled. Only what interrupts the caller is raised here; then he looks at the call.
 
     No signal handler can run between the look and the switch: Python runs them behind calls and jumps only, and this
@@ -35,7 +35,7 @@ def join(hub: Hub, call: Call) -> None:
         call.waiter = None
 
 
-def wait_for(hub: Hub, call: Call) -> Any:
+def wait_for(hub: Hub, call: Outcome) -> Any:
     """Wait until a call is settled, and return its result or raise its error."""
     join(hub, call)
     if call.error is not None:
@@ -43,7 +43,7 @@ def wait_for(hub: Hub, call: Call) -> Any:
     return call.result
 
 
-def wake(hub: Hub, call: Call) -> None:
+def wake(hub: Hub, call: Outcome) -> None:
     """In the hub: switch to whoever waits for a call that is settled, if he still does."""
     waiter = call.waiter
     if waiter is not None:

@@ -16,8 +16,9 @@ from gstalk.connection.transport import READ, WRITE, Transport, connect, wait
 from gstalk.errors import ConnectError, ConnectionLostError, ProtocolError
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import Session, Slot
+from gstalk.protocol.request import Request
 from gstalk.protocol.stats import ServerStats
+from gstalk.protocol.stream import Stream
 from gstalk.traces import bare
 from gstalk.uri import Address
 
@@ -41,29 +42,29 @@ def dial(
         Until the greeting is answered, at most `conn_timeout` seconds.
     """
     greeting = _greeting(used, watched)
-    session = Session(str(address))
+    stream = Stream(str(address))
     deadline = None if conn_timeout is None else monotonic() + conn_timeout
     mine = gevent.Timeout(conn_timeout)
     mine.start()
     transport = None
     try:
         transport = connect(hub, address, context, deadline)
-        slots = [Slot(command, session) for command, _ in greeting]
-        session.slots.extend(slots)
+        requests = [Request(command, stream.uri) for command, _ in greeting]
+        stream.requests.extend(requests)
         data = b"".join(data for _, data in greeting)
-        while session.slots:
+        while stream.requests:
             try:
-                all_taken = transport.write(data) if data else _advance(transport, session)
+                all_taken = transport.write(data) if data else _advance(transport, stream)
             except (ConnectionLostError, ProtocolError) as error:
                 raise ConnectError(f"connect to {address}: {error}") from error
             data = b""
-            if session.slots:
+            if stream.requests:
                 wait(hub, transport.fileno(), READ if all_taken else READ | WRITE)
-        for slot in slots:
-            if slot.error is not None:
-                raise ConnectError(f"connect to {address}: {slot.error}") from slot.error
-        if len(slots) > 1 and slots[-1].command is not commands.USE and slots[-1].result != len(watched):
-            raise ConnectError(f"connect to {address}: watches {slots[-1].result} tubes instead of {len(watched)}")
+        for request in requests:
+            if request.error is not None:
+                raise ConnectError(f"connect to {address}: {request.error}") from request.error
+        if len(requests) > 1 and requests[-1].command is not commands.USE and requests[-1].result != len(watched):
+            raise ConnectError(f"connect to {address}: watches {requests[-1].result} tubes instead of {len(watched)}")
     except BaseException as error:
         if transport is not None:
             transport.close()
@@ -73,9 +74,9 @@ def dial(
     finally:
         mine.close()
         mine = None  # type: ignore[assignment]  # when it has struck, its traceback holds this frame
-        session.done.clear()
-        session.slots.clear()
-    return transport, slots[0].result
+        stream.done.clear()
+        stream.requests.clear()
+    return transport, requests[0].result
 
 
 def _greeting(used: str, watched: Sequence[str]) -> list[tuple[Command, bytes]]:
@@ -90,12 +91,12 @@ def _greeting(used: str, watched: Sequence[str]) -> list[tuple[Command, bytes]]:
     return greeting
 
 
-def _advance(transport: Transport, session: Session) -> bool:
+def _advance(transport: Transport, stream: Stream) -> bool:
     """Move what can be moved without waiting; tell whether all has been sent. Whatever it raises is the server's."""
     all_taken = transport.flush()
     data = transport.read()
     if data == b"":
         raise ConnectionLostError("the server closed the connection before its first answer")
-    if data and (broken := session.receive(data)) is not None:
-        raise bare(broken)  # a copy: the slot that has the other one stands in a frame of its traceback
+    if data and (broken := stream.receive(data)) is not None:
+        raise bare(broken)  # a copy: the request that has the other one stands in a frame of its traceback
     return all_taken

@@ -21,6 +21,7 @@ from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
 from gstalk.config import Config
+from gstalk.connection import used_tube
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connect import dial
@@ -28,9 +29,8 @@ from gstalk.connection.critical import critical, section_of
 from gstalk.connection.hooks import Hooks, Outcomes
 from gstalk.connection.pipeline import Pipeline, drop
 from gstalk.connection.recall import Recall
-from gstalk.connection.reserved import SETTLING, ReservedJobs
+from gstalk.connection.reserved import ReservedJobs, settles
 from gstalk.connection.transport import Transport
-from gstalk.connection.used_tube import blame, misplace
 from gstalk.errors import (
     ConnectionClosedError,
     ConnectionLostError,
@@ -44,7 +44,7 @@ from gstalk.errors import (
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import Slot, WaitSlot
+from gstalk.protocol.request import Request, ReserveRequest, Then, TwoStepRequest
 from gstalk.protocol.stats import JobStats, ServerStats
 from gstalk.uri import Address
 
@@ -139,61 +139,59 @@ class Link:
         if not self.pipe.clear:
             self.pipe.wait_room()
 
-    def call(self, command: Command, data: bytes, key: Any = None, duty: Any = None, extra: Any = None) -> Any:
+    def call(
+        self, command: Command, data: bytes, key: Any = None, then: Then | None = None, subject: Any = None
+    ) -> Any:
         """Send a command, wait for its reply, and return its result or raise its error."""
-        slot = Slot(command, self.pipe.session, key, duty, extra)
-        return self.send(data, slot).wait(slot)
+        request = Request(command, self.pipe.uri, key, then, subject)
+        return self.send(data, request).wait(request)
 
     @critical
-    def send(self, data: bytes, slot: Slot, tube: str | None = None, before: Slot | None = None) -> Pipeline:
+    def send(self, data: bytes, request: Request, tube: str | None = None, before: Request | None = None) -> Pipeline:
         """Append a command as soon as there is room for it; whoever is interrupted until then has sent nothing.
 
         Args:
             data: Its bytes.
-            slot: Where the reply goes.
+            request: Where the reply goes.
             tube: The one that it acts on, if it acts on the tube in use.
-            before: The slot of another command, whose bytes stand before those of this one, and belong with them.
+            before: The request of another command, whose bytes stand before those of this one, and belong with them.
         """
-        self.clear(slot.command.name)
+        self.clear(request.command.name)
         with self.section:
             if tube is None or tube == self.used:
-                self.pipe.append(data, slot, before)
+                self.pipe.append(data, request, before)
             else:
-                self.append_using(tube, data, slot)
+                self.append_using(tube, data, request)
             return self.pipe
 
     @critical
-    def append(self, data: bytes, slot: Slot) -> None:
+    def append(self, data: bytes, request: Request) -> None:
         """Append a command of ours, in a greenlet, whether there is room or not."""
         with self.section:
-            self.pipe.append(data, slot)
+            self.pipe.append(data, request)
 
-    def append_using(self, tube: str, data: bytes, slot: Slot) -> None:
+    def append_using(self, tube: str, data: bytes, request: Request) -> None:
         """Append a command that acts on the used tube, behind a `use` where that is another one."""
         line = commands.by_tube(commands.USE, tube)
-        use = self.pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
+        use = self.pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
         self.used = tube
-        self.pipe.append(line + data, slot, use)
+        self.pipe.append(line + data, request, use)
 
-    def _use_answered(self, use: Slot) -> None:
-        """Keep what stands behind a `use` that failed from staying in the wrong tube."""
-        error = use.error
-        if isinstance(error, ProtocolError):  # so has the command that it was said for: who sent that is told the same
-            blame(self.pipe, use)
-        elif error is not None and not isinstance(error, DisconnectedError) and misplace(self.pipe, error):
-            self.used = None  # nothing behind it has changed the tube: the next command says `use` again
+    def _use_answered(self, use: Request) -> None:
+        if used_tube.has_changed(self.pipe, use):
+            self.used = None  # the next command says `use` again
 
     @critical
     def use(self, tube: str) -> None:
         data = commands.by_tube(commands.USE, tube)
         self.clear("use")
-        # `append_using` with nothing behind it: the slot of the `use` is the one to wait for.
+        # `append_using` with nothing behind it: the request of the `use` is the one to wait for.
         with self.section:
             pipe = self.pipe
-            slot = pipe.slot(commands.USE, tube.encode("ascii"), self._use_answered)
+            request = pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
             self.used = tube
-            pipe.append(data, slot)
-        pipe.wait(slot)
+            pipe.append(data, request)
+        pipe.wait(request)
 
     def watch(self, tube: str) -> int:
         count: int = self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self._watching, tube)
@@ -203,43 +201,41 @@ class Link:
         count: int = self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self._watching, tube)
         return count
 
-    def _watching(self, slot: Slot) -> None:
+    def _watching(self, request: Request) -> None:
         """Remember what is watched, for the next dial; whoever still waits for the reply."""
-        if slot.error is None:
-            if slot.command is commands.IGNORE and slot.extra in self.watched:
-                self.watched.remove(slot.extra)
-            elif slot.command is commands.WATCH and slot.extra not in self.watched:
-                self.watched.append(slot.extra)
+        if request.error is None:
+            if request.command is commands.IGNORE and request.subject in self.watched:
+                self.watched.remove(request.subject)
+            elif request.command is commands.WATCH and request.subject not in self.watched:
+                self.watched.append(request.subject)
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
-    def ask(self, seconds: int, got: Callable[[Slot], None], end_wait: Callable[[], None] | None = None) -> Slot:
-        """Send a reserve; `got` is called with its slot, whose result is a `Job` or `None`.
+    def ask(self, seconds: int, got: Callable[[Request], None], end_wait: Callable[[], None] | None = None) -> Request:
+        """Send a reserve; `got` is called with its request, whose result is a `Job` or `None`.
 
         Args:
             seconds: How long the server may wait; above 0 only if nothing else is in flight.
             end_wait: How to end that wait, when another command is to go out.
         """
         pipe = self.pipe
-        if not seconds:
-            slot = Slot(commands.RESERVE, pipe.session, None, self._reserved, got)
-        else:
-            slot = WaitSlot(commands.RESERVE, pipe.session, None, self._reserved, got)
-            slot.patience = seconds
+        request = ReserveRequest(commands.RESERVE, pipe.uri, None, self._reserved)
+        request.got, request.patience = got, seconds
+        if seconds:
             self._end_wait = end_wait
-        pipe.append(commands.reserve(seconds), slot)
+        pipe.append(commands.reserve(seconds), request)
         if seconds and pipe.failure is None:
             pipe.hold_back(True)
-        return slot
+        return request
 
-    def _reserved(self, slot: Slot) -> None:
+    def _reserved(self, request: Any) -> None:
         if self._end_wait is not None:
             self._end_wait = None
             if self.pipe.failure is None:
                 self.pipe.hold_back(False)
-        if slot.error is None and slot.result is not None:
-            slot.result = self.hold(*slot.result)
-        slot.extra(slot)
+        if request.error is None and request.result is not None:
+            request.succeed(self.hold(*request.result))
+        request.got(request)
 
     def hold(self, job_id: int, body: bytes) -> Job:
         """Make the Job of a reply that has reserved one."""
@@ -266,16 +262,18 @@ class Link:
         if job._state == "held" and self.pipe.failure is None:
             self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0), True)
 
-    def _given_back(self, slot: Slot) -> None:
+    def _given_back(self, request: Request) -> None:
         """If the server does not take a job back, the connection's end makes it: else it would keep it for its ttr."""
-        self.reserved.unattended.pop(slot.extra, None)  # so it is attended to
-        self.reserved.settled(slot)
-        if slot.extra._state == "held":
-            self.pipe.fail(ConnectionLostError, f"job {slot.key} could not be given back: {slot.error}", slot.error)
+        self.reserved.unattended.pop(request.subject, None)  # so it is attended to
+        self.reserved.settled(request)
+        if request.subject._state == "held":
+            self.pipe.fail(
+                ConnectionLostError, f"job {request.key} could not be given back: {request.error}", request.error
+            )
 
     @critical
     def delete(self, job: Job | int) -> None:
-        slot = None
+        request = None
         if type(job) is Job and job._owner is self and job._state == "held":
             # The usual case, in as few steps as can be.
             section = self.section
@@ -287,15 +285,15 @@ class Link:
                 if job._state == "held":  # still: a signal handler may have come between
                     pipe = self.pipe
                     self.reserved.settle(job)
-                    slot = Slot(commands.DELETE, pipe.session, job.id, self.reserved.settled, job)
-                    pipe.append(b"delete %d\r\n" % job.id, slot)
+                    request = Request(commands.DELETE, pipe.uri, job.id, self.reserved.settled, job)
+                    pipe.append(b"delete %d\r\n" % job.id, request)
             except BaseException as error:
                 self._struck(job, error)
                 raise
             finally:
                 section.owner = None
-            if slot is not None:
-                (self.outcomes or pipe).wait(slot)
+            if request is not None:
+                (self.outcomes or pipe).wait(request)
                 return
         job_id, ours = self._whose(job, "delete")
         data = commands.by_id(commands.DELETE, job_id)
@@ -304,7 +302,7 @@ class Link:
     @critical
     def delete_unwaited(self, job: Job) -> None:
         """Delete a job that we hold; nobody waits for the reply."""
-        duty = self._settled if self.outcomes is None else self.outcomes.later(self._settled)
+        then = self._settled if self.outcomes is None else self.outcomes.later(self._settled)
         section = self.section
         if section.owner is not None:
             section.wait()
@@ -312,7 +310,7 @@ class Link:
             section.owner = getcurrent()
             if job._state == "held":
                 self.reserved.settle(job)
-                self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.slot(commands.DELETE, job.id, duty, job))
+                self.pipe.append(b"delete %d\r\n" % job.id, self.pipe.request(commands.DELETE, job.id, then, job))
         except BaseException as error:
             self._struck(job, error)
             raise
@@ -344,14 +342,14 @@ class Link:
             if ours is not None:
                 self._refuse_finished(ours, "touch")  # as in `_settle`
             pipe = self.pipe
-            slot = pipe.slot(commands.TOUCH, job_id, self._touched, ours)
-            pipe.append(commands.by_id(commands.TOUCH, job_id), slot)
-        pipe.wait(slot)
+            request = pipe.request(commands.TOUCH, job_id, self._touched, ours)
+            pipe.append(commands.by_id(commands.TOUCH, job_id), request)
+        pipe.wait(request)
 
     def touch_unwaited(self, job: Job) -> None:
         """Touch a job that we hold; nobody waits for the reply, but the job learns if it is lost."""
-        slot = self.pipe.slot(commands.TOUCH, job.id, self._touched, job)
-        self.pipe.append(commands.by_id(commands.TOUCH, job.id), slot)
+        request = self.pipe.request(commands.TOUCH, job.id, self._touched, job)
+        self.pipe.append(commands.by_id(commands.TOUCH, job.id), request)
 
     def kick_job(self, job: Job | int) -> None:
         job_id = self._id_of(job, "kick-job")
@@ -395,80 +393,82 @@ class Link:
             raise JobLostError(f"{what} {job.id} at {self.uri}: {why}; nothing was sent")
 
     @critical
-    def _settle(self, job_id: int, job: Job | None, command: Command, send: Callable[[], Slot]) -> None:
+    def _settle(self, job_id: int, job: Job | None, command: Command, send: Callable[[], Request]) -> None:
         if job is None:
             self.clear(command.name)
         with self.section:
             if job is not None:
                 self._refuse_finished(job, command.name)  # once more: a signal handler may have come between
             try:
-                slot = send()
+                request = send()
             except BaseException as error:
                 self._struck(job, error)
                 raise
-        (self.outcomes or self.pipe).wait(slot)
+        (self.outcomes or self.pipe).wait(request)
 
-    def _settle_now(self, job: Job | None, job_id: int, command: Command, data: bytes) -> Slot:
-        slot = self.pipe.slot(command, job_id, self._settled, job)
+    def _settle_now(self, job: Job | None, job_id: int, command: Command, data: bytes) -> Request:
+        request = self.pipe.request(command, job_id, self._settled, job)
         if job is not None:
             self.reserved.settle(job)
-        self.pipe.append(data, slot)
-        return slot
+        self.pipe.append(data, request)
+        return request
 
     def _struck(self, job: Job | None, error: BaseException) -> None:
         """A signal's exception has hit a settling: the job may be marked with nothing sent, so the connection ends."""
         if job is not None and job._state == "settling":
             self.pipe.torn(error)
 
-    def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Slot:
-        """Settle with the job's own priority, once the server has told it; the slot returned is the second step's."""
+    def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Request:
+        """Settle with the job's own priority, once the server has told it; returns the request of the second step."""
         pipe = self.pipe
-        duty: Callable[[Slot], None] = self._given_back if alone else self._settled
+        then: Then = self._given_back if alone else self._settled
         if alone and self.outcomes is not None:
-            duty = self.outcomes.later(duty)
-        last = pipe.slot(command, job_id, duty, job)
+            then = self.outcomes.later(then)
+        last = pipe.request(command, job_id, then, job)
         if job is not None:
             self.reserved.settle(job)
         holds = self.reserved.holds
 
-        def go_on(first: Slot) -> None:
-            if job is not None and first.error is None and not holds(job):  # reserved again: another's, by now
-                first.error = JobLostError(f"{last}: the server has taken the job back; nothing was sent")
-            if first.error is None:
+        def go_on(first: Request) -> None:
+            error = first.error
+            if job is not None and error is None and not holds(job):  # reserved again: another's, by now
+                error = JobLostError(f"{last}: the server has taken the job back; nothing was sent")
+            if error is None:
                 try:
                     pipe.append(line(first.result.pri), last)
                     return
                 except (TypeError, InvalidArgumentError):  # in the hub, where nothing may be raised
-                    first.error = ProtocolError(f"{first}: pri is {first.result.pri}; connection closed")
-            last.error = first.error
-            duty(last)
+                    error = ProtocolError(f"{first}: pri is {first.result.pri}; connection closed")
+            last.fail(error)
+            then(last)
             pipe.complete(last)
-            if isinstance(last.error, ProtocolError):
-                pipe.fail(ConnectionLostError, f"the server broke the protocol: {last.error}", last.error)
+            if isinstance(error, ProtocolError):
+                pipe.fail(ConnectionLostError, f"the server broke the protocol: {error}", error)
 
-        first = pipe.slot(commands.STATS_JOB, job_id, go_on, last)
+        first = TwoStepRequest(commands.STATS_JOB, pipe.uri, job_id, go_on)
+        first.second = last
         pipe.append(commands.by_id(commands.STATS_JOB, job_id), first)
         return last
 
     def look_after_jobs(self) -> None:
         """Ask the server about jobs whose time to run may be over. Never switches; nobody waits for the replies."""
         for job_id in self.reserved.doubtful(monotonic()):
-            slot = self.pipe.slot(commands.STATS_JOB, job_id, self._told)
-            self.pipe.append(commands.by_id(commands.STATS_JOB, job_id), slot)
+            request = self.pipe.request(commands.STATS_JOB, job_id, self._told)
+            self.pipe.append(commands.by_id(commands.STATS_JOB, job_id), request)
 
-    # The duties of these commands; a bound method keeps the connection until its answer is there.
+    # What these commands have in `then`; a bound method keeps the connection until its answer is there.
 
-    def _settled(self, slot: Slot) -> None:
-        self.reserved.settled(slot)
+    def _settled(self, request: Request) -> None:
+        self.reserved.settled(request)
 
-    def _touched(self, slot: Slot) -> None:
-        self.reserved.touched(slot, self.pipe.read_at)
+    def _touched(self, request: Request) -> None:
+        self.reserved.touched(request, self.pipe.read_at)
 
-    def _looked(self, slot: Slot) -> None:
-        self.reserved.looked(slot)
+    def _looked(self, request: Request) -> None:
+        self.reserved.looked(request)
 
-    def _told(self, slot: Slot) -> None:
-        self.reserved.told(slot, self.pipe.read_at)
+    def _told(self, request: Request) -> None:
+        self.reserved.told(request, self.pipe.read_at)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -550,16 +550,16 @@ class Link:
         self.pipe.fail(ConnectionClosedError, "you closed it")
 
     def _may_settle(self) -> bool:
-        return any(s.command in SETTLING or isinstance(s.extra, Slot) for s in self.pipe.slots)
+        return any(settles(request) for request in self.pipe.requests)
 
     def _drain(self) -> None:
         """Wait for deletes, releases and buries; replies come in order, so one more command tells when they did."""
         pipe = self.pipe
-        pipe.give_up(lambda s: s.command not in SETTLING and not isinstance(s.extra, Slot))
+        pipe.give_up(lambda request: not settles(request))
         if self.on_closing is not None:
             self.on_closing()
         while pipe.failure is None and self._may_settle():
-            fence = pipe.slot(commands.LIST_TUBE_USED)
+            fence = pipe.request(commands.LIST_TUBE_USED)
             self.append(commands.plain(commands.LIST_TUBE_USED), fence)
             join(self.hub, fence)
 

@@ -10,7 +10,6 @@ that is all that it costs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -25,7 +24,7 @@ from gstalk.connection.clock import monotonic
 from gstalk.errors import BuriedError, GstalkError
 from gstalk.job import Job
 from gstalk.protocol import checks, commands
-from gstalk.protocol.session import Slot
+from gstalk.protocol.request import Request, Then
 
 __all__ = ["ATTRIBUTES", "Hooks", "Outcomes"]
 
@@ -147,42 +146,42 @@ class Outcomes:
         self._hub = hub
         self._hooks = hooks
 
-    def wait(self, slot: Slot, tube: str | None = None) -> Any:
+    def wait(self, request: Request, tube: str | None = None) -> Any:
         """Wait for a reply, as the pipeline's `wait` does, and tell of it in the caller's greenlet.
 
         Args:
-            tube: A put's; that of a job is known from its slot.
+            tube: A put's; that of a job is known from its request.
         """
         began = monotonic()
         try:
-            result = wait_for(self._hub, slot)
+            result = wait_for(self._hub, request)
         except BaseException as error:
-            self.tell(slot, tube, began, error)
+            self.tell(request, tube, began, error)
             raise
-        self.tell(slot, tube, began, None)
+        self.tell(request, tube, began, None)
         return result
 
-    def tell(self, slot: Slot, tube: str | None, began: float, error: BaseException | None) -> None:
+    def tell(self, request: Request, tube: str | None, began: float, error: BaseException | None) -> None:
         """Tell of a reply that the caller's greenlet has waited for."""
-        self._hooks.event(slot.command.name, passing=True, **self._fields(slot, tube, began, error))
+        self._hooks.event(request.command.name, passing=True, **self._fields(request, tube, began, error))
 
-    def later(self, duty: Callable[[Slot], None]) -> Callable[[Slot], None]:
-        """Make a duty for a command that nobody waits for: as the one given, and then tells in the caller's context."""
+    def later(self, then: Then) -> Then:
+        """Make the `then` of a command that nobody waits for: the one given, and to tell, in the caller's context."""
         context = copy_context()
         began = monotonic()
 
-        def tell(slot: Slot) -> None:
-            duty(slot)
-            self._hooks.event_later(context, slot.command.name, **self._fields(slot, None, began, slot.error))
+        def tell(request: Request) -> None:
+            then(request)
+            self._hooks.event_later(context, request.command.name, **self._fields(request, None, began, request.error))
 
         return tell
 
-    def _fields(self, slot: Slot, tube: str | None, began: float, error: BaseException | None) -> dict[str, Any]:
-        if slot.command is not commands.PUT:
-            job_id = slot.key
-            tube = slot.extra.tube if isinstance(slot.extra, Job) else None
+    def _fields(self, request: Request, tube: str | None, began: float, error: BaseException | None) -> dict[str, Any]:
+        if request.command is not commands.PUT:
+            job_id = request.key
+            tube = request.subject.tube if isinstance(request.subject, Job) else None
         elif error is None:
-            job_id = slot.result
+            job_id = request.result
         else:
             job_id = error.job_id if isinstance(error, BuriedError) else None
         duration = monotonic() - began

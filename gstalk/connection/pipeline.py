@@ -2,30 +2,31 @@
 
 The rules, which everything above stands on:
 
-1. One place reads: an `io` watcher's callback, in the hub. It takes all complete replies of a read, lets `Session`
-   match them, carries out their duties, and then switches to the greenlets that wait, one after the other.
-2. Nobody's send can be interrupted: `append` puts the bytes into a buffer and the slot into the FIFO, and nothing
+1. One place reads: an `io` watcher's callback, in the hub. It takes all complete replies of a read, lets `Stream`
+   match them, does what each has in `then`, and switches to the greenlets that wait, one after the other.
+2. Nobody's send can be interrupted: `append` puts the bytes into a buffer and the request into the FIFO, and nothing
    switches in between. The buffer goes out once per turn of the event loop, so that all greenlets which are ready in
    that turn share one `send`; on an idle connection it goes out at once, so that a lone greenlet pays no latency.
    While replies stream in and the server has more to answer than has gathered, the buffer waits for the next ones, a
    millisecond at most: the server loses nothing by it, and a send for each half of what is in flight instead of one
    for every other command made puts from 64 greenlets a tenth faster.
    What a full socket doesn't take goes out when it is writable again. There is no writer greenlet.
-3. A caller's `Timeout`, kill or Ctrl-C therefore only ever hits its wait. The slot stays, its reply is read and
-   dropped, its duty is done. Nobody else notices.
+3. A caller's `Timeout`, kill or Ctrl-C therefore only ever hits its wait. The request stays, its reply is read and
+   dropped, its `then` is called. Nobody else notices.
 4. What runs in the hub never waits, never calls a user's hook, and lets no exception out.
 5. After a switch anything may have happened: the connection closed, failed, forked. Look again.
 6. A signal is no switch: Ctrl-C may hit any line. Where it would leave a command or a reply half done, the connection
    ends (`torn`); nobody is left waiting.
 
-States: **corked** (no transport yet: commands gather), **open**, **failed** (`failure` says why; every slot was told).
-A pipeline never comes back from failed. `clear` is the one flag that the hot path looks at: commands may be appended.
+States: **corked** (no transport yet: commands gather), **open**, **failed** (`failure` says why; all requests were
+told). A pipeline never comes back from failed. `clear` is the one flag that the hot path looks at: commands may be
+appended.
 
 A connection that makes no progress (`protocol.progress`) for `conn_timeout` is closed. One timer looks at that when
 the time could be over, instead of being set anew for each command; and it reads what the kernel already holds before it
 calls anything late.
 
-Nothing here refers to the Conn, but through the duties of commands in flight: so a Conn that nobody holds is
+Nothing here refers to the Conn, but through what commands in flight have in `then`: so a Conn that nobody holds is
 collected, its finalizer calls `fail`, and the socket closes.
 """
 
@@ -54,12 +55,13 @@ from gstalk.errors import (
 )
 from gstalk.protocol.commands import Command
 from gstalk.protocol.progress import UNLIMITED, Progress
-from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
+from gstalk.protocol.request import PENDING, Outcome, Request, Then, lost
+from gstalk.protocol.stream import Stream
 from gstalk.traces import bare
 
 __all__ = ["Pipeline", "drop"]
 
-MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
+MAX_REQUESTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
 LARGE = 65536  # bytes of a write that may take longer on its way than a reply may
 HOLD = 0.001  # seconds for which commands may be kept to share a send
@@ -77,7 +79,7 @@ class Pipeline:
     __slots__ = (
         "__weakref__ _appended _flush_due _held_back _holder _holding "
         "_limit _on_end _out _progress _reader _room _timer _transport _wake_due _writer clear "
-        "conn_timeout failure hub on_failure read_at section session slots uri"
+        "conn_timeout failure hub on_failure read_at section stream requests uri"
     ).split()
 
     def __init__(self, uri: str, hub: Hub, conn_timeout: float | None) -> None:
@@ -89,12 +91,12 @@ class Pipeline:
         self.failure: tuple[type[DisconnectedError], str, BaseException | None] | None = None
         self.on_failure: Callable[[], None] | None = None
         self.read_at = 0.0
-        self.session = Session(uri)
-        self.slots = self.session.slots
+        self.stream = Stream(uri)
+        self.requests = self.stream.requests
         self._out: list[bytes] = []
         self._appended = 0  # where the stream ends that has been appended
         self._limit = MAX_BYTES  # where it may end before callers wait for room
-        self._room: deque[Call] = deque()  # callers who wait for room
+        self._room: deque[Outcome] = deque()  # callers who wait for room
         self._held_back = False  # by a reserve that waits on the server
         self._transport: Transport | None = None
         self._reader: Any = None
@@ -105,37 +107,37 @@ class Pipeline:
         self._flush_due = True  # no flush need be scheduled: corked, scheduled already, or a read is going on
         self._wake_due = False
         self._progress = Progress(conn_timeout)
-        self._on_end: Call | None = None
+        self._on_end: Outcome | None = None
         forks.register("pipeline", self, Pipeline._forked)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
-    def slot(self, command: Command, key: Any = None, duty: Any = None, extra: Any = None) -> Slot:
-        return Slot(command, self.session, key, duty, extra)
+    def request(self, command: Command, key: Any = None, then: Then | None = None, subject: Any = None) -> Request:
+        return Request(command, self.uri, key, then, subject)
 
-    def append(self, data: bytes, slot: Slot, before: Slot | None = None) -> None:
-        """Send a command, or two that belong together. Never switches, never fails: a slot learns of everything.
+    def append(self, data: bytes, request: Request, before: Request | None = None) -> None:
+        """Send a command, or two that belong together. Never switches, never fails: a request learns of everything.
 
         Args:
             data: The bytes of both.
-            slot: Where the reply goes.
-            before: The slot of the first one, whose bytes stand before the other's.
+            request: Where the reply goes.
+            before: The request of the first one, whose bytes stand before the other's.
         """
-        slots = self.slots
-        self._appended = slot.end = end = self._appended + len(data)
-        if self.failure is not None:  # a duty's follow-up, or the race after a switch
-            self._fail_slot(slot)
+        requests = self.requests
+        self._appended = request.end = end = self._appended + len(data)
+        if self.failure is not None:  # a then's follow-up, or the race after a switch
+            self._fail_request(request)
             return
         try:
             if before is not None:
                 before.end = end
-                slots.append(before)
-            slots.append(slot)
+                requests.append(before)
+            requests.append(request)
             self._out.append(data)
-            if end > self._limit or len(slots) >= MAX_SLOTS:
+            if end > self._limit or len(requests) >= MAX_REQUESTS:
                 self.clear = False
             if not self._flush_due:
-                if len(slots) == (1 if before is None else 2):  # it was idle
+                if len(requests) == (1 if before is None else 2):  # it was idle
                     self._begin()
                     self._flush()
                 else:
@@ -143,33 +145,33 @@ class Pipeline:
                     self.hub.loop.run_callback(self._on_turn)
         except BaseException as error:
             self.torn(error)
-            if self.failure is not None and slot.error is None:  # it was not in the FIFO yet
-                self._fail_slot(slot)
+            if self.failure is not None and request.error is None:  # it was not in the FIFO yet
+                self._fail_request(request)
             raise
-        if self.failure is not None and slots:  # it was cut in the middle of this, where a signal handler slept
+        if self.failure is not None and requests:  # it was cut in the middle of this, where a signal handler slept
             self._finish(self.sent)
 
-    def wait(self, slot: Call) -> Any:
+    def wait(self, request: Outcome) -> Any:
         """`wait_for`, spelled out for the sake of the hot path; `join` says why the loop is written so."""
-        slot.waiter = getcurrent()
+        request.waiter = getcurrent()
         switch = self.hub.switch
         try:
             while True:
-                if slot.result is PENDING and slot.error is None:
+                if request.result is PENDING and request.error is None:
                     switch()
                     continue
                 break
         finally:
-            slot.waiter = None
-        if slot.error is not None:
-            raise slot.take_error()
-        return slot.result
+            request.waiter = None
+        if request.error is not None:
+            raise request.take_error()
+        return request.result
 
     def wait_room(self) -> None:
         """Wait until commands may be appended. Whoever is interrupted here has sent nothing."""
         self.check_may_wait()
         while not self.clear and self.failure is None and not self._held_back:
-            call = Call()
+            call = Outcome()
             self._room.append(call)
             if self._reader is not None:
                 self._reader.ref = True
@@ -192,20 +194,20 @@ class Pipeline:
         self._held_back = held
         self.clear = not held and self._has_room()
 
-    def complete(self, call: Call) -> None:
+    def complete(self, call: Outcome) -> None:
         """Wake whoever waits for a call that has been answered by other means than a reply."""
-        self.session.done.append(call)
+        self.stream.done.append(call)
         self._wake_soon()
 
-    def give_up(self, which: Callable[[Slot], bool]) -> None:
-        """Tell these slots' callers at once that the connection is being closed; replies are still taken.
+    def give_up(self, which: Callable[[Request], bool]) -> None:
+        """Tell these requests' callers at once that the connection is being closed; replies are still taken.
 
         Each may have been acted on: what the kernel has not taken yet still goes out, before what others wait for.
         """
-        for slot in self.slots:
-            if which(slot):
-                slot.error = lost(slot, ConnectionClosedError, "you closed it", self._appended)
-                self.complete(slot)
+        for request in self.requests:
+            if which(request):
+                request.fail(lost(request, ConnectionClosedError, "you closed it", self._appended))
+                self.complete(request)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class Pipeline:
         self._reader = loop.io(transport.fileno(), READ, ref=False)
         self._reader.start(self._on_readable)
         self._flush_due = False
-        if self.slots:
+        if self.requests:
             self._begin()
             self._flush_whole()
         elif self._room:
@@ -236,13 +238,13 @@ class Pipeline:
         """How much of the stream the kernel has taken."""
         return self._transport.sent if self._transport is not None else 0
 
-    def end(self) -> Call:
+    def end(self) -> Outcome:
         """Begin to take leave: half-close, and read to the end; the call returned is answered there.
 
         Where the socket can't be half-closed (TLS) it is closed. A job that the server hands over meanwhile goes
         back by itself when the server sees the end.
         """
-        call = Call()
+        call = Outcome()
         if self._holding:
             self._flush_whole()
         if self._transport is not None and self.failure is None and self._transport.half_close():
@@ -250,14 +252,14 @@ class Pipeline:
             self._held_back = True
             self.clear = False
         else:
-            call.result = None
+            call.succeed()
             self.fail(ConnectionClosedError, "connection closed to end a reserve")
         return call
 
     def fail(
         self, kind: type[DisconnectedError], why: str, cause: BaseException | None = None, sent: int | None = None
     ) -> None:
-        """Close the connection, and tell every slot why. Idempotent; never switches.
+        """Close the connection, and tell every request why. Idempotent; never switches.
 
         Args:
             kind: What is raised in those who wait, and from now on.
@@ -371,7 +373,7 @@ class Pipeline:
             self._read_rest(ConnectionLostError, str(error), error)
             return
         # A flush, or TLS when it reads, may have used the room in the socket before this.
-        if self._progress.accepted(transport.sent, self.slots[0].end if self.slots else None, monotonic()):
+        if self._progress.accepted(transport.sent, self.requests[0].end if self.requests else None, monotonic()):
             self._limit = transport.sent + MAX_BYTES
             if self._room:
                 self._offer_room()
@@ -397,11 +399,11 @@ class Pipeline:
             return
         if not self._out:
             self._flush_due = False
-        elif len(self._out) >= len(self.slots) // 2 or not self.clear or self._appended - self.sent > LARGE:
+        elif len(self._out) >= len(self.requests) // 2 or not self.clear or self._appended - self.sent > LARGE:
             self._flush()
         elif not self._holding:
             self._hold()
-        if not self.slots and not self._room and self._on_end is None and self._reader is not None:
+        if not self.requests and not self._room and self._on_end is None and self._reader is not None:
             self._reader.ref = False
 
     def _hold(self) -> None:
@@ -412,18 +414,23 @@ class Pipeline:
         self._holder.again(self._on_turn, update=True)  # `start` would go on with what was left when it was stopped
 
     def _take(self, data: bytes) -> None:
-        """Answer slots with what a read brought."""
+        """Answer requests with what a read brought."""
         if not data:
             if self._on_end is not None:
                 self.fail(ConnectionClosedError, "connection closed to end a reserve")  # it answers the call, too
             else:
                 self.fail(ConnectionLostError, "the server closed the connection")
             return
-        session = self.session
+        stream = self.stream
         self.read_at = now = monotonic()
-        broken = session.receive(data)
-        if session.done or session.progressed():
+        broken = stream.receive(data)
+        if stream.done or stream.progressed():
             self._progress.replied_at = now
+        if stream.is_due:
+            stream.act()
+            while stream.is_held and broken is None:
+                broken = stream.receive(b"")
+                stream.act()
         if broken is not None:
             self.fail(ConnectionLostError, f"the server broke the protocol: {broken}", broken)
         elif self._room or not self.clear:  # also those whom the last offer did not reach
@@ -431,12 +438,12 @@ class Pipeline:
 
     def _wake(self) -> None:
         """Switch to the greenlets of all calls in `done`. Only ever runs in the hub."""
-        session = self.session
-        done: list[Call] = []
+        stream = self.stream
+        done: list[Outcome] = []
         try:
             self._wake_due = False
-            while session.done:
-                done, session.done = session.done, []
+            while stream.done:
+                done, stream.done = stream.done, []
                 for call in done:
                     waiter = call.waiter
                     if waiter is not None:  # else nobody waits any more, and a bare switch would hit what he does now
@@ -447,26 +454,26 @@ class Pipeline:
         except GreenletExit:  # the hub's own end
             raise
         except BaseException:  # a signal's
-            session.done[:0] = done
+            stream.done[:0] = done
             self._wake_due = False
             self._wake_soon()
             raise
 
     def _wake_soon(self) -> None:
-        if not self._wake_due and self.session.done:
+        if not self._wake_due and self.stream.done:
             for _ in range(2):  # a signal may strike the first one before its first line
                 self.hub.loop.run_callback(self._wake)
             self._wake_due = True
 
     def _has_room(self) -> bool:
         self._limit = self.sent + MAX_BYTES  # TLS also sends when it reads
-        return self.failure is None and len(self.slots) <= MAX_SLOTS // 2 and self._appended < self._limit
+        return self.failure is None and len(self.requests) <= MAX_REQUESTS // 2 and self._appended < self._limit
 
     def _offer_room(self) -> None:
         if self._has_room() and not self._held_back:
             self.clear = True
-            for _ in range(min(len(self._room), MAX_SLOTS // 2)):
-                self._room[0].result = None
+            for _ in range(min(len(self._room), MAX_REQUESTS // 2)):
+                self._room[0].succeed()
                 self.complete(self._room[0])
                 self._room.popleft()  # last: a signal that comes between must not lose it
 
@@ -508,7 +515,7 @@ class Pipeline:
         """Seconds until the connection counts as stuck; `None` if nothing is due."""
         if self.failure is not None or self._transport is None:
             return None
-        oldest = self.slots[0] if self.slots else None
+        oldest = self.requests[0] if self.requests else None
         end, patience = (None, 0.0) if oldest is None else (oldest.end, oldest.patience)
         return self._progress.time_left(end, patience, self._transport.sent, monotonic())
 
@@ -535,29 +542,29 @@ class Pipeline:
         assert self.failure is not None
         kind, why, cause = self.failure
 
-        def make(slot: Slot) -> DisconnectedError:
-            error = lost(slot, kind, why, sent)
+        def make(request: Request) -> DisconnectedError:
+            error = lost(request, kind, why, sent)
             error.__cause__ = cause
             return error
 
-        self.session.fail(make)
+        self.stream.fail(make)
         while self._room:
-            self._room[0].result = None
+            self._room[0].succeed()
             self.complete(self._room[0])
             self._room.popleft()
         if self._on_end is not None:
-            self._on_end.result = None
+            self._on_end.succeed()
             self.complete(self._on_end)
             self._on_end = None
         self._wake_soon()
         if self.on_failure is not None:
             self.on_failure()
 
-    def _fail_slot(self, slot: Slot) -> None:
-        slot.error = self.error(slot.command.name)
-        if slot.duty is not None:
-            slot.duty(slot)
-        self.complete(slot)
+    def _fail_request(self, request: Request) -> None:
+        request.fail(self.error(request.command.name))
+        if request.then is not None:
+            request.then(request)
+        self.complete(request)
 
 
 def drop(holder: list[Pipeline]) -> None:

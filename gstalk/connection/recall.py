@@ -16,7 +16,6 @@ from gstalk.connection.critical import critical
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.transport import Transport
 from gstalk.errors import CommandTimeoutError, ConnectError, ConnectionClosedError, ConnectionLostError
-from gstalk.protocol.session import PENDING
 from gstalk.protocol.stats import ServerStats
 
 __all__ = ["Recall"]
@@ -95,6 +94,6 @@ class Recall:
             end = old.end()
             with gevent.Timeout(old.conn_timeout, False):  # type: ignore[arg-type]  # the stubs lack False
                 old.wait(end)
-            return end.result is not PENDING
+            return end.is_settled
         finally:
             old.fail(ConnectionClosedError, "closed to end a reserve")

@@ -31,10 +31,10 @@ from weakref import ref
 from gstalk.errors import BuriedError, DisconnectedError, JobFinishedError, JobLostError, NotFoundError
 from gstalk.job import Job
 from gstalk.protocol import commands
-from gstalk.protocol.session import Slot
+from gstalk.protocol.request import Request
 from gstalk.protocol.stats import JobStats
 
-__all__ = ["SETTLING", "ReservedJobs", "is_ours"]
+__all__ = ["ReservedJobs", "is_ours", "settles"]
 
 SETTLING = (commands.DELETE, commands.RELEASE, commands.BURY)
 AGE = 5.0  # seconds that a Job in somebody's hands is held before the server is asked whether it is ours still
@@ -63,7 +63,7 @@ class ReservedJobs:
             there are any.
         on_settled: Called when a delete, release or bury has been answered; must not switch.
         unattended: Jobs with a delete, release or bury under way that nobody waits for, and what is called, in the hub,
-            with its slot if that fails; it must not switch.
+            with its request if that fails; it must not switch.
     """
 
     __slots__ = ("_look_at", "_notes", "by_id", "on_settled", "unattended")
@@ -71,7 +71,7 @@ class ReservedJobs:
     def __init__(self) -> None:
         self.by_id: dict[int, ref[Job]] = {}
         self.on_settled: Callable[[], None] | None = None
-        self.unattended: dict[Job, Callable[[Slot], None]] = {}
+        self.unattended: dict[Job, Callable[[Request], None]] = {}
         self._notes: dict[int, _Note] = {}
         self._look_at = 0.0
 
@@ -93,11 +93,11 @@ class ReservedJobs:
         assert job._state == "held"
         job._state = "settling"
 
-    def settled(self, slot: Slot) -> None:
-        """That was answered: the duty of its slot, whose `extra` is the Job, or `None` where it was sent by id."""
-        job: Job | None = slot.extra
-        error = slot.error
-        job_id = slot.key
+    def settled(self, request: Request) -> None:
+        """That was answered; the request's `subject` is the Job, or `None` where it was sent by id."""
+        job: Job | None = request.subject
+        error = request.error
+        job_id = request.key
         if error is None or error.__class__ is BuriedError:
             if job is not None:
                 job._state = "finished"
@@ -109,9 +109,9 @@ class ReservedJobs:
             if self._notes:
                 self._notes.pop(job_id, None)
         elif job is not None and job._state == "finished":  # by its id, or by another object of it, meanwhile
-            slot.error = JobFinishedError(f"{slot}: the job was finished meanwhile; {error}")
+            request.fail(JobFinishedError(f"{request}: the job was finished meanwhile; {error}"))
         elif isinstance(error, NotFoundError):
-            self._gone(slot)
+            self._gone(request)
         elif job is not None and job._state == "settling":
             held = self.holds(job)
             job._state = "held" if held and not isinstance(error, DisconnectedError) else "lost"
@@ -120,23 +120,25 @@ class ReservedJobs:
         if self.unattended and job is not None:
             failed = self.unattended.pop(job, None)
             if failed is not None and error is not None and job._state != "finished":
-                failed(slot)
+                failed(request)
         if self.on_settled is not None:
             self.on_settled()
 
-    def touched(self, slot: Slot, now: float) -> None:
+    def touched(self, request: Request, now: float) -> None:
         """A touch was answered."""
-        if slot.error is None:
-            if slot.key in self.by_id:
-                note = self._notes.setdefault(slot.key, _Note(now))
+        if request.error is None:
+            if request.key in self.by_id:
+                note = self._notes.setdefault(request.key, _Note(now))
                 note.since = now
         else:
-            self.looked(slot)
+            self.looked(request)
 
-    def looked(self, slot: Slot) -> None:
+    def looked(self, request: Request) -> None:
         """A `stats-job` that somebody asked for was answered."""
-        if isinstance(slot.error, NotFoundError) and not (slot.extra is not None and slot.extra._state == "finished"):
-            self._gone(slot)
+        if isinstance(request.error, NotFoundError) and not (
+            request.subject is not None and request.subject._state == "finished"
+        ):
+            self._gone(request)
 
     def lose_all(self) -> None:
         """The connection is over."""
@@ -147,17 +149,17 @@ class ReservedJobs:
         self.by_id.clear()
         self._notes.clear()
 
-    def _gone(self, slot: Slot) -> None:
+    def _gone(self, request: Request) -> None:
         """The server said that a job isn't there, or not ours. Its holder is told in the words of a Job."""
-        job: Job | None = slot.extra
+        job: Job | None = request.subject
         if job is None:
-            self._let_go(slot.key)
+            self._let_go(request.key)
             return
         if self.holds(job):
             self._let_go(job.id)
-        if job._state == "settling" and slot.command in SETTLING:
+        if job._state == "settling" and request.command in SETTLING:
             job._state = "lost"
-        slot.error = JobLostError(f"{slot}: the server has taken the job back; its time to run may be over")
+        request.fail(JobLostError(f"{request}: the server has taken the job back; its time to run may be over"))
 
     def _let_go(self, job_id: int) -> None:
         """The connection holds a job no longer. What settles it and is under way decides about it all the same."""
@@ -196,20 +198,20 @@ class ReservedJobs:
         self._look_at = now + PERIOD
         return found
 
-    def told(self, slot: Slot, now: float) -> None:
+    def told(self, request: Request, now: float) -> None:
         """The answer of a `stats-job` about one of them."""
-        note = self._notes.get(slot.key)
+        note = self._notes.get(request.key)
         if note is None or note.asked is None:  # settled, or reserved again meanwhile
             return
         asked, note.asked = note.asked, None
-        if slot.error is not None:
+        if request.error is not None:
             note.look_at = now + PERIOD
-            if isinstance(slot.error, NotFoundError):
-                self._let_go(slot.key)
+            if isinstance(request.error, NotFoundError):
+                self._let_go(request.key)
             return
-        stats: JobStats = slot.result
+        stats: JobStats = request.result
         if not is_ours(stats, asked, note.since, note.reserves):
-            self._let_go(slot.key)
+            self._let_go(request.key)
             return
         note.reserves = stats.reserves
         note.look_at = now + max(stats.time_left or 0, 0) + PERIOD
@@ -232,3 +234,8 @@ def is_ours(stats: JobStats, asked: float, since: float, reserves: int | None) -
     over = asked > since + stats.ttr + SLACK
     begun = asked - stats.ttr + stats.time_left  # the hold of whoever has it began then, or a little later
     return not (over and begun > since + SLACK)
+
+
+def settles(request: Request) -> bool:
+    """Tell whether a command settles a job, or is the first step of that."""
+    return (request.second or request).command in SETTLING

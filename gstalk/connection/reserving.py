@@ -30,7 +30,7 @@ from gstalk.connection.critical import AGAIN
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol import commands
-from gstalk.protocol.session import PENDING, Call, Slot
+from gstalk.protocol.request import PENDING, Outcome, Request
 
 __all__ = ["Caller", "ReserveLine"]
 
@@ -40,13 +40,13 @@ INFINITY = float("inf")
 GRACE = 0.1  # how much later than a caller's own clock the server's may be
 
 
-class Caller(Call):
+class Caller(Outcome):
     """A greenlet in line: when its time is over, and the number of the last ask that went out for it."""
 
     __slots__ = ("ask", "timer", "until")
 
     def __init__(self, until: float) -> None:
-        self.result = PENDING  # as in Slot, without a call
+        self.result = PENDING  # as in Request, without a call
         self.error = None
         self.waiter = None
         self.until = until
@@ -84,7 +84,7 @@ class ReserveLine:
         self._soon = False  # the last answer was DEADLINE_SOON: one ask at a time
         self._timer: Any = None
         self._may_wait = True
-        self._wait: Slot | None = None  # the reserve that waits on the server
+        self._wait: Request | None = None  # the reserve that waits on the server
         self._wait_ends = 0.0
 
     def join(self, timeout: float | None) -> Caller:
@@ -93,7 +93,7 @@ class ReserveLine:
         caller = Caller(now + timeout if timeout is not None else INFINITY)
         if timeout == 0:
             if now < self._quiet_until:
-                caller.result = None
+                caller.succeed()
                 return caller
             if self._wait is not None:
                 self.call_back()
@@ -137,7 +137,7 @@ class ReserveLine:
         """End the wait on the server: another command is to go out, or nobody waits any more."""
         assert self._wait is not None
         self._may_wait = False
-        self._wait.duty = None
+        self._wait.then = None
         self._wait = None
         self._answered = self._asked
         self._link.recall()
@@ -146,21 +146,22 @@ class ReserveLine:
 
     def reserve_job(self, job_id: int) -> Job:
         data = commands.by_id(commands.RESERVE_JOB, job_id)
-        slot = Slot(commands.RESERVE_JOB, self._link.pipe.session, job_id, self._reserved_by_id)
-        pipe = self._link.send(data, slot)
+        request = Request(commands.RESERVE_JOB, self._link.pipe.uri, job_id, self._reserved_by_id)
+        pipe = self._link.send(data, request)
         try:
-            job: Job = pipe.wait(slot)
+            job: Job = pipe.wait(request)
         except BaseException:
-            if isinstance(slot.result, Job):  # it came, and then the caller was hit
-                self._link.return_job(slot.result)
+            if isinstance(request.result, Job):  # it came, and then the caller was hit
+                self._link.return_job(request.result)
             raise
         return job
 
-    def _reserved_by_id(self, slot: Slot) -> None:
-        if slot.error is None:
-            slot.result = job = self._link.hold(*slot.result)
+    def _reserved_by_id(self, request: Request) -> None:
+        if request.error is None:
+            job = self._link.hold(*request.result)
             job.tube = None
-            if slot.waiter is None:
+            request.succeed(job)
+            if request.waiter is None:
                 self._link.give_back(job)
 
     def end(self) -> None:
@@ -191,7 +192,7 @@ class ReserveLine:
             return
         self._asked += 1
         caller.ask = self._asked
-        if self._may_wait and not link.reserved.by_id and not link.pipe.slots:
+        if self._may_wait and not link.reserved.by_id and not link.pipe.requests:
             endless = self._timed < len(self._callers)
             longest = INFINITY if endless else max(each.until for each in self._callers) - now
             seconds = int(min(longest, link.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
@@ -205,22 +206,22 @@ class ReserveLine:
                 return
         link.ask(0, self._on_reply)
 
-    def _on_reply(self, slot: Slot) -> None:
+    def _on_reply(self, request: Request) -> None:
         self._answered += 1
         was_waiting, self._wait = self._wait is not None, None
-        self._soon = isinstance(slot.error, DeadlineSoonError)
-        if slot.error is not None:
+        self._soon = isinstance(request.error, DeadlineSoonError)
+        if request.error is not None:
             if self._soon:
                 self._quiet_until = monotonic() + QUIET
             if self._callers:
-                self._answer_first(None, slot.error)
-            if isinstance(slot.error, DisconnectedError):
+                self._answer_first(None, request.error)
+            if isinstance(request.error, DisconnectedError):
                 return
-        elif slot.result is not None:
+        elif request.result is not None:
             if not self._callers:
-                self._link.give_back(slot.result)
+                self._link.give_back(request.result)
                 return
-            self._answer_first(slot.result)
+            self._answer_first(request.result)
             self._pause = FIRST_PAUSE
             missing = len(self._callers) - (self._asked - self._answered)
             if missing > 0:
@@ -276,7 +277,10 @@ class ReserveLine:
         self._timed -= caller.until != INFINITY
         if caller.timer is not None:
             caller.timer.close()
-        caller.result, caller.error = job, error
+        if error is None:
+            caller.succeed(job)
+        else:
+            caller.fail(error)
         self._link.pipe.complete(caller)
 
     def _set_timer(self, seconds: float) -> None:

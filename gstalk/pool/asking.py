@@ -26,7 +26,7 @@ from gstalk.pool.crew import ConsumerLane, Crew
 from gstalk.pool.keeper import Server
 from gstalk.pool.schedule import SILENT, Asking
 from gstalk.protocol import commands
-from gstalk.protocol.session import Slot
+from gstalk.protocol.request import Request
 
 __all__ = ["Asker"]
 
@@ -87,7 +87,7 @@ class Asker:
         self.stop_timer()
         for lane in list(self._lanes.values()):
             if lane.wait is not None:
-                lane.wait.duty = None
+                lane.wait.then = None
                 lane.wait = None
                 lane.link.leave_wait()
 
@@ -150,10 +150,10 @@ class Asker:
         if lane.asks and lane.is_late(now):
             pipe.catch_up()
         lane.held = bool(lane.link.reserved.by_id)
-        lane.busy = bool(pipe.slots) or not pipe.attached
+        lane.busy = bool(pipe.requests) or not pipe.attached
         if lane.held and not lane.busy and now - pipe.read_at > SILENT:
             # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
-            pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
+            pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.request(commands.LIST_TUBE_USED))
         return lane.held
 
     @whole
@@ -170,7 +170,7 @@ class Asker:
     def _recall(self, lane: ConsumerLane) -> None:
         """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
         if lane.wait is not None:
-            lane.wait.duty = None
+            lane.wait.then = None
             lane.wait = None
             lane.link.recall()
             self._asking.recalled(lane, monotonic())
@@ -178,18 +178,18 @@ class Asker:
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    def _got(self, lane: ConsumerLane, slot: Slot) -> None:
+    def _got(self, lane: ConsumerLane, request: Request) -> None:
         """In the hub: the answer to an ask."""
         now = lane.link.pipe.read_at
         waited, lane.wait = lane.waiting, None
-        if slot.error is not None:
-            if isinstance(slot.error, DeadlineSoonError):
+        if request.error is not None:
+            if isinstance(request.error, DeadlineSoonError):
                 self._asking.deadline_soon(lane, now)
             else:
                 self._asking.answered(lane, False, now)
-                if not isinstance(slot.error, DisconnectedError):
-                    self._aside.spawn(self._tell_failure, lane, slot.error)
-        elif slot.result is None:
+                if not isinstance(request.error, DisconnectedError):
+                    self._aside.spawn(self._tell_failure, lane, request.error)
+        elif request.result is None:
             if waited:
                 self._asking.slice_over(lane, now)
             else:
@@ -197,7 +197,7 @@ class Asker:
         else:
             was_overdue = lane.overdue > 0
             self._asking.answered(lane, True, now)
-            job: Job = slot.result
+            job: Job = request.result
             if self.is_over:
                 lane.link.give_back(job)
                 return

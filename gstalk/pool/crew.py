@@ -23,7 +23,7 @@ from gstalk.connection.hooks import Hooks
 from gstalk.job import Job
 from gstalk.pool.handling import Handling
 from gstalk.pool.schedule import Lane
-from gstalk.protocol.session import Call, Slot
+from gstalk.protocol.request import Outcome, Request
 from gstalk.traces import forget
 
 __all__ = ["ConsumerLane", "Crew"]
@@ -42,7 +42,7 @@ class ConsumerLane(Lane):
         super().__init__(server)
         self.link = link
         self.fresh = fresh
-        self.wait: Slot | None = None
+        self.wait: Request | None = None
 
 
 class Crew:
@@ -82,8 +82,8 @@ class Crew:
         self._hub = get_hub()
         self._context = copy_context()
         self._greenlets = GreenletPool(config.num_greenlets)
-        self._idle: list[Call] = []  # greenlets that wait for a job
-        self._handed: list[Call] = []  # those that were handed one, and may not have wakened yet
+        self._idle: list[Outcome] = []  # greenlets that wait for a job
+        self._handed: list[Outcome] = []  # those that were handed one, and may not have wakened yet
         self._jobs: deque[tuple[ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Crew:
         while idle and idle[-1].waiter is None:  # a signal has struck below, and he is at work
             idle.pop()
         if idle:
-            idle[-1].result = (lane, job)
+            idle[-1].succeed((lane, job))
             self._handed.append(idle[-1])
             lane.link.pipe.complete(idle[-1])
             idle.pop()  # last: a signal that comes between must not lose him
@@ -118,7 +118,7 @@ class Crew:
         """Have those leave that wait for a job, and the others when their handlers have ended."""
         self.is_leaving = True
         for call in self._idle:
-            call.result = None
+            call.succeed()
             if call.waiter is not None:
                 self._hub.loop.run_callback(_switch, call)
         self._idle.clear()
@@ -164,7 +164,7 @@ class Crew:
     def _wait(self) -> tuple[ConsumerLane, Job] | None:
         """Wait for a job; `None`: there will be none."""
         while True:
-            call = Call()
+            call = Outcome()
             self._idle.append(call)
             try:
                 join(self._hub, call)
@@ -197,7 +197,7 @@ def _nothing(*_: object) -> None:
     pass
 
 
-def _switch(call: Call) -> None:
+def _switch(call: Outcome) -> None:
     waiter, call.waiter = call.waiter, None
     if waiter is not None:
         waiter.switch()

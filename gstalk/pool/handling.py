@@ -36,7 +36,7 @@ from gstalk.errors import (
 )
 from gstalk.job import Job
 from gstalk.protocol import checks, commands
-from gstalk.protocol.session import Slot
+from gstalk.protocol.request import Request
 from gstalk.protocol.stats import JobStats
 from gstalk.retry import Fate, RetryPolicy, judged
 
@@ -234,10 +234,10 @@ class Handling:
         except BaseException as blow:
             self._hooks.error(blow, failure.message("hit before it was given back"), **failure.known)
 
-    def _left(self, link: Link, job: Job, context: Context, slot: Slot) -> None:
+    def _left(self, link: Link, job: Job, context: Context, request: Request) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
-        assert slot.error is not None
-        failure = _Failure(link, job, slot.error, NOT_DONE[slot.command], None)
+        assert request.error is not None
+        failure = _Failure(link, job, request.error, NOT_DONE[request.command], None)
         failure.lost = "it may run again"
         self.aside.spawn(context.run, self._settle, failure, None)
 
@@ -429,13 +429,13 @@ class _Touching:
         self._job = job
         self._timer: Any = None
         self._stopped = False
-        slot = link.pipe.slot(commands.STATS_JOB, job.id, self._told)
-        link.append(commands.by_id(commands.STATS_JOB, job.id), slot)
+        request = link.pipe.request(commands.STATS_JOB, job.id, self._told)
+        link.append(commands.by_id(commands.STATS_JOB, job.id), request)
 
-    def _told(self, slot: Slot) -> None:
-        if not self._stopped and not isinstance(slot.error, DisconnectedError):
+    def _told(self, request: Request) -> None:
+        if not self._stopped and not isinstance(request.error, DisconnectedError):
             # A server that won't tell is told of the job as if its time was the shortest.
-            third = (1 if slot.error is not None else max(_count(slot.result.ttr), 1)) / 3
+            third = (1 if request.error is not None else max(_count(request.result.ttr), 1)) / 3
             self._timer = self._link.hub.loop.timer(third, third, ref=False)
             self._timer.start(self._touch)
 

@@ -36,7 +36,7 @@ from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError
 from gstalk.pool.keeper import Pool, Server, Wanted
 from gstalk.pool.schedule import ALONE, Health
 from gstalk.protocol import commands
-from gstalk.protocol.session import Call, Slot
+from gstalk.protocol.request import Outcome, PutRequest, Request
 from gstalk.traces import bare
 from gstalk.uri import Address
 
@@ -67,7 +67,7 @@ class Lane:
         self.earliest = NEVER
 
 
-class Place(Call):
+class Place(Outcome):
     """A put's place in the line for a connection; settled when it is to look again."""
 
     __slots__ = ("deadline",)
@@ -162,21 +162,23 @@ class Lanes:
         finally:
             self._line.pop(place, None)
 
-    def send(self, lane: Lane, tube: str, data: bytes, deadline: float | None, slot: Slot | None = None) -> Slot:
-        """Send a put; `slot` is where the answer goes, if it has been made already."""
+    def send(
+        self, lane: Lane, tube: str, data: bytes, deadline: float | None, request: Request | None = None
+    ) -> Request:
+        """Send a put; `request` is where the answer goes, if it has been made already."""
         link = lane.link
         pipe = link.pipe
-        if slot is None:
-            slot = Slot(commands.PUT, pipe.session, None, None, deadline)
+        if request is None:
+            request = PutRequest(commands.PUT, pipe.uri, None, deadline, 0.0)
         if deadline is not None and deadline < lane.earliest:
             lane.earliest = deadline
         if tube == link.used:
-            pipe.append(data, slot)
+            pipe.append(data, request)
         else:
-            link.append_using(tube, data, slot)
+            link.append_using(tube, data, request)
         if self._ticker is None:
             self._start_ticker()
-        return slot
+        return request
 
     def done(self, lane: Lane) -> None:
         """A put has ended on this connection, well or not."""
@@ -214,7 +216,7 @@ class Lanes:
             place = next(iter(self._line), None)
             if place is None or not (self._queue.qsize() or self.is_hopeless or place.deadline <= now):
                 return
-            place.result = None
+            place.succeed()
             wake(self.hub, place)
             self._line.pop(place, None)  # last: a signal that strikes before loses nobody
         self._serve_soon()
@@ -357,16 +359,18 @@ class Lanes:
 
 def _end_late(pipe: Pipeline, now: float) -> float:
     """End the wait of a connection's puts whose time is over; tell when the next one's is."""
-    if any(slot.extra is not None and slot.extra <= now and slot.error is None for slot in pipe.slots):
+    if any(
+        request.deadline is not None and request.deadline <= now and request.error is None for request in pipe.requests
+    ):
         pipe.catch_up()
     earliest = NEVER
-    for slot in pipe.slots:
-        if slot.extra is not None and slot.error is None:
-            if slot.extra > now:
-                earliest = min(earliest, slot.extra)
+    for request in pipe.requests:
+        if request.deadline is not None and request.error is None:
+            if request.deadline > now:
+                earliest = min(earliest, request.deadline)
                 continue
-            slot.error = PutTimeoutError(f"{slot}: no answer in time", "maybe")
-            if slot.duty is not None:
-                slot.duty(slot)
-            pipe.complete(slot)
+            request.fail(PutTimeoutError(f"{request}: no answer in time", "maybe"))
+            if request.then is not None:
+                request.then(request)
+            pipe.complete(request)
     return earliest

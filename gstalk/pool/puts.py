@@ -37,7 +37,7 @@ from gstalk.errors import (
 from gstalk.pool.put_queue import TICK, Lane, Lanes
 from gstalk.pool.schedule import judge
 from gstalk.protocol import commands
-from gstalk.protocol.session import PENDING, Slot
+from gstalk.protocol.request import PENDING, PutRequest, Request
 from gstalk.traces import bare
 
 __all__ = ["Batch", "Put", "run"]
@@ -243,22 +243,22 @@ def run(
             if put is None:
                 lane = lanes.take()
             if lane is not None:
-                slot = lanes.send(lane, tube, data, deadline)
+                request = lanes.send(lane, tube, data, deadline)
         finally:
             section.owner = None
         if lane is None:
             put = Put(lanes, tube, data, deadline, once)
             continue
         try:
-            join(lanes.hub, slot)
+            join(lanes.hub, request)
         finally:
             inside = section.owner  # a kill wakes us also while another greenlet is: it stays inside
             section.owner = me
             lanes.done(lane)
             section.owner = inside
-        error: Any = slot.error
+        error: Any = request.error
         if error is None:
-            job_id: int = slot.result
+            job_id: int = request.result
             return job_id
         if put is None:
             put = Put(lanes, tube, data, deadline, once)
@@ -415,17 +415,17 @@ class _One(Put):
     def send(self, lane: Lane) -> None:
         self._lane = lane
         self.uri = lane.server.uri
-        slot = Slot(commands.PUT, lane.link.pipe.session, None, self._answered, self.deadline)
-        self.lanes.send(lane, self.tube, self.data, self.deadline, slot)
+        request = PutRequest(commands.PUT, lane.link.pipe.uri, self._answered, self.deadline, 0.0)
+        self.lanes.send(lane, self.tube, self.data, self.deadline, request)
 
-    def _answered(self, slot: Slot) -> None:
+    def _answered(self, request: Request) -> None:
         """In the hub: the answer is here; or, a second time, after its time was over."""
         lane = self._lane
         if lane is None:
             return
-        error: Any = slot.error
+        error: Any = request.error
         if error is None:
-            self._batch.settle(self, slot.result)
+            self._batch.settle(self, request.result)
         else:
             self._batch.failed(self, lane, error)
         self._lane = None

@@ -55,66 +55,76 @@ class Command:
 
     Args:
         name: As the protocol spells it.
-        expected: The words of its own, each with its parser; what every command can be told is added.
+        replies: The words that say yes, each with its parser.
+        refusals: Those of its own that say no; what every command can be told is added.
         uses: Whether it acts on the tube in use, and so goes wrong with a `use` that failed before it.
+
+    Attributes:
+        expected: All words of its own, for messages.
     """
 
-    __slots__ = ("expected", "name", "replies", "uses")
+    __slots__ = ("expected", "name", "refusals", "replies", "uses")
 
-    def __init__(self, name: str, expected: dict[bytes, r.Parser], uses: bool = False) -> None:
+    def __init__(self, name: str, replies: r.Parsers, refusals: r.Refusals | None = None, uses: bool = False) -> None:
         self.name = name
-        self.expected = tuple(expected)
-        self.replies = {**r.COMMON, **expected}
+        self.replies = dict(replies)
+        self.refusals = {**r.REFUSALS, **(refusals or {})}
+        self.expected = (*replies, *(refusals or {}))
         self.uses = uses
 
     def __repr__(self) -> str:
         return f"<Command {self.name}>"
 
 
-_no_such_job = r.failure(errors.NotFoundError, "no such job, or not in a state for this")
-_not_ours = r.failure(errors.NotFoundError, "no such job for this connection; its time to run may be over")
-_no_such_tube = r.failure(errors.NotFoundError, "no such tube")
-_deadline = r.failure(errors.DeadlineSoonError, "a job held by this connection is about to run out")
+def _not_found(what: str) -> r.Refusals:
+    return {b"NOT_FOUND": r.refusal(errors.NotFoundError, what)}
+
+
+_no_such_job = _not_found("no such job, or not in a state for this")
+_not_ours = _not_found("no such job for this connection; its time to run may be over")
+_no_such_tube = _not_found("no such tube")
 
 PUT = Command(
     "put",
+    {b"INSERTED": r.inserted},
     {
-        b"INSERTED": r.inserted,
         b"BURIED": r.put_buried,
-        b"JOB_TOO_BIG": r.failure(errors.JobTooBigError, "the body is larger than the server's max-job-size"),
-        b"EXPECTED_CRLF": r.failure(errors.ExpectedCrlfError, "the server missed the body's end; connection closed"),
+        b"JOB_TOO_BIG": r.refusal(errors.JobTooBigError, "the body is larger than the server's max-job-size"),
+        b"EXPECTED_CRLF": r.refusal(errors.ExpectedCrlfError, "the server missed the body's end; connection closed"),
     },
     uses=True,
 )
 USE = Command("use", {b"USING": r.using})
-RESERVE = Command("reserve-with-timeout", {b"RESERVED": r.found, b"TIMED_OUT": r.nothing, b"DEADLINE_SOON": _deadline})
-RESERVE_JOB = Command("reserve-job", {b"RESERVED": r.found, b"NOT_FOUND": _no_such_job})
-DELETE = Command("delete", {b"DELETED": r.word, b"NOT_FOUND": _not_ours})
-RELEASE = Command("release", {b"RELEASED": r.word, b"BURIED": r.release_buried, b"NOT_FOUND": _not_ours})
-BURY = Command("bury", {b"BURIED": r.word, b"NOT_FOUND": _not_ours})
-TOUCH = Command("touch", {b"TOUCHED": r.word, b"NOT_FOUND": _not_ours})
+RESERVE = Command(
+    "reserve-with-timeout",
+    {b"RESERVED": r.found, b"TIMED_OUT": r.word},
+    {b"DEADLINE_SOON": r.refusal(errors.DeadlineSoonError, "a job held by this connection is about to run out")},
+)
+RESERVE_JOB = Command("reserve-job", {b"RESERVED": r.found}, _no_such_job)
+DELETE = Command("delete", {b"DELETED": r.word}, _not_ours)
+RELEASE = Command("release", {b"RELEASED": r.word}, {b"BURIED": r.release_buried, **_not_ours})
+BURY = Command("bury", {b"BURIED": r.word}, _not_ours)
+TOUCH = Command("touch", {b"TOUCHED": r.word}, _not_ours)
 WATCH = Command("watch", {b"WATCHING": r.count})
 IGNORE = Command(
     "ignore",
-    {
-        b"WATCHING": r.count,
-        b"NOT_IGNORED": r.failure(errors.NotIgnoredError, "the last tube watched can't be ignored"),
-    },
+    {b"WATCHING": r.count},
+    {b"NOT_IGNORED": r.refusal(errors.NotIgnoredError, "the last tube watched can't be ignored")},
 )
-_PEEKED: dict[bytes, r.Parser] = {b"FOUND": r.found, b"NOT_FOUND": r.nothing}
-PEEK = Command("peek", _PEEKED)
-PEEK_READY = Command("peek-ready", _PEEKED, uses=True)
-PEEK_DELAYED = Command("peek-delayed", _PEEKED, uses=True)
-PEEK_BURIED = Command("peek-buried", _PEEKED, uses=True)
+_peeked: r.Parsers = {b"FOUND": r.found, b"NOT_FOUND": r.word}
+PEEK = Command("peek", _peeked)
+PEEK_READY = Command("peek-ready", _peeked, uses=True)
+PEEK_DELAYED = Command("peek-delayed", _peeked, uses=True)
+PEEK_BURIED = Command("peek-buried", _peeked, uses=True)
 KICK = Command("kick", {b"KICKED": r.count}, uses=True)
-KICK_JOB = Command("kick-job", {b"KICKED": r.word, b"NOT_FOUND": _no_such_job})
+KICK_JOB = Command("kick-job", {b"KICKED": r.word}, _no_such_job)
 STATS = Command("stats", {b"OK": r.server_stats})
-STATS_TUBE = Command("stats-tube", {b"OK": r.tube_stats, b"NOT_FOUND": _no_such_tube})
-STATS_JOB = Command("stats-job", {b"OK": r.job_stats, b"NOT_FOUND": r.failure(errors.NotFoundError, "no such job")})
+STATS_TUBE = Command("stats-tube", {b"OK": r.tube_stats}, _no_such_tube)
+STATS_JOB = Command("stats-job", {b"OK": r.job_stats}, _not_found("no such job"))
 LIST_TUBES = Command("list-tubes", {b"OK": r.tube_list})
 LIST_TUBE_USED = Command("list-tube-used", {b"USING": r.using})
 LIST_TUBES_WATCHED = Command("list-tubes-watched", {b"OK": r.tube_list})
-PAUSE_TUBE = Command("pause-tube", {b"PAUSED": r.word, b"NOT_FOUND": _no_such_tube})
+PAUSE_TUBE = Command("pause-tube", {b"PAUSED": r.word}, _no_such_tube)
 
 
 def plain(command: Command) -> bytes:

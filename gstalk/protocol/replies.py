@@ -1,27 +1,45 @@
-"""What each reply word means: a parser for every word that beanstalkd can answer with.
+"""What each reply word means: a function for every word that beanstalkd can answer with.
 
-A parser gets the slot that the reply belongs to and the bytes behind the word, and sets the slot's `result` or `error`.
-It raises `Malformed` for anything that the protocol does not allow; `session` turns that into a `ProtocolError`.
-Numbers are read strictly: Python's own `int()` would take ``+1``, ``1_0`` and blanks.
+A `Parser` reads a word that says yes, and returns the result; a `Refusal` one that says no, and returns the error. Both
+get the request that the reply belongs to, and only look at it. They raise `Malformed` for anything that the protocol
+does not allow; `stream` turns that into a `ProtocolError`. Numbers are read strictly: Python's own `int()` would take
+``+1``, ``1_0`` and blanks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gstalk import errors
 from gstalk.protocol import checks, stats
 
 if TYPE_CHECKING:
-    from gstalk.protocol.session import Slot
+    from gstalk.protocol.request import Request
 
-__all__ = ["BODIED", "COMMON", "MAX_REPLY", "Malformed", "Parser", "body_size", "failure", "job_id", "number"]
+__all__ = [
+    "BODIED",
+    "MAX_REPLY",
+    "REFUSALS",
+    "Malformed",
+    "Parser",
+    "Parsers",
+    "Refusal",
+    "Refusals",
+    "body_size",
+    "job_id",
+    "number",
+    "refusal",
+]
 
 MAX_ID = 2**64 - 1
 MAX_REPLY = 2**30  # the most that beanstalkd can be told to hold in a job (-z)
 
-Parser = Callable[["Slot", bytes, bytes], None]  # slot, the line behind the word, the body (b"" where there is none)
+# Both get the request and what stands on the line behind the word; a parser gets the body too, b"" where there is none.
+Parser = Callable[["Request", bytes, bytes], Any]
+Refusal = Callable[["Request", bytes], errors.GstalkError]
+Parsers = Mapping[bytes, Parser]  # by word
+Refusals = Mapping[bytes, Refusal]
 
 
 class Malformed(Exception):
@@ -62,68 +80,58 @@ def body_size(word: bytes, rest: bytes) -> int:
 BODIED = frozenset((b"RESERVED", b"FOUND", b"OK"))
 
 
-def failure(kind: type[errors.GstalkError], what: str) -> Parser:
-    """Make the parser of an error word, which stands alone on its line."""
+def refusal(kind: type[errors.GstalkError], what: str) -> Refusal:
+    """Make the function for a word that says no and stands alone on its line."""
 
-    def parse(slot: Slot, rest: bytes, body: bytes) -> None:
+    def refuse(request: Request, rest: bytes) -> errors.GstalkError:
         if rest:
             raise Malformed
-        error = kind(f"{slot}: {what}")
-        if isinstance(error, errors.ProtocolError):
-            raise error
-        slot.error = error
+        return kind(f"{request}: {what}")
 
-    return parse
+    return refuse
 
 
-def word(slot: Slot, rest: bytes, body: bytes) -> None:
-    """A word that says yes and stands alone."""
+def word(request: Request, rest: bytes, body: bytes) -> None:
+    """A word that says yes, or that there is none, and stands alone."""
     if rest:
         raise Malformed
-    slot.result = None
 
 
-def nothing(slot: Slot, rest: bytes, body: bytes) -> None:
-    """A word that says: there is none."""
-    word(slot, rest, body)
+def inserted(request: Request, rest: bytes, body: bytes) -> int:
+    return job_id(rest)
 
 
-def inserted(slot: Slot, rest: bytes, body: bytes) -> None:
-    slot.result = job_id(rest)
+def put_buried(request: Request, rest: bytes) -> errors.BuriedError:
+    stored = job_id(rest)
+    why = f"the server was out of memory and buried the job, as {stored}; it is stored"
+    return errors.BuriedError(f"{request}: {why}", stored)
 
 
-def put_buried(slot: Slot, rest: bytes, body: bytes) -> None:
-    number_ = job_id(rest)
-    slot.error = errors.BuriedError(
-        f"{slot}: the server was out of memory and buried the job, as {number_}; it is stored", number_
-    )
-
-
-def release_buried(slot: Slot, rest: bytes, body: bytes) -> None:
+def release_buried(request: Request, rest: bytes) -> errors.BuriedError:
     if rest:
         raise Malformed
-    slot.error = errors.BuriedError(f"{slot}: the server was out of memory and buried the job instead", slot.key)
+    return errors.BuriedError(f"{request}: the server was out of memory and buried the job instead", request.key)
 
 
-def count(slot: Slot, rest: bytes, body: bytes) -> None:
-    slot.result = number(rest, MAX_ID)
+def count(request: Request, rest: bytes, body: bytes) -> int:
+    return number(rest, MAX_ID)
 
 
-def using(slot: Slot, rest: bytes, body: bytes) -> None:
-    if slot.key is not None and rest != slot.key:
+def using(request: Request, rest: bytes, body: bytes) -> str:
+    if request.key is not None and rest != request.key:
         raise Malformed
     if not checks.TUBE.fullmatch(rest):
         raise Malformed
-    slot.result = rest.decode("ascii")
+    return rest.decode("ascii")
 
 
-def found(slot: Slot, rest: bytes, body: bytes) -> None:
-    """RESERVED and FOUND: the result is the pair of id and body."""
+def found(request: Request, rest: bytes, body: bytes) -> tuple[int, bytes]:
+    """RESERVED and FOUND."""
     text, _, _ = rest.partition(b" ")
     number_ = job_id(text)
-    if slot.key is not None and slot.key != number_:
+    if request.key is not None and request.key != number_:
         raise Malformed
-    slot.result = (number_, body)
+    return number_, body
 
 
 def yaml(parse: Callable[[bytes], Any], echo: str = "") -> Parser:
@@ -134,14 +142,17 @@ def yaml(parse: Callable[[bytes], Any], echo: str = "") -> Parser:
         echo: The field that says what was asked for; a server may lack it.
     """
 
-    def parse_ok(slot: Slot, rest: bytes, body: bytes) -> None:
+    def parse_ok(request: Request, rest: bytes, body: bytes) -> Any:
         try:
-            slot.result = parse(body)
+            result = parse(body)
         except errors.ProtocolError as error:
-            raise errors.ProtocolError(f"{slot}: {error}; connection closed") from None
-        told = getattr(slot.result, echo) if echo else None
-        if told is not None and told != (slot.key.decode("ascii") if isinstance(slot.key, bytes) else slot.key):
+            raise errors.ProtocolError(f"{request}: {error}; connection closed") from None
+        told = getattr(result, echo) if echo else None
+        if told is not None and told != (
+            request.key.decode("ascii") if isinstance(request.key, bytes) else request.key
+        ):
             raise Malformed
+        return result
 
     return parse_ok
 
@@ -151,11 +162,11 @@ tube_stats = yaml(stats.TubeStats.parse, "name")
 job_stats = yaml(stats.JobStats.parse, "id")
 tube_list = yaml(stats.parse_list)
 
-#: What any command can be answered with.
-COMMON: dict[bytes, Parser] = {
-    b"OUT_OF_MEMORY": failure(errors.OutOfMemoryError, "the server has no room for it"),
-    b"INTERNAL_ERROR": failure(errors.InternalError, "a bug in the server; it may have acted"),
-    b"DRAINING": failure(errors.DrainingError, "the server takes no new jobs until it is restarted"),
-    b"BAD_FORMAT": failure(errors.BadFormatError, "the server calls the command malformed; connection closed"),
-    b"UNKNOWN_COMMAND": failure(errors.UnknownCommandError, "the server doesn't know the command; connection closed"),
+#: What any command can be refused with.
+REFUSALS: Refusals = {
+    b"OUT_OF_MEMORY": refusal(errors.OutOfMemoryError, "the server has no room for it"),
+    b"INTERNAL_ERROR": refusal(errors.InternalError, "a bug in the server; it may have acted"),
+    b"DRAINING": refusal(errors.DrainingError, "the server takes no new jobs until it is restarted"),
+    b"BAD_FORMAT": refusal(errors.BadFormatError, "the server calls the command malformed; connection closed"),
+    b"UNKNOWN_COMMAND": refusal(errors.UnknownCommandError, "the server doesn't know the command; connection closed"),
 }

@@ -10,8 +10,9 @@ import pytest
 import gstalk
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.replies import BODIED, COMMON
-from gstalk.protocol.session import PENDING, Session, Slot
+from gstalk.protocol.replies import BODIED, REFUSALS
+from gstalk.protocol.request import PENDING, Request
+from gstalk.protocol.stream import Stream
 from gstalk.testing import Beanstalkd
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -45,15 +46,15 @@ def every_command() -> dict[str, Command]:
 
 def error_of(command: Command, word: str) -> str | None:
     """What a reply of this word becomes: an error's name, or `None` for an answer."""
-    session = Session("server")
-    slot = Slot(command, session, {"kick-job": 7, "release": 7}.get(command.name))
-    session.slots.append(slot)
+    stream = Stream("server")
+    request = Request(command, "server", {"kick-job": 7, "release": 7}.get(command.name))
+    stream.requests.append(request)
     line = LINES.get(word, word.encode())
     if (command.name, word) in (("kick", "KICKED"), ("put", "BURIED")):
         line += b" 7"
-    session.receive(line + b"\r\n" + (b"\r\n" if word.encode() in BODIED else b""))
-    assert slot.error is not None or slot.result is not PENDING
-    return type(slot.error).__name__ if slot.error is not None else None
+    stream.receive(line + b"\r\n" + (b"\r\n" if word.encode() in BODIED else b""))
+    assert request.error is not None or request.result is not PENDING
+    return type(request.error).__name__ if request.error is not None else None
 
 
 def test_protocol_table_has_every_command_and_its_replies():
@@ -61,7 +62,7 @@ def test_protocol_table_has_every_command_and_its_replies():
     documented = {name: replies for name, (_, replies, _) in rows.items()}
     assert documented == {
         **{name: [word.decode() for word in command.expected] for name, command in every_command().items()},
-        "any": [word.decode() for word in COMMON],
+        "any": [word.decode() for word in REFUSALS],
     }
 
 

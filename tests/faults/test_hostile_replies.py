@@ -19,7 +19,8 @@ from gevent import socket
 import gstalk
 from gstalk.errors import ProtocolError
 from gstalk.protocol import commands
-from gstalk.protocol.session import PENDING, Session, Slot
+from gstalk.protocol.request import PENDING, Request
+from gstalk.protocol.stream import Stream
 from tests.faults import reference
 from tests.faults.hub import silent_hub
 from tests.faults.reference import COMMON, ENDING, GRAMMAR, KEY
@@ -90,45 +91,45 @@ def pieces(rng: random.Random, stream: bytes) -> list[bytes]:
 # -- the parser ------------------------------------------------------------------------------------------------------
 
 
-def test_session_takes_what_the_second_parser_takes_and_nothing_else(rng, many, figures):
+def test_stream_takes_what_the_second_parser_takes_and_nothing_else(rng, many, figures):
     counts: Counter[str] = Counter()
     start = perf_counter()
     for _ in range(many(50_000, 1_000_000)):
         names = rng.choices(list(GRAMMAR), k=rng.randrange(1, 6))
-        stream = play(rng, names)
-        session = Session("fuzz")
-        slots = [Slot(GRAMMAR[name][0], session, GRAMMAR[name][1]) for name in names]
-        session.slots.extend(slots)
+        sent = play(rng, names)
+        stream = Stream("fuzz")
+        requests = [Request(GRAMMAR[name][0], "fuzz", GRAMMAR[name][1]) for name in names]
+        stream.requests.extend(requests)
         broken = None
-        for piece in pieces(rng, stream):
-            if (broken := session.receive(piece)) is not None:
+        for piece in pieces(rng, sent):
+            if (broken := stream.receive(piece)) is not None:
                 break
-        answered = [slot for slot in slots if slot.result is not PENDING or slot.error is not None]
-        accepted = [slot for slot in answered if not isinstance(slot.error, ProtocolError)]
-        expected, verdict = reference.read(names, stream)
+        answered = [request for request in requests if request.result is not PENDING or request.error is not None]
+        accepted = [request for request in answered if not isinstance(request.error, ProtocolError)]
+        expected, verdict = reference.read(names, sent)
         if broken is not None and len(accepted) < len(expected) and expected[len(accepted)].word == b"OK":
             # Statistics are typed: only there may what the second parser takes be refused, never the other way round.
             counts["ill-typed"] += 1
             del expected[len(accepted) :]
             verdict = "refused"
-        assert [outcome(slot) for slot in accepted] == [reference.meaning(reply) for reply in expected], stream
-        assert verdict == "bad" or (broken is not None) == (verdict == "refused"), (names, stream, broken)
+        assert [outcome(request) for request in accepted] == [reference.meaning(reply) for reply in expected], sent
+        assert verdict == "bad" or (broken is not None) == (verdict == "refused"), (names, sent, broken)
         assert broken is None or isinstance(broken, ProtocolError)
-        assert session.done == accepted  # the one that broke the protocol waits for `fail`
-        assert list(session.slots) == slots[len(accepted) :]
+        assert stream.done == accepted  # the one that broke the protocol waits for `fail`
+        assert list(stream.requests) == requests[len(accepted) :]
         counts[verdict] += 1
         counts["replies"] += len(accepted)
     figures |= {"streams": many(50_000, 1_000_000), **counts, "seconds": round(perf_counter() - start, 1)}
 
 
-def outcome(slot: Slot) -> Any:
+def outcome(request: Request) -> Any:
     """What a caller is told, in the words of `reference.meaning`."""
-    if slot.error is not None:
-        return type(slot.error)
-    if isinstance(slot.result, gstalk.ServerStats | gstalk.TubeStats | gstalk.JobStats):
-        told = {f.name.replace("_", "-"): getattr(slot.result, f.name) for f in fields(slot.result)[:-1]}
-        return Typed({key: value for key, value in told.items() if value is not None} | slot.result.extra)
-    return slot.result
+    if request.error is not None:
+        return type(request.error)
+    if isinstance(request.result, gstalk.ServerStats | gstalk.TubeStats | gstalk.JobStats):
+        told = {f.name.replace("_", "-"): getattr(request.result, f.name) for f in fields(request.result)[:-1]}
+        return Typed({key: value for key, value in told.items() if value is not None} | request.result.extra)
+    return request.result
 
 
 class Typed(dict[str, Any]):
@@ -152,9 +153,9 @@ def same(value: Any, text: str | None) -> object:
     [(commands.STATS_JOB, 7, "---\nid: 8\npri: 3\n"), (commands.STATS_TUBE, b"mine", "---\nname: yours\n")],
 )
 def test_statistics_of_another_job_or_tube_break_the_protocol(command, key, text):
-    session = Session("fuzz")
-    session.slots.append(Slot(command, session, key))
-    assert isinstance(session.receive(ok(text)), ProtocolError)
+    stream = Stream("fuzz")
+    stream.requests.append(Request(command, "fuzz", key))
+    assert isinstance(stream.receive(ok(text)), ProtocolError)
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------
@@ -176,27 +177,27 @@ def memory(most: int) -> Iterator[None]:
     "size", [b"1073741825", b"%d" % 2**32, b"%d" % 2**63, b"%d" % 2**64, pytest.param(b"9" * 5000, id="9...")]
 )
 def test_session_refuses_at_once_a_size_that_no_server_can_hold(line, size):
-    session = Session("fuzz")
-    session.slots.append(Slot(commands.PEEK if b"FOUND" in line else commands.STATS, session, KEY))
+    stream = Stream("fuzz")
+    stream.requests.append(Request(commands.PEEK if b"FOUND" in line else commands.STATS, "fuzz", KEY))
     with memory(100_000):
-        assert isinstance(session.receive(line % size + b"\r\n"), ProtocolError)
+        assert isinstance(stream.receive(line % size + b"\r\n"), ProtocolError)
 
 
 @pytest.mark.parametrize("piece", [b"xy", b"x" * 5000])
-def test_session_takes_memory_for_what_came_and_not_for_what_was_announced(piece):
-    session = Session("fuzz")
-    session.slots.append(Slot(commands.PEEK, session, KEY))
+def test_stream_takes_memory_for_what_came_and_not_for_what_was_announced(piece):
+    stream = Stream("fuzz")
+    stream.requests.append(Request(commands.PEEK, "fuzz", KEY))
     with memory(3_000_000):
-        assert session.receive(b"FOUND 7 %d\r\nabc" % 2**30) is None
+        assert stream.receive(b"FOUND 7 %d\r\nabc" % 2**30) is None
         for _ in range(1_000_000 // len(piece)):
-            assert session.receive(piece) is None
+            assert stream.receive(piece) is None
 
 
 @pytest.mark.parametrize("junk", [b"x" * 1000, b"OK " * 1000, b"\r" * 1000, b"\n" * 1000])
 def test_session_refuses_a_line_without_an_end_after_a_few_hundred_bytes(junk):
-    session = Session("fuzz")
-    session.slots.append(Slot(commands.PEEK, session, KEY))
-    received = [session.receive(junk[n : n + 10]) for n in range(0, 300, 10)]
+    stream = Stream("fuzz")
+    stream.requests.append(Request(commands.PEEK, "fuzz", KEY))
+    received = [stream.receive(junk[n : n + 10]) for n in range(0, 300, 10)]
     assert any(isinstance(broken, ProtocolError) for broken in received)
 
 

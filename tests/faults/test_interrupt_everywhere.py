@@ -319,7 +319,7 @@ def interrupt_everywhere(name: str, dial: Callable[[], gstalk.Conn], other: gsta
         elif ".reserve" in name:
             check_reserved(world, run.result)
         pipe = world.conn._link.pipe
-        wait_until(lambda pipe=pipe: pipe.clear and not pipe.slots and not pipe._room, 1)  # type: ignore[misc]
+        wait_until(lambda pipe=pipe: pipe.clear and not pipe.requests and not pipe._room, 1)  # type: ignore[misc]
         world.close()
     assert timers() <= before
 

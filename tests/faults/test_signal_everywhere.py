@@ -30,7 +30,7 @@ ROOMS = (
     "pipeline.py",
     "progress.py",
     "transport.py",
-    "session.py",
+    "stream.py",
     "replies.py",
     "connection.py",
     "reserving.py",

@@ -25,7 +25,7 @@ class Interruption(BaseException):
 def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(play, connect, monkeypatch):
     """Four commands are the most here, and room is offered to two at a time. Both of these are interrupted in the very
     turn in which it was offered, and nothing is in flight then whose reply would bring another offer."""
-    monkeypatch.setattr(pipeline, "MAX_SLOTS", 4)
+    monkeypatch.setattr(pipeline, "MAX_REQUESTS", 4)
     answer = Event()
 
     def wait_and_answer(line: bytes) -> bytes:

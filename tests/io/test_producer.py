@@ -795,7 +795,7 @@ def test_stop_interrupted_while_one_connection_closes_closes_all(play, produce):
     all_connected(producer, 3)
     pipes = [link.pipe for link in producer._lanes.pool.links]
     for pipe in pipes:  # as for a put in the wrong tube
-        pipe.append(commands.by_id(commands.DELETE, 1), pipe.slot(commands.DELETE, 1))
+        pipe.append(commands.by_id(commands.DELETE, 1), pipe.request(commands.DELETE, 1))
     stopper = gevent.spawn(producer.stop)
     gevent.sleep(0.05)
     for _ in pipes:

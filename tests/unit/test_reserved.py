@@ -15,10 +15,9 @@ from gstalk.connection.reserved import ReservedJobs, is_ours
 from gstalk.job import Job
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.session import Session, Slot
+from gstalk.protocol.request import Request
 from gstalk.protocol.stats import JobStats
 
-SESSION = Session("beanstalk://here:11300")
 SETTLING = [commands.DELETE, commands.RELEASE, commands.BURY]
 
 
@@ -30,12 +29,13 @@ def make(job_id: int = 7, reserved_at: float = 100.0) -> Job:
     return Job(Owner(), job_id, b"x", "default", reserved_at, "held")
 
 
-def slot(command: Command, job: Job | None, error: BaseException | None = None, job_id: int = 7) -> Slot:
-    """An answered slot."""
-    answered = Slot(command, SESSION, job_id, None, job)
-    answered.error = error
+def request(command: Command, job: Job | None, error: BaseException | None = None, job_id: int = 7) -> Request:
+    """An answered request."""
+    answered = Request(command, Owner.uri, job_id, None, job)
     if error is None:
-        answered.result = None
+        answered.succeed()
+    else:
+        answered.fail(error)
     return answered
 
 
@@ -57,18 +57,18 @@ class World:
         self.again = make()
         self.reserved.add(self.again)
 
-    def answer(self, error: BaseException | None = None, command: Command = commands.DELETE) -> Slot:
-        answered = slot(command, self.job, error)
+    def answer(self, error: BaseException | None = None, command: Command = commands.DELETE) -> Request:
+        answered = request(command, self.job, error)
         self.reserved.settled(answered)
         return answered
 
-    def answer_by_id(self, error: BaseException | None = None) -> Slot:
-        answered = slot(commands.DELETE, None, error)
+    def answer_by_id(self, error: BaseException | None = None) -> Request:
+        answered = request(commands.DELETE, None, error)
         self.reserved.settled(answered)
         return answered
 
-    def touch(self, error: BaseException | None = None) -> Slot:
-        answered = slot(commands.TOUCH, self.job, error)
+    def touch(self, error: BaseException | None = None) -> Request:
+        answered = request(commands.TOUCH, self.job, error)
         self.reserved.touched(answered, 101.0)
         return answered
 
@@ -121,7 +121,7 @@ EVENTS: dict[str, Callable[[World], object]] = {
     "touched": lambda w: w.touch(),
     "touch not found": lambda w: w.touch(gstalk.NotFoundError("x")),
     "touch refused": lambda w: w.touch(REFUSED),
-    "stats not found": lambda w: w.reserved.looked(slot(commands.STATS_JOB, w.job, gstalk.NotFoundError("x"))),
+    "stats not found": lambda w: w.reserved.looked(request(commands.STATS_JOB, w.job, gstalk.NotFoundError("x"))),
     "reserved again": World.add_again,
     "connection over": lambda w: w.reserved.lose_all(),
 }
@@ -166,7 +166,7 @@ TABLE: list[tuple[Callable[[World], None], str, dict[str, str]]] = [
                 "connection over": after,
             },
         )
-        # What is under way there is told of the end by its own slot.
+        # What is under way there is told of the end by its own request.
         for state, after in ((superseded, "settling"), (taken, "settling"))
     ),
     (finished, "finished", {}),
@@ -291,7 +291,7 @@ def test_jobs_are_not_kept():
     finally:
         gc.enable()
     assert list(reserved.by_id) == [7]  # the server holds it for us all the same
-    reserved.settled(slot(commands.DELETE, None))
+    reserved.settled(request(commands.DELETE, None))
     assert not reserved.by_id
 
 
@@ -299,7 +299,7 @@ def test_jobs_are_not_kept():
 
 
 def told(reserved: ReservedJobs, now: float, job_id: int = 7, **stats: Any) -> None:
-    answered = slot(commands.STATS_JOB, None, None, job_id)
+    answered = request(commands.STATS_JOB, None, None, job_id)
     known: dict[str, Any] = {"id": job_id, "state": "reserved", "ttr": 10, "time_left": 10, "reserves": 1}
     answered.result = JobStats(**{**known, **stats})
     reserved.told(answered, now)
@@ -313,7 +313,7 @@ def test_doubtful_job_in_somebodys_hands_is_asked_about_when_it_is_old_and_once_
     for tenth in range(1000, 1400):
         if found := reserved.doubtful(tenth / 10):
             asked.append(tenth / 10)
-            reserved.touched(slot(commands.TOUCH, job), tenth / 10)
+            reserved.touched(request(commands.TOUCH, job), tenth / 10)
             told(reserved, tenth / 10, time_left=10)
         assert found in ([], [7])
     assert asked == [105.0, 116.0, 127.0, 138.0]
@@ -363,10 +363,10 @@ def test_told_not_found_the_job_is_lost_and_otherwise_refused_it_is_asked_about_
     job = make()
     reserved.add(job)
     assert reserved.doubtful(106.0) == [7]
-    reserved.told(slot(commands.STATS_JOB, None, gstalk.OutOfMemoryError("x")), 106.0)
+    reserved.told(request(commands.STATS_JOB, None, gstalk.OutOfMemoryError("x")), 106.0)
     assert reserved.holds(job)
     assert reserved.doubtful(107.0) == [7]
-    reserved.told(slot(commands.STATS_JOB, None, NOT_FOUND), 107.0)
+    reserved.told(request(commands.STATS_JOB, None, NOT_FOUND), 107.0)
     assert job.is_lost
 
 
@@ -408,7 +408,7 @@ def test_told_of_a_job_while_its_delete_is_under_way_the_delete_decides():
 
 def test_touch_begins_a_jobs_time_anew_for_the_judgement():
     world = World()
-    world.reserved.touched(slot(commands.TOUCH, world.job), 120.0)
+    world.reserved.touched(request(commands.TOUCH, world.job), 120.0)
     assert world.reserved.doubtful(126.0) == [7]
     told(world.reserved, 126.0, time_left=4)
     assert world.reserved.holds(world.job)

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from gstalk import errors
 from gstalk.protocol import commands as c
-from gstalk.protocol.session import PENDING, Session, Slot
+from gstalk.protocol.request import PENDING, Request
+from gstalk.protocol.stream import Stream
 
 STATS = b"---\nid: 7\ntube: null\nstate: ready\npri: 3\n"
 
-# The command, what its slot knows, the reply as doc/protocol.txt gives it, and what comes of it.
+# The command, what its request knows, the reply as doc/protocol.txt gives it, and what comes of it.
 REPLIES: list[tuple[c.Command, Any, bytes, Any]] = [
     (c.PUT, None, b"INSERTED 1\r\n", 1),
     (c.PUT, None, b"INSERTED 18446744073709551615\r\n", 2**64 - 1),
@@ -89,97 +90,164 @@ BROKEN: list[tuple[c.Command, Any, bytes]] = [
 ]
 
 
-def opened(*what: tuple[c.Command, Any]) -> tuple[Session, list[Slot]]:
-    session = Session("beanstalk://q:11300")
-    slots = [Slot(command, session, key) for command, key in what]
-    session.slots.extend(slots)
-    return session, slots
+def opened(*what: tuple[c.Command, Any]) -> tuple[Stream, list[Request]]:
+    stream = Stream("beanstalk://q:11300")
+    requests = [Request(command, stream.uri, key) for command, key in what]
+    stream.requests.extend(requests)
+    return stream, requests
 
 
-def check(slot: Slot, expected: Any) -> None:
+def check(request: Request, expected: Any) -> None:
     if isinstance(expected, type):
-        assert type(slot.error) is expected
-        assert slot.result is PENDING
-        assert "beanstalk://q:11300" in str(slot.error)
+        assert type(request.error) is expected
+        assert request.result is PENDING
+        assert "beanstalk://q:11300" in str(request.error)
     else:
-        assert slot.error is None
-        assert slot.result == expected
+        assert request.error is None
+        assert request.result == expected
 
 
 @pytest.mark.parametrize(("command", "key", "data", "expected"), REPLIES)
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_reply_is_read_however_it_is_cut(command, key, data, expected, size):
-    session, (first, second) = opened((command, key), (c.PUT, None))
-    stream = data + b"INSERTED 99\r\n"
-    for start in range(0, len(stream), size):
-        assert session.receive(stream[start : start + size]) is None
+    stream, (first, second) = opened((command, key), (c.PUT, None))
+    sent = data + b"INSERTED 99\r\n"
+    for start in range(0, len(sent), size):
+        assert stream.receive(sent[start : start + size]) is None
     check(first, expected)
     check(second, 99)
-    assert session.done == [first, second]
+    assert stream.done == [first, second]
 
 
 @pytest.mark.parametrize(("command", "key", "data"), BROKEN)
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_is_no_reply_of_this_command_breaks_the_protocol(command, key, data, size):
-    session, (first, second) = opened((command, key), (c.PUT, None))
+    stream, (first, second) = opened((command, key), (c.PUT, None))
     error = None
     for start in range(0, len(data), size):
-        error = error or session.receive(data[start : start + size])
+        error = error or stream.receive(data[start : start + size])
     assert isinstance(error, errors.ProtocolError)
     assert second.result is PENDING
     cut = errors.ConnectionLostError("cut", "maybe")
-    session.fail(lambda slot: cut)
+    stream.fail(lambda request: cut)
     assert (first.error, second.error) == (error, cut)
     assert first.result is PENDING
-    assert (session.done, list(session.slots)) == ([first, second], [])
+    assert (stream.done, list(stream.requests)) == ([first, second], [])
 
 
 def test_reply_that_nobody_asked_for_breaks_the_protocol():
-    session, _ = opened()
-    assert isinstance(session.receive(b"INSERTED 1\r\n"), errors.ProtocolError)
-    session, _ = opened()
-    assert isinstance(session.receive(b"I"), errors.ProtocolError)
+    stream, _ = opened()
+    assert isinstance(stream.receive(b"INSERTED 1\r\n"), errors.ProtocolError)
+    stream, _ = opened()
+    assert isinstance(stream.receive(b"I"), errors.ProtocolError)
 
 
 def test_put_error_names_the_server_the_command_and_what_came():
-    session, (slot,) = opened((c.PUT, None))
-    session.receive(b"WHATEVER 7\r\n")
+    stream, (request,) = opened((c.PUT, None))
+    stream.receive(b"WHATEVER 7\r\n")
     words = "INSERTED or BURIED or JOB_TOO_BIG or EXPECTED_CRLF"
-    assert str(slot.error) == (f"put at beanstalk://q:11300: expected {words}, got 'WHATEVER 7'; connection closed")
+    assert str(request.error) == (f"put at beanstalk://q:11300: expected {words}, got 'WHATEVER 7'; connection closed")
 
 
 def test_big_announcement_takes_no_memory_before_it_arrives():
-    session, _ = opened((c.RESERVE, None))
-    assert session.receive(b"RESERVED 7 1073741824\r\n" + b"x" * 1000) is None
-    assert len(session._kept) < 2000
+    stream, _ = opened((c.RESERVE, None))
+    assert stream.receive(b"RESERVED 7 1073741824\r\n" + b"x" * 1000) is None
+    assert len(stream._kept) < 2000
 
 
 def test_progress_is_64_kib_of_an_unfinished_reply():
-    session, _ = opened((c.RESERVE, None))
-    session.receive(b"RESERVED 7 1000000\r\n")
-    assert not session.progressed()
-    session.receive(b"x" * 65536)
-    assert session.progressed()
-    assert not session.progressed()
+    stream, _ = opened((c.RESERVE, None))
+    stream.receive(b"RESERVED 7 1000000\r\n")
+    assert not stream.progressed()
+    stream.receive(b"x" * 65536)
+    assert stream.progressed()
+    assert not stream.progressed()
 
 
-def test_duty_is_done_when_the_reply_is_read_and_when_it_never_comes():
-    for end in ("reply", "failure"):
-        session, (slot,) = opened((c.DELETE, 7))
-        done: list[Slot] = []
-        slot.duty = done.append
-        if end == "reply":
-            session.receive(b"DELETED\r\n")
-        else:
-            session.fail(lambda slot: errors.ConnectionLostError("gone"))
-        assert done == [slot]
+def noting(*requests: Request) -> list[Request]:
+    """Note the requests whose `then` is called."""
+    called: list[Request] = []
+    for request in requests:
+        request.then = called.append
+    return called
+
+
+def test_then_is_called_once_by_act_and_not_in_the_middle_of_a_parse():
+    stream, (request, other) = opened((c.DELETE, 7), (c.DELETE, 8))
+    called = noting(request)
+    stream.receive(b"DELETED\r\nDELETED\r\n")
+    assert (called, stream.done, stream.is_due) == ([], [request, other], True)
+    stream.act()
+    stream.act()
+    assert (called, stream.is_due) == ([request], False)
+
+
+def test_then_is_called_once_where_no_reply_comes_or_nobody_has_acted_on_it():
+    stream, requests = opened((c.DELETE, 7), (c.DELETE, 8))
+    called = noting(*requests)
+    stream.receive(b"DELETED\r\n")
+    for _ in range(2):
+        stream.fail(lambda request: errors.ConnectionLostError("gone"))
+    assert called == requests
+    assert [str(request.error) for request in requests] == ["gone", "gone"]
+
+
+def test_request_that_was_answered_and_acted_on_keeps_its_result_when_the_connection_fails():
+    stream, (first, second) = opened((c.DELETE, 7), (c.DELETE, 8))
+    called = noting(first)
+    stream.receive(b"DELETED\r\n")
+    stream.act()
+    stream.fail(lambda request: errors.ConnectionLostError("gone"))
+    assert (first.error, called) == (None, [first])
+    assert second.error is not None
+
+
+def test_then_that_an_exception_strikes_is_called_again_by_fail():
+    stream, (request,) = opened((c.DELETE, 7))
+    called = []
+
+    def then(request: Request) -> None:
+        called.append(request.error)
+        if len(called) == 1:
+            raise KeyboardInterrupt
+
+    request.then = then
+    stream.receive(b"DELETED\r\n")
+    with pytest.raises(KeyboardInterrupt):
+        stream.act()
+    gone = errors.ConnectionLostError("gone")
+    stream.fail(lambda request: gone)
+    assert called == [None, gone]
+
+
+def test_request_that_a_signal_has_left_on_both_sides_is_failed_once():
+    stream, (request,) = opened((c.DELETE, 7))
+    called = noting(request)
+    stream.done.append(request)
+    stream.fail(lambda request: errors.ConnectionLostError("gone"))
+    assert (called, list(stream.requests)) == ([request], [])
+
+
+def test_receive_stops_behind_a_refusal_that_somebody_acts_on_and_goes_on_when_called_again():
+    stream, (use, put) = opened((c.USE, b"mail"), (c.PUT, None))
+    noting(use)
+    stream.receive(b"OUT_OF_MEMORY\r\nINSERTED 7\r\n")
+    assert (stream.is_held, stream.done, list(stream.requests)) == (True, [use], [put])
+    stream.receive(b"")
+    assert (stream.is_held, put.result) == (False, 7)
+
+
+def test_receive_goes_on_behind_a_refusal_that_nobody_acts_on():
+    stream, (first, second) = opened((c.PUT, None), (c.PUT, None))
+    stream.receive(b"JOB_TOO_BIG\r\nINSERTED 7\r\n")
+    assert (stream.is_held, stream.done, second.result) == (False, [first, second], 7)
 
 
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([data for _, _, data, _ in REPLIES]), max_size=8))
 def test_garbage_raises_nothing_and_is_never_taken_for_more_than_it_is(parts):
-    session, slots = opened(*[(command, key) for command, key, _, _ in REPLIES[:6]])
+    stream, requests = opened(*[(command, key) for command, key, _, _ in REPLIES[:6]])
     for part in parts:
-        if session.receive(part) is not None:
+        if stream.receive(part) is not None:
             break
-    for slot in slots:
-        assert slot.error is None or isinstance(slot.error, errors.GstalkError)
+    for request in requests:
+        assert request.error is None or isinstance(request.error, errors.GstalkError)

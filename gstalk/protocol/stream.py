@@ -1,0 +1,182 @@
+"""The order of a connection: which reply belongs to which command. No socket, no clock, nothing waits.
+
+beanstalkd answers the commands of a connection in order, so a queue of requests is all that links a reply to its
+command. `receive` takes whatever a read brought, cut anywhere, and gives each complete reply to the oldest request.
+What is to be done then stands in the request (`then`), and is done when the read is over (`act`).
+
+Every reply is held against the words that its own command allows, echoes of ids and tubes too. After the first one
+that doesn't fit, the stream means nothing any more: `receive` returns the `ProtocolError`, and whoever owns the socket
+closes it and calls `fail`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gstalk.errors import GstalkError, ProtocolError
+from gstalk.protocol.replies import BODIED, Malformed, body_size, job_id
+from gstalk.protocol.request import PENDING, Request
+
+__all__ = ["Stream"]
+
+MAX_LINE = 256  # the longest reply line is USING with a tube of 200 bytes
+PROGRESS = 65536  # so many bytes of an unfinished reply count as progress
+
+
+class Stream:
+    """The order of a connection's requests, and the parser that answers them.
+
+    Attributes:
+        requests: Those that have no reply yet, oldest first.
+        done: Those that have one, and whatever else has been settled, until the greenlets that wait for them are woken.
+        is_due: Whether `act` has something to do.
+        is_held: Whether `receive` has stopped behind a refusal, with more replies there.
+    """
+
+    __slots__ = ("_kept", "_need", "_progress", "done", "is_due", "is_held", "requests", "uri")
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.requests: deque[Request] = deque()
+        self.done: list[Any] = []  # of `Outcome`
+        self.is_due = self.is_held = False
+        self._kept = bytearray()  # what has arrived of an unfinished reply
+        self._need = 0  # no use in parsing before so many are there
+        self._progress = 0  # where the last PROGRESS mark was
+
+    def receive(self, data: bytes) -> ProtocolError | None:
+        """Take what a read brought, and answer the requests that it completes.
+
+        Each goes to `done`. Behind a request with a `then` whose reply is a
+        refusal it stops (`is_held`): what that does may change what the next replies mean. Call it again with nothing.
+
+        Returns:
+            The error, if the server broke the protocol: nothing after it can be trusted.
+        """
+        self.is_held = False
+        if self._kept:
+            self._kept += data
+            if len(self._kept) < self._need:
+                return None
+            data = bytes(self._kept)
+            self._kept.clear()
+        requests, done = self.requests, self.done
+        find = data.find
+        position, length = 0, len(data)
+        while position < length and (end := find(b"\r\n", position)) >= 0:
+            word, blank, rest = data[position:end].partition(b" ")
+            if not requests or (blank and not rest):
+                return self._broken(data[position:end])
+            request = requests[0]
+            parse = request.command.replies.get(word)
+            if parse is None:
+                error = self._refusal(request, word, rest) or self._broken(data[position:end])
+                if isinstance(error, ProtocolError):
+                    return self._break(request, error)
+                request.fail(error)
+                position = end + 2
+                if request.then is not None:
+                    self.is_held = position < length
+            elif word in BODIED:
+                start = end + 2
+                try:
+                    after = start + body_size(word, rest)
+                    if length < after + 2:
+                        self._keep(data[position:], after + 2 - position)
+                        return None
+                    if data[after : after + 2] != b"\r\n":
+                        broken = self._broken(data[position:end])
+                        broken.job_id = None if word == b"OK" else job_id(rest.partition(b" ")[0])
+                        return broken
+                    request.result = parse(request, rest, data[start:after])
+                except Malformed:
+                    return self._broken(data[position:end])
+                except ProtocolError as error:  # a body that isn't statistics
+                    return self._break(request, error)
+                position = after + 2
+            else:
+                try:
+                    request.result = parse(request, rest, b"")  # `succeed`, without a call
+                except Malformed:
+                    return self._broken(data[position:end])
+                position = end + 2
+            done.append(request)
+            requests.popleft()  # last: a signal that comes between must not lose it
+            if request.then is not None:
+                self.is_due = True
+            if self.is_held:
+                break
+        if position < length:
+            if length - position > MAX_LINE and not self.is_held:
+                return self._broken(data[position : position + MAX_LINE])
+            if not requests:
+                return self._broken(data[position:])
+            self._keep(data[position:], 0)
+        return None
+
+    def progressed(self) -> bool:
+        """Tell whether an unfinished reply has grown by another 64 KiB since this last said so."""
+        if len(self._kept) - self._progress < PROGRESS:
+            return False
+        self._progress = len(self._kept)
+        return True
+
+    def act(self) -> None:
+        """Call what answered requests have in `then`, once. If a signal strikes there, `fail` calls it again."""
+        self.is_due = False
+        for request in self.done:  # it may grow meanwhile
+            then = request.then
+            if then is not None:
+                request.then = None
+                try:
+                    then(request)
+                except BaseException:
+                    request.then = then
+                    raise
+
+    def fail(self, make: Callable[[Request], BaseException]) -> None:
+        """Fail every request that nobody has acted on, with the error that `make` builds for it, and act on it.
+
+        A signal ends it: call it again.
+        """
+        if self.done and self.requests and self.done[-1] is self.requests[0]:
+            self.requests.popleft()  # a signal has struck on its way from one to the other
+        unheeded = [request for request in self.done if request.then is not None]
+        self.done += self.requests  # first: a signal must not lose them
+        for request in (*unheeded, *self.requests):
+            if request.error is None:
+                request.fail(make(request))
+            if request.then is not None:
+                request.then(request)
+                request.then = None
+        self.requests.clear()
+
+    def _keep(self, rest: bytes, need: int) -> None:
+        self._kept += rest
+        self._need = need
+        self._progress = 0
+
+    def _refusal(self, request: Request, word: bytes, rest: bytes) -> GstalkError | None:
+        """Read a word that says no; `None`: it isn't one of this command's."""
+        refuse = request.command.refusals.get(word)
+        try:
+            return None if refuse is None else refuse(request, rest)
+        except Malformed:
+            return None
+
+    def _broken(self, line: bytes) -> ProtocolError:
+        """Build the error of a reply that doesn't fit the oldest request, or that nobody has asked for."""
+        got = ascii(line[:200].decode("latin-1"))
+        if not self.requests:
+            return ProtocolError(f"{self.uri}: got {got} without having asked; connection closed")
+        request = self.requests[0]
+        expected = " or ".join(word.decode("ascii") for word in request.command.expected)
+        return self._break(request, ProtocolError(f"{request}: expected {expected}, got {got}; connection closed"))
+
+    def _break(self, request: Request, error: ProtocolError) -> ProtocolError:
+        """Fail the request whose reply broke the protocol; `fail` tells the others that the connection is lost."""
+        request.result = PENDING
+        request.fail(error.with_traceback(None))  # it may have been raised, in frames that hold the request
+        return error
