@@ -358,7 +358,7 @@ class Conn:
             job: Job | None = link.pipe.wait(caller)
         except BaseException as error:
             if caller is None:  # a signal's exception has hit the line: who stands in it, nobody knows
-                link.pipe.torn(error)
+                link.pipe.struck(error)
             else:
                 self._leave(caller)
             raise

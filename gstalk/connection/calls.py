@@ -1,20 +1,15 @@
-"""Waiting for what a connection answers, and what a signal must not leave half done."""
+"""Waiting for what a connection answers."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from gevent import GreenletExit, getcurrent
+from gevent import getcurrent
 from gevent.hub import Hub
 
 from gstalk.protocol.request import PENDING, Outcome
 
-__all__ = ["join", "wait_for", "wake", "whole"]
-
-Method = TypeVar("Method", bound=Callable[..., Any])
+__all__ = ["join", "wait_for"]
 
 
 def join(hub: Hub, call: Outcome) -> None:
@@ -41,29 +36,3 @@ def wait_for(hub: Hub, call: Outcome) -> Any:
     if call.error is not None:
         raise call.take_error()
     return call.result
-
-
-def wake(hub: Hub, call: Outcome) -> None:
-    """In the hub: switch to whoever waits for a call that is settled, if he still does."""
-    waiter = call.waiter
-    if waiter is not None:
-        try:
-            waiter.switch()
-        except GreenletExit:  # the hub's own end
-            raise
-        except BaseException:  # a raw greenlet that dies of it ends here, not the hub's work
-            hub.handle_error(waiter, *sys.exc_info())
-
-
-def whole(method: Method) -> Method:
-    """Make a method one that a signal (Ctrl-C) does not leave half done: its connection ends instead."""
-
-    @wraps(method)
-    def guarded(self: Any, *args: Any) -> Any:
-        try:
-            return method(self, *args)
-        except BaseException as error:
-            self.torn(error)
-            raise
-
-    return cast("Method", guarded)

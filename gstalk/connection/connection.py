@@ -194,12 +194,10 @@ class Link:
         pipe.wait(request)
 
     def watch(self, tube: str) -> int:
-        count: int = self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self._watching, tube)
-        return count
+        return int(self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self._watching, tube))
 
     def ignore(self, tube: str) -> int:
-        count: int = self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self._watching, tube)
-        return count
+        return int(self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self._watching, tube))
 
     def _watching(self, request: Request) -> None:
         """Remember what is watched, for the next dial; whoever still waits for the reply."""
@@ -416,7 +414,7 @@ class Link:
     def _struck(self, job: Job | None, error: BaseException) -> None:
         """A signal's exception has hit a settling: the job may be marked with nothing sent, so the connection ends."""
         if job is not None and job._state == "settling":
-            self.pipe.torn(error)
+            self.pipe.struck(error)
 
     def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Request:
         """Settle with the job's own priority, once the server has told it; returns the request of the second step."""
@@ -483,8 +481,8 @@ class Link:
             self._recall = Recall(old, new, partial(self._dial, self.used or "default"), self.server.id)
         except BaseException as error:  # a signal's
             self._adopt(self.pipe)
-            old.torn(error)
-            self.pipe.torn(error)
+            old.struck(error)
+            self.pipe.struck(error)
             raise
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
@@ -516,6 +514,9 @@ class Link:
         if self.section.owner is not None and getcurrent() is not self.hub:
             self.section.wait()
         self._closed = True
+        if self.section.is_interrupted:
+            self.hub.loop.run_callback(self.cut)
+            return
         try:
             if self._may_settle() and getcurrent() is not self.hub:
                 with self._patience():

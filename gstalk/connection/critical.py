@@ -46,14 +46,17 @@ class CriticalSection:
     """What one greenlet of a hub at a time may be inside of. Also a context manager, for steps that aren't hot.
 
     Attributes:
+        hub: The same.
         owner: The greenlet that is inside; `None`: nobody. A hot path sets it itself, in a `try`.
+        is_hub_inside: Whether a callback of ours is under way in the hub (`connection.loop`).
     """
 
-    __slots__ = ("_hub", "owner")
+    __slots__ = ("hub", "is_hub_inside", "owner")
 
     def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+        self.hub = hub
         self.owner: Any = None
+        self.is_hub_inside = False
 
     def __enter__(self) -> None:
         if self.owner is not None:
@@ -62,6 +65,11 @@ class CriticalSection:
 
     def __exit__(self, *_: object) -> None:
         self.owner = None
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether this runs in the middle of a callback of ours in the hub: in a signal handler, or a finalizer."""
+        return self.is_hub_inside and getcurrent() is self.hub
 
     @property
     def is_free(self) -> bool:
@@ -82,9 +90,9 @@ class CriticalSection:
                     "gstalk was interrupted in the middle of a step, perhaps by a signal handler, and can't be called "
                     "from there: spawn a greenlet for it"
                 )
-            timer = self._hub.loop.timer(AGAIN)
+            timer = self.hub.loop.timer(AGAIN)
             try:
-                self._hub.wait(timer)
+                self.hub.wait(timer)
             finally:
                 timer.close()
 

@@ -16,7 +16,7 @@ The rules, which everything above stands on:
 4. What runs in the hub never waits, never calls a user's hook, and lets no exception out.
 5. After a switch anything may have happened: the connection closed, failed, forked. Look again.
 6. A signal is no switch: Ctrl-C may hit any line. Where it would leave a command or a reply half done, the connection
-   ends (`torn`); nobody is left waiting.
+   ends (`struck`); nobody is left waiting.
 
 States: **corked** (no transport yet: commands gather), **open**, **failed** (`failure` says why; all requests were
 told). A pipeline never comes back from failed. `clear` is the one flag that the hot path looks at: commands may be
@@ -43,9 +43,10 @@ from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
 from gstalk.connection import forks
-from gstalk.connection.calls import wait_for, whole
+from gstalk.connection.calls import wait_for
 from gstalk.connection.clock import monotonic
 from gstalk.connection.critical import section_of
+from gstalk.connection.loop import InHub, fail_stop
 from gstalk.connection.transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,
@@ -67,7 +68,7 @@ LARGE = 65536  # bytes of a write that may take longer on its way than a reply m
 HOLD = 0.001  # seconds for which commands may be kept to share a send
 
 
-class Pipeline:
+class Pipeline(InHub):
     """The commands in flight on one connection.
 
     Args:
@@ -142,9 +143,9 @@ class Pipeline:
                     self._flush()
                 else:
                     self._flush_due = True
-                    self.hub.loop.run_callback(self._on_turn)
+                    self.soon(self._flush)
         except BaseException as error:
-            self.torn(error)
+            self.struck(error)
             if self.failure is not None and request.error is None:  # it was not in the FIFO yet
                 self._fail_request(request)
             raise
@@ -216,16 +217,14 @@ class Pipeline:
         if self.failure is not None:
             transport.close()
             return
-        loop = self.hub.loop
         self._transport = transport
         self._progress.is_draining = False
         transport.count_anew()
-        self._reader = loop.io(transport.fileno(), READ, ref=False)
-        self._reader.start(self._on_readable)
+        self._reader = self.watch(transport.fileno(), READ, self._on_readable)
         self._flush_due = False
         if self.requests:
             self._begin()
-            self._flush_whole()
+            self._flush_guarded()
         elif self._room:
             self._offer_room()
 
@@ -246,7 +245,7 @@ class Pipeline:
         """
         call = Outcome()
         if self._holding:
-            self._flush_whole()
+            self._flush_guarded()
         if self._transport is not None and self.failure is None and self._transport.half_close():
             self._on_end = call
             self._held_back = True
@@ -277,7 +276,7 @@ class Pipeline:
             self._finish(sent)
             raise
 
-    def torn(self, error: BaseException) -> None:
+    def struck(self, error: BaseException) -> None:
         """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
         if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
             self._wake_due = False  # the read that was to wake all has ended here
@@ -321,15 +320,9 @@ class Pipeline:
         if self._timer is None:
             self._set_timer(self.conn_timeout or UNLIMITED)
 
-    def _on_turn(self) -> None:
-        if self.section.owner is None or self.section.is_free:
-            self._flush_whole()
-        else:  # as all that is called in the hub: it comes again, when the one who is inside the section may be outside
-            self.hub.loop.run_callback(self._on_turn)
-
-    @whole
-    def _flush_whole(self) -> None:
-        """`_flush`, for those who don't look after a torn send themselves."""
+    @fail_stop
+    def _flush_guarded(self) -> None:
+        """`_flush`, for those in a greenlet who don't look after an exception that strikes it."""
         self._flush()
 
     def _flush(self) -> None:
@@ -357,13 +350,13 @@ class Pipeline:
         if not all_taken and not self._progress.is_blocked:
             self._progress.blocked(transport.sent, monotonic())
             if self._writer is None:
-                self._writer = self.hub.loop.io(transport.fileno(), WRITE, ref=False)
-            self._writer.start(self._on_writable)
+                self._writer = self.watch(transport.fileno(), WRITE, self._on_writable)
+            else:
+                self._writer.start(self.run, self._on_writable)
 
-    @whole
     def _on_writable(self) -> None:
         transport = self._transport
-        if transport is None or self.failure is not None or not (self.section.owner is None or self.section.is_free):
+        if transport is None or self.failure is not None:
             return
         try:
             if transport.flush():
@@ -379,11 +372,8 @@ class Pipeline:
                 self._offer_room()
                 self._wake()
 
-    @whole
     def _on_readable(self) -> None:
         assert self._transport is not None
-        if self.section.owner is not None and not self.section.is_free:
-            return
         try:
             data = self._transport.read()
         except ConnectionLostError as error:
@@ -395,6 +385,7 @@ class Pipeline:
         self._wake_due = True  # and whoever is answered is wakened below
         self._take(data)
         self._wake()
+        self.section.is_hub_inside = True  # again
         if self.failure is not None:
             return
         if not self._out:
@@ -411,7 +402,9 @@ class Pipeline:
         self._holding = True
         if self._holder is None:
             self._holder = self.hub.loop.timer(HOLD, HOLD, ref=False)
-        self._holder.again(self._on_turn, update=True)  # `start` would go on with what was left when it was stopped
+        self._holder.again(
+            self.run, self._flush, update=True
+        )  # `start` would go on with what was left when it was stopped
 
     def _take(self, data: bytes) -> None:
         """Answer requests with what a read brought."""
@@ -442,6 +435,7 @@ class Pipeline:
         done: list[Outcome] = []
         try:
             self._wake_due = False
+            self.section.is_hub_inside = False  # what greenlets do is not the hub's
             while stream.done:
                 done, stream.done = stream.done, []
                 for call in done:
@@ -478,21 +472,14 @@ class Pipeline:
                 self._room.popleft()  # last: a signal that comes between must not lose it
 
     def _set_timer(self, seconds: float) -> None:
-        seconds = self._progress.look_in(seconds)
-        # Repeated: Ctrl-C may strike before the first line of `_on_timer`, which else closes it.
-        self._timer = self.hub.loop.timer(seconds, seconds, ref=False)
-        # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
-        self._timer.start(self._on_timer, update=True)
+        self._timer = self.once(self._progress.look_in(seconds), self._on_timer, ref=False)
 
-    @whole
     def _on_timer(self) -> None:
-        if self.section.owner is not None and not self.section.is_free:
-            return
         self._timer.close()
         self._timer = None
         if self._reader is not None and not self._reader.active:
             # gevent stops a watcher whose callback raises; where Ctrl-C struck before its first line, all is well.
-            self._reader.start(self._on_readable)
+            self._reader.start(self.run, self._on_readable)
         if self._progress.is_draining and self._transport is not None:
             self._progress.looked(*self._transport.delivered(), monotonic())
         left = self._time_left()
@@ -504,6 +491,7 @@ class Pipeline:
         if left is not None and left > 0 and self._timer is None:
             self._set_timer(left)
 
+    @fail_stop
     def catch_up(self) -> None:
         """In the hub, which may have been blocked: take what has arrived, and use the room that is in the socket."""
         if self._progress.is_blocked:
@@ -571,10 +559,13 @@ def drop(holder: list[Pipeline]) -> None:
     """Close the socket of a connection that nobody refers to any more."""
     pipe = holder[0]
     if pipe.failure is None:
+        how = ConnectionClosedError, "nobody referred to it any more"
         if pipe.hub.loop is None:
             pipe.forsake()
-        elif get_hub() is pipe.hub:
-            pipe.fail(ConnectionClosedError, "nobody referred to it any more")
-        else:  # the collector ran in another thread
-            pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
+        elif get_hub() is not pipe.hub:  # the collector ran in another thread
+            pipe.hub.loop.run_callback_threadsafe(pipe.fail, *how)
+        elif pipe.section.is_interrupted:
+            pipe.hub.loop.run_callback(pipe.fail, *how)
+        else:
+            pipe.fail(*how)
         warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)  # last: it may be an error

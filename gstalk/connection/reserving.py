@@ -23,10 +23,9 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from gstalk.connection.calls import whole
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
-from gstalk.connection.critical import AGAIN
+from gstalk.connection.loop import InHub, fail_stop
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol import commands
@@ -54,7 +53,7 @@ class Caller(Outcome):
         self.timer: Any = None
 
 
-class ReserveLine:
+class ReserveLine(InHub):
     """The line of greenlets that reserve on one Conn."""
 
     __slots__ = (
@@ -71,10 +70,13 @@ class ReserveLine:
         "_timer",
         "_wait",
         "_wait_ends",
+        "hub",
+        "section",
     )
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self.hub, self.section = link.hub, link.section
         self._callers: deque[Caller] = deque()
         self._timed = 0  # how many of them wait for a time only: while none does, nobody's need be looked at
         self._asked = 0  # asks sent, ever
@@ -98,8 +100,7 @@ class ReserveLine:
             if self._wait is not None:
                 self.call_back()
         elif timeout is not None:
-            caller.timer = self._link.hub.loop.timer(timeout, AGAIN)  # again, if somebody is inside the section
-            caller.timer.start(self._expire, caller, update=True)
+            caller.timer = self.once(timeout, self._expire, caller)
         self._timed += timeout is not None
         self._callers.append(caller)
         if self._wait is not None:
@@ -113,11 +114,11 @@ class ReserveLine:
         """Whether a reserve waits on the server."""
         return self._wait is not None
 
-    def torn(self, error: BaseException) -> None:
+    def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the line: its counts can't be trusted, so the connection ends."""
-        self._link.pipe.torn(error)
+        self._link.pipe.struck(error)
 
-    @whole
+    @fail_stop
     def leave(self, caller: Caller) -> None:
         """A caller was interrupted: nothing may come to him any more, and a job that has come goes back."""
         if caller in self._callers:
@@ -132,7 +133,7 @@ class ReserveLine:
         elif isinstance(caller.result, Job):
             self._link.give_back(caller.result)
 
-    @whole
+    @fail_stop
     def call_back(self) -> None:
         """End the wait on the server: another command is to go out, or nobody waits any more."""
         assert self._wait is not None
@@ -249,10 +250,9 @@ class ReserveLine:
             self._answer(caller, None)
             self._callers.remove(caller)
 
-    @whole
     def _expire(self, caller: Caller) -> None:
         """A caller's time is over: a last ask for him, unless the server will say so itself in a moment."""
-        if caller not in self._callers or not self._link.section.is_free:
+        if caller not in self._callers:
             return
         if caller.timer is not None:
             caller.timer.stop()
@@ -285,15 +285,9 @@ class ReserveLine:
 
     def _set_timer(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = self._link.hub.loop.timer(
-                seconds, seconds
-            )  # again, if a signal strikes before the first line
-            self._timer.start(self._on_timer, update=True)
+            self._timer = self.once(seconds, self._on_timer)
 
-    @whole
     def _on_timer(self) -> None:
-        if not self._link.section.is_free:
-            return
         self._stop_timer()
         self._dismiss()
         if self._callers and self._asked == self._answered and self._wait is None:

@@ -14,12 +14,12 @@ from gevent import get_hub
 from gevent.pool import Group
 
 from gstalk.config import Config
-from gstalk.connection.calls import whole
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
 from gstalk.connection.critical import section_of
 from gstalk.connection.damaged_job import bury_ruined
 from gstalk.connection.hooks import Hooks
+from gstalk.connection.loop import InHub
 from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job
 from gstalk.pool.crew import ConsumerLane, Crew
@@ -31,7 +31,7 @@ from gstalk.protocol.request import Request
 __all__ = ["Asker"]
 
 
-class Asker:
+class Asker(InHub):
     """Asks the servers for jobs, as many as a crew has room for.
 
     Args:
@@ -54,8 +54,8 @@ class Asker:
         self._crew = crew
         self._aside = aside
         self._on_change = on_change
-        self._hub = get_hub()
-        self._section = section_of(self._hub)
+        self.hub = get_hub()
+        self.section = section_of(self.hub)
         self._asking = Asking(config.num_greenlets)
         self._lanes: dict[Link, ConsumerLane] = {}
         self._due = False  # a look at what to ask
@@ -97,24 +97,20 @@ class Asker:
         """Look once in this turn of the loop at what to ask, however many handlers have ended in it."""
         if not self._due:
             for _ in range(2):  # a signal may strike the first one before its first line
-                self._hub.loop.run_callback(self._look)
+                self.soon(self._look)
             self._due = True
 
-    def torn(self, error: BaseException) -> None:
+    def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
         self._due = False
         for link in list(self._lanes):
-            link.pipe.torn(error)
+            link.pipe.struck(error)
         self.look_soon()
 
-    @whole
     def _look(self) -> None:
         if not self._due:
             return
         self._due = False
-        if not self._section.is_free:
-            self.look_soon()
-            return
         if self.is_over:
             return
         now = monotonic()
@@ -140,8 +136,7 @@ class Asker:
         if any_held:
             again = min(again, SILENT)
         if again < float("inf"):
-            self._timer = self._hub.loop.timer(again, again)  # again, if a signal strikes before the first line
-            self._timer.start(self._on_timer, update=True)
+            self._timer = self.once(again, self._on_timer)
 
     def _look_at(self, lane: ConsumerLane, now: float) -> bool:
         """Take note of how a connection is; tell whether it holds jobs."""
@@ -156,7 +151,6 @@ class Asker:
             pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.request(commands.LIST_TUBE_USED))
         return lane.held
 
-    @whole
     def _on_timer(self) -> None:
         self.stop_timer()
         self._due = True
@@ -217,7 +211,7 @@ class Asker:
         known: dict[str, Any] = {"uri": lane.server}
         if isinstance(error, ProtocolError) and error.job_id is not None:
             link, job_id = lane.link, error.job_id
-            if bury_ruined(self._hub, link.address, self._config, link.server.id, job_id):
+            if bury_ruined(self.hub, link.address, self._config, link.server.id, job_id):
                 message += f"; job {job_id} has no end, the server has ruined it: buried"
                 known |= {"job_id": job_id, "outcome": "buried"}
         self._hooks.error(error, message, **known)

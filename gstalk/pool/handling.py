@@ -22,6 +22,7 @@ from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.interrupts import calls_handlers
+from gstalk.connection.loop import InHub
 from gstalk.errors import (
     BuriedError,
     Bury,
@@ -421,11 +422,12 @@ def _wait(stats: JobStats) -> float | None:
     return float(max(stats.age - _count(stats.delay), 0))
 
 
-class _Touching:
+class _Touching(InHub):
     """Touches a job at a third of its ttr for as long as it is held; all of it in the hub, without a greenlet."""
 
     def __init__(self, link: Link, job: Job) -> None:
         self._link = link
+        self.hub, self.section = link.hub, link.section
         self._job = job
         self._timer: Any = None
         self._stopped = False
@@ -436,12 +438,13 @@ class _Touching:
         if not self._stopped and not isinstance(request.error, DisconnectedError):
             # A server that won't tell is told of the job as if its time was the shortest.
             third = (1 if request.error is not None else max(_count(request.result.ttr), 1)) / 3
-            self._timer = self._link.hub.loop.timer(third, third, ref=False)
-            self._timer.start(self._touch)
+            self._timer = self.hub.loop.timer(third, third, ref=False)
+            self._timer.start(self.run, self._touch)
+
+    def struck(self, error: BaseException) -> None:
+        """A signal's exception: the next time comes before the job's time is over."""
 
     def _touch(self) -> None:
-        if not self._link.section.is_free:
-            return  # somebody stands in the middle of a step; the next time comes before the job's time is over
         state = self._job._state
         if state == "held":
             self._link.touch_unwaited(self._job)

@@ -26,11 +26,12 @@ from gevent.queue import Queue
 
 from gstalk.config import Config
 from gstalk.connection import forks
-from gstalk.connection.calls import join, wake
+from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
 from gstalk.connection.critical import critical, section_of
 from gstalk.connection.hooks import Hooks
+from gstalk.connection.loop import InHub, wake
 from gstalk.connection.pipeline import Pipeline
 from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError
 from gstalk.pool.keeper import Pool, Server, Wanted
@@ -77,7 +78,7 @@ class Place(Outcome):
         self.deadline = NEVER if deadline is None else deadline
 
 
-class Lanes:
+class Lanes(InHub):
     """All of a Producer's connections. A forked child gets new ones; copies of puts end with those they began with.
 
     Attributes:
@@ -110,6 +111,9 @@ class Lanes:
         self._ticker: Any = None
         self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down)
         forks.register("lanes", self, Lanes._forked)
+
+    def struck(self, error: BaseException) -> None:
+        """A signal's exception has hit a callback: the next tick mends what that has left half done."""
 
     # -- taking a connection -----------------------------------------------------------------------------------
 
@@ -203,21 +207,18 @@ class Lanes:
     def _serve_soon(self) -> None:
         if not self._serving:
             self._serving = True
-            self.hub.loop.run_callback(self._serve)
+            self.soon(self._serve)
 
     def _serve(self) -> None:
         """In the hub: have those in line look again, some at a time, while there is anything to see for them."""
         self._serving = False
-        if not self.section.is_free:
-            self._serve_soon()
-            return
         now = monotonic()
         for _ in range(AT_A_TIME):
             place = next(iter(self._line), None)
             if place is None or not (self._queue.qsize() or self.is_hopeless or place.deadline <= now):
                 return
             place.succeed()
-            wake(self.hub, place)
+            wake(self.section, place)
             self._line.pop(place, None)  # last: a signal that strikes before loses nobody
         self._serve_soon()
 
@@ -230,7 +231,7 @@ class Lanes:
         """Have others run now and then, where puts end without a wait. Who is interrupted here has ended his put."""
         if self._held_since is None:
             self._held_since = monotonic()
-            self.hub.loop.run_callback(self._breathed)
+            self.soon(self._breathed)
         elif monotonic() - self._held_since > BREATH:
             gevent.sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
 
@@ -258,7 +259,7 @@ class Lanes:
     def _start_ticker(self) -> None:
         if self._ticker is None:
             self._ticker = self.hub.loop.timer(TICK, TICK, ref=False)
-            self._ticker.start(self._tick)
+            self._ticker.start(self.run, self._tick)
 
     def _stop_ticker(self) -> None:
         if self._ticker is not None:
@@ -267,8 +268,6 @@ class Lanes:
 
     def _tick(self) -> None:
         """In the hub: end the wait of puts whose time is over, and mend what a signal has left."""
-        if not self.section.is_free:
-            return
         now = monotonic()
         lanes = list(self._lanes.values())
         for lane in lanes:

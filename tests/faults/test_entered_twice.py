@@ -197,6 +197,40 @@ def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
             break
 
 
+def test_close_by_a_handler_at_any_line_of_the_hub_ends_everybodys_wait_without_a_fault(
+    connect, tube, many, rng, capfd
+):
+    """The hub goes on with the read, or the send, that was interrupted."""
+    number = closed = 0
+    while True:
+        number += many(rng.randrange(1, 6), 1)
+        conn = connect()
+        struck = Handler(number, conn.close)
+        told = struck.run(partial(run_puts, conn, tube), hub=True)
+        if not struck.where:
+            break
+        if isinstance(struck.result, BlockingSwitchOutError):  # greenlets that the hub starts are traced, too
+            continue
+        closed += 1
+        assert struck.result is None, struck.where
+        assert not conn.is_connected
+        assert all(isinstance(each, (int, gstalk.ConnectionClosedError)) for each in told), (told, struck.where)
+        assert capfd.readouterr().err == "", struck.where
+    assert closed > many(5, 30)
+
+
+def run_puts(conn: gstalk.Conn, tube: str) -> list[Any]:
+    """What eight puts at once come to."""
+
+    def put() -> object:
+        try:
+            return conn.put(tube, b"x")
+        except gstalk.GstalkError as error:
+            return error
+
+    return [greenlet.value for greenlet in gevent.joinall([gevent.spawn(put) for _ in range(8)])]
+
+
 REFUSED: dict[str, Callable[[World], object]] = {
     "put_many": lambda world: world.conn.put_many(world.tube, [b"handler"]),
     "use": lambda world: world.conn.use(world.tube),

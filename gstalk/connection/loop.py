@@ -1,0 +1,110 @@
+"""The hub's event loop: all that gstalk runs in the hub begins in here.
+
+Such a callback never waits, and nothing else runs meanwhile, but for a Python signal handler, which may strike between
+any two of its lines. So a callback
+
+- is put off while a greenlet is inside the hub's critical section (`critical` says when that can be);
+- ends what it belongs to when an exception strikes it (`struck`): what it has left half done, nobody can know;
+- is known to be under way (`section.is_hub_inside`), so that a signal handler, or a finalizer, which closes a
+  connection meanwhile, has that put off until it is over;
+- comes again, where an exception strikes before its first line: timers are repeated until they are closed. What is to
+  come in this turn of the loop (`soon`) may be asked for twice, if it then looks whether it is still due.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from gevent import GreenletExit
+from gevent.hub import Hub
+
+from gstalk.connection.critical import AGAIN, CriticalSection
+from gstalk.protocol.request import Outcome
+
+__all__ = ["InHub", "fail_stop", "wake"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def fail_stop(method: Method) -> Method:
+    """Make a method of an `InHub` one that an exception which strikes it ends what it belongs to."""
+
+    @wraps(method)
+    def guarded(self: InHub, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except BaseException as error:
+            self.struck(error)
+            raise
+
+    return cast("Method", guarded)
+
+
+class InHub:
+    """What has callbacks in the hub."""
+
+    __slots__ = ()
+    hub: Hub
+    section: CriticalSection
+
+    def struck(self, error: BaseException) -> None:
+        """An exception, a signal handler's for instance, has struck one of them."""
+        raise NotImplementedError
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Call it in this turn of the loop."""
+        self.hub.loop.run_callback(self._run_soon, callback)
+
+    def once(self, seconds: float, callback: Callable[..., object], *args: object, ref: bool = True) -> Any:
+        """Call it after so many seconds, and again until it closes the timer, which is returned.
+
+        Args:
+            ref: Whether the process has to wait for that.
+        """
+        timer = self.hub.loop.timer(seconds, AGAIN, ref=ref)
+        # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
+        timer.start(self.run, callback, *args, update=True)
+        return timer
+
+    def watch(self, fd: int, events: int, callback: Callable[[], object]) -> Any:
+        """Call it whenever a descriptor is ready; returns the watcher, started."""
+        watcher = self.hub.loop.io(fd, events, ref=False)
+        watcher.start(self.run, callback)
+        return watcher
+
+    def run(self, callback: Callable[..., object], *args: object) -> None:
+        """In the hub: call it, unless a greenlet is inside of the section; then it comes again by itself."""
+        section = self.section
+        if section.owner is not None and not section.is_free:
+            return
+        try:
+            section.is_hub_inside = True
+            callback(*args)
+        except BaseException as error:
+            self.struck(error)
+            raise
+        finally:
+            section.is_hub_inside = False
+
+    def _run_soon(self, callback: Callable[[], object]) -> None:
+        if self.section.owner is None or self.section.is_free:
+            self.run(callback)
+        else:
+            self.soon(callback)
+
+
+def wake(section: CriticalSection, call: Outcome) -> None:
+    """In the hub: switch to whoever waits for what is settled, if he still does; what he does is not the hub's."""
+    waiter = call.waiter
+    if waiter is None:
+        return
+    try:
+        section.is_hub_inside = False
+        waiter.switch()
+    except GreenletExit:  # the hub's own end
+        raise
+    except BaseException:  # a raw greenlet that dies of it ends here, not the hub's work
+        section.hub.handle_error(waiter, *sys.exc_info())
