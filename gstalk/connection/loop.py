@@ -77,17 +77,18 @@ class InHub:
 
     def run(self, callback: Callable[..., object], *args: object) -> None:
         """In the hub: call it, unless a greenlet is inside of the section; then it comes again by itself."""
-        section = self.section
-        if section.owner is not None and not section.is_free:
-            return
         try:
-            section.is_hub_inside = True
-            callback(*args)
-        except BaseException as error:
+            section = self.section
+            try:
+                if section.owner is None or section.is_free:
+                    section.is_hub_inside = True
+                    callback(*args)
+            finally:
+                section.is_hub_inside = False
+        except BaseException as error:  # also one that struck the line above
+            self.section.is_hub_inside = False
             self.struck(error)
             raise
-        finally:
-            section.is_hub_inside = False
 
     def _run_soon(self, callback: Callable[[], object]) -> None:
         if self.section.owner is None or self.section.is_free:

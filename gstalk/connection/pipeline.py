@@ -32,21 +32,17 @@ collected, its finalizer calls `fail`, and the socket closes.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
-from gevent import GreenletExit, get_hub, getcurrent
+from gevent import getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
-from gstalk.connection import forks
 from gstalk.connection.calls import wait_for
 from gstalk.connection.clock import monotonic
-from gstalk.connection.critical import section_of
-from gstalk.connection.loop import InHub, fail_stop
+from gstalk.connection.ending import Ending
+from gstalk.connection.loop import fail_stop
 from gstalk.connection.transport import READ, WRITE, Transport
 from gstalk.errors import (
     CommandTimeoutError,
@@ -56,11 +52,9 @@ from gstalk.errors import (
 )
 from gstalk.protocol.commands import Command
 from gstalk.protocol.progress import UNLIMITED, Progress
-from gstalk.protocol.request import PENDING, Outcome, Request, Then, lost
-from gstalk.protocol.stream import Stream
-from gstalk.traces import bare
+from gstalk.protocol.request import Outcome, Request, Then
 
-__all__ = ["Pipeline", "drop"]
+__all__ = ["Pipeline"]
 
 MAX_REQUESTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
@@ -68,7 +62,7 @@ LARGE = 65536  # bytes of a write that may take longer on its way than a reply m
 HOLD = 0.001  # seconds for which commands may be kept to share a send
 
 
-class Pipeline(InHub):
+class Pipeline(Ending):
     """The commands in flight on one connection.
 
     Args:
@@ -78,38 +72,26 @@ class Pipeline(InHub):
     """
 
     __slots__ = (
-        "__weakref__ _appended _flush_due _held_back _holder _holding "
-        "_limit _on_end _out _progress _reader _room _timer _transport _wake_due _writer clear "
-        "conn_timeout failure hub on_failure read_at section stream requests uri"
+        "__weakref__ _flush_due _held_back _holder _holding _limit _on_end _out _progress _reader _room _timer _writer "
+        "conn_timeout read_at"
     ).split()
 
     def __init__(self, uri: str, hub: Hub, conn_timeout: float | None) -> None:
-        self.uri = uri
-        self.hub = hub
-        self.section = section_of(hub)
+        super().__init__(uri, hub)
         self.conn_timeout = conn_timeout
-        self.clear = True
-        self.failure: tuple[type[DisconnectedError], str, BaseException | None] | None = None
-        self.on_failure: Callable[[], None] | None = None
         self.read_at = 0.0
-        self.stream = Stream(uri)
-        self.requests = self.stream.requests
         self._out: list[bytes] = []
-        self._appended = 0  # where the stream ends that has been appended
-        self._limit = MAX_BYTES  # where it may end before callers wait for room
+        self._limit = MAX_BYTES  # where the stream may end before callers wait for room
         self._room: deque[Outcome] = deque()  # callers who wait for room
         self._held_back = False  # by a reserve that waits on the server
-        self._transport: Transport | None = None
         self._reader: Any = None
         self._writer: Any = None
         self._timer: Any = None
         self._holder: Any = None  # the timer that ends a hold
         self._holding = False
         self._flush_due = True  # no flush need be scheduled: corked, scheduled already, or a read is going on
-        self._wake_due = False
         self._progress = Progress(conn_timeout)
         self._on_end: Outcome | None = None
-        forks.register("pipeline", self, Pipeline._forked)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -127,7 +109,7 @@ class Pipeline(InHub):
         requests = self.requests
         self._appended = request.end = end = self._appended + len(data)
         if self.failure is not None:  # a then's follow-up, or the race after a switch
-            self._fail_request(request)
+            self.fail_late(request)
             return
         try:
             if before is not None:
@@ -147,26 +129,10 @@ class Pipeline(InHub):
         except BaseException as error:
             self.struck(error)
             if self.failure is not None and request.error is None:  # it was not in the FIFO yet
-                self._fail_request(request)
+                self.fail_late(request)
             raise
         if self.failure is not None and requests:  # it was cut in the middle of this, where a signal handler slept
             self._finish(self.sent)
-
-    def wait(self, request: Outcome) -> Any:
-        """`wait_for`, spelled out for the sake of the hot path; `join` says why the loop is written so."""
-        request.waiter = getcurrent()
-        switch = self.hub.switch
-        try:
-            while True:
-                if request.result is PENDING and request.error is None:
-                    switch()
-                    continue
-                break
-        finally:
-            request.waiter = None
-        if request.error is not None:
-            raise request.take_error()
-        return request.result
 
     def wait_room(self) -> None:
         """Wait until commands may be appended. Whoever is interrupted here has sent nothing."""
@@ -195,21 +161,6 @@ class Pipeline(InHub):
         self._held_back = held
         self.clear = not held and self._has_room()
 
-    def complete(self, call: Outcome) -> None:
-        """Wake whoever waits for a call that has been answered by other means than a reply."""
-        self.stream.done.append(call)
-        self._wake_soon()
-
-    def give_up(self, which: Callable[[Request], bool]) -> None:
-        """Tell these requests' callers at once that the connection is being closed; replies are still taken.
-
-        Each may have been acted on: what the kernel has not taken yet still goes out, before what others wait for.
-        """
-        for request in self.requests:
-            if which(request):
-                request.fail(lost(request, ConnectionClosedError, "you closed it", self._appended))
-                self.complete(request)
-
     # -- life ---------------------------------------------------------------------------------------------------
 
     def attach(self, transport: Transport) -> None:
@@ -232,11 +183,6 @@ class Pipeline(InHub):
     def attached(self) -> bool:
         return self._transport is not None and self.failure is None
 
-    @property
-    def sent(self) -> int:
-        """How much of the stream the kernel has taken."""
-        return self._transport.sent if self._transport is not None else 0
-
     def end(self) -> Outcome:
         """Begin to take leave: half-close, and read to the end; the call returned is answered there.
 
@@ -254,59 +200,6 @@ class Pipeline(InHub):
             call.succeed()
             self.fail(ConnectionClosedError, "connection closed to end a reserve")
         return call
-
-    def fail(
-        self, kind: type[DisconnectedError], why: str, cause: BaseException | None = None, sent: int | None = None
-    ) -> None:
-        """Close the connection, and tell every request why. Idempotent; never switches.
-
-        Args:
-            kind: What is raised in those who wait, and from now on.
-            why: Its message.
-            cause: What is chained to it, as a copy without its traceback, which would hold this connection.
-            sent: How much of the stream counts as sent; `None`: what the kernel has taken.
-        """
-        if self.failure is not None:
-            return
-        sent = self.sent if sent is None else sent
-        self.failure = (kind, why, None if cause is None else bare(cause))
-        try:
-            self._finish(sent)
-        except BaseException:  # a signal's: again, from where it struck, or somebody would wait for ever
-            self._finish(sent)
-            raise
-
-    def struck(self, error: BaseException) -> None:
-        """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
-        if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
-            self._wake_due = False  # the read that was to wake all has ended here
-            self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", sent=self._appended)
-            self._wake_soon()  # also those of an end that it has hit
-
-    def forsake(self, why: str = "its thread has ended") -> None:
-        """Close the socket, no more: the thread has ended, and with it its loop, its watchers and all who waited."""
-        self.failure = (ConnectionClosedError, why, None)
-        self.clear = False
-        if self._transport is not None:
-            self._transport.close()
-
-    def _forked(self) -> None:
-        """In a child: the connection is the parent's, who goes on and sends all of it."""
-        why = "this connection belongs to the parent process: dial again"
-        if forks.is_here(self.hub):
-            self.fail(ConnectionClosedError, why, sent=self._appended)
-        elif self.failure is None:
-            self.forsake(why)
-            if self.on_failure is not None:  # its jobs are lost
-                self.on_failure()
-
-    def error(self, what: str) -> DisconnectedError:
-        """Build the error of a command that came too late."""
-        assert self.failure is not None
-        kind, why, cause = self.failure
-        error = kind(f"{what} at {self.uri}: {why}; it was not sent", "no")
-        error.__cause__ = cause
-        return error
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -429,36 +322,6 @@ class Pipeline(InHub):
         elif self._room or not self.clear:  # also those whom the last offer did not reach
             self._offer_room()
 
-    def _wake(self) -> None:
-        """Switch to the greenlets of all calls in `done`. Only ever runs in the hub."""
-        stream = self.stream
-        done: list[Outcome] = []
-        try:
-            self._wake_due = False
-            self.section.is_hub_inside = False  # what greenlets do is not the hub's
-            while stream.done:
-                done, stream.done = stream.done, []
-                for call in done:
-                    waiter = call.waiter
-                    if waiter is not None:  # else nobody waits any more, and a bare switch would hit what he does now
-                        try:
-                            waiter.switch()
-                        except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
-                            self.hub.handle_error(waiter, *sys.exc_info())
-        except GreenletExit:  # the hub's own end
-            raise
-        except BaseException:  # a signal's
-            stream.done[:0] = done
-            self._wake_due = False
-            self._wake_soon()
-            raise
-
-    def _wake_soon(self) -> None:
-        if not self._wake_due and self.stream.done:
-            for _ in range(2):  # a signal may strike the first one before its first line
-                self.hub.loop.run_callback(self._wake)
-            self._wake_due = True
-
     def _has_room(self) -> bool:
         self._limit = self.sent + MAX_BYTES  # TLS also sends when it reads
         return self.failure is None and len(self.requests) <= MAX_REQUESTS // 2 and self._appended < self._limit
@@ -516,9 +379,7 @@ class Pipeline(InHub):
             pass
         self.fail(kind, why, cause)
 
-    def _finish(self, sent: int) -> None:
-        """Let go of everything, and tell all who wait; each step may come twice."""
-        self.clear = False
+    def let_go(self) -> None:
         for watcher in (self._reader, self._writer, self._timer, self._holder):
             if watcher is not None:
                 watcher.close()
@@ -527,15 +388,6 @@ class Pipeline(InHub):
         self._flush_due = True  # so that an `append` in whose middle this happens does nothing more
         if self._transport is not None:
             self._transport.close()
-        assert self.failure is not None
-        kind, why, cause = self.failure
-
-        def make(request: Request) -> DisconnectedError:
-            error = lost(request, kind, why, sent)
-            error.__cause__ = cause
-            return error
-
-        self.stream.fail(make)
         while self._room:
             self._room[0].succeed()
             self.complete(self._room[0])
@@ -544,28 +396,3 @@ class Pipeline(InHub):
             self._on_end.succeed()
             self.complete(self._on_end)
             self._on_end = None
-        self._wake_soon()
-        if self.on_failure is not None:
-            self.on_failure()
-
-    def _fail_request(self, request: Request) -> None:
-        request.fail(self.error(request.command.name))
-        if request.then is not None:
-            request.then(request)
-        self.complete(request)
-
-
-def drop(holder: list[Pipeline]) -> None:
-    """Close the socket of a connection that nobody refers to any more."""
-    pipe = holder[0]
-    if pipe.failure is None:
-        how = ConnectionClosedError, "nobody referred to it any more"
-        if pipe.hub.loop is None:
-            pipe.forsake()
-        elif get_hub() is not pipe.hub:  # the collector ran in another thread
-            pipe.hub.loop.run_callback_threadsafe(pipe.fail, *how)
-        elif pipe.section.is_interrupted:
-            pipe.hub.loop.run_callback(pipe.fail, *how)
-        else:
-            pipe.fail(*how)
-        warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)  # last: it may be an error

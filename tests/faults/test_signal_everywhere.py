@@ -27,11 +27,16 @@ from tests.servers import CUT
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 ROOMS = (
+    "loop.py",
+    "waking.py",
+    "ending.py",
     "pipeline.py",
     "progress.py",
     "transport.py",
     "stream.py",
     "replies.py",
+    "request.py",
+    "channel.py",
     "connection.py",
     "reserving.py",
     "conn.py",

@@ -19,7 +19,7 @@ from tests.servers import wait_until
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What leaves callbacks, which gevent would print."""
     errors: list[Any] = []
-    monkeypatch.setattr(get_hub(), "handle_error", lambda context, kind, error, trace: errors.append(error))
+    monkeypatch.setattr(get_hub(), "print_exception", lambda context, kind, error, trace: errors.append(error))
     return errors
 
 
