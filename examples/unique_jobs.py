@@ -27,7 +27,7 @@ def put_once(database: sqlite3.Connection, producer: gstalk.Producer, key: str) 
     try:
         return producer.put("index", key.encode())
     except gstalk.GstalkError as error:
-        if getattr(error, "sent", "no") == "no":  # else it may be there, and its run removes the mark
+        if getattr(error, "sent", "maybe") == "no":  # else it may be there, and its run removes the mark
             unmark(database, key)
         raise
 

@@ -119,21 +119,22 @@ def test_breaker_opens_at_the_first_failure_after_a_pause_and_closes_at_a_succes
         if error := answers.pop(0):
             raise error
 
-    breaker = recipe("circuit_breaker").Breaker(work, [server.uri], tube, failures=2, pause=60)
+    module = recipe("circuit_breaker")
+    breaker = module.Breaker(work, tube, failures=2, pause=60)
 
     def handle(answer: Exception | None) -> tuple[int, int | None]:
         answers.append(answer)
-        breaker.handle(SimpleNamespace(release=lambda: released.append(1)))
+        breaker.handle(SimpleNamespace(uri=server.uri, release=lambda: released.append(1)))
         return len(released), conn.stats_tube(tube).cmd_pause_tube
 
-    down = ConnectionError("no answer")
-    for error in (down, KeyError("the job's own")):
+    down = module.DownError("no answer")
+    for error in (down, KeyError("the job's own"), gstalk.ConnectionLostError("the queue's", sent="no")):
         with pytest.raises(type(error)):
             handle(error)
     assert handle(down) == (1, 1)  # the second in a row
     assert handle(down) == (2, 2)
     assert handle(None) == (2, 2)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(module.DownError):
         handle(down)
     conn.pause_tube(tube, 0)
     conn.reserve().delete()
