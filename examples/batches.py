@@ -51,7 +51,7 @@ def main(uri: str = "localhost:11300") -> None:
             consumer.stop()
 
     consumer = gstalk.Consumer(uri, "rows", num_greenlets=20)
-    consumer.receive(Batches(insert, 10, 0.5).handle)
+    consumer.receive(Batches(insert, 10, 0.2).handle)
     print("rows inserted at once:", *sizes)
 
 
