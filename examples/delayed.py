@@ -1,4 +1,6 @@
-"""Delayed jobs: for later, brought forward, or called off.
+"""Delayed jobs: for later, for a date, brought forward, or called off.
+
+A date is a moment, so it needs its zone: without one it would be another moment on another machine.
 
 Run: python examples/delayed.py [URI]
 """
@@ -6,9 +8,16 @@ Run: python examples/delayed.py [URI]
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import gstalk
+
+
+def until(moment: datetime) -> timedelta:
+    """The delay until then, by this machine's clock; none if it has passed."""
+    if moment.utcoffset() is None:
+        raise ValueError(f"{moment} has no zone, so nobody knows when it is")
+    return max(moment - datetime.now(timezone.utc), timedelta())
 
 
 def main(uri: str = "localhost:11300") -> None:
@@ -16,12 +25,14 @@ def main(uri: str = "localhost:11300") -> None:
         conn.watch("reminders")
         in_a_moment = conn.put("reminders", b"tea is ready", delay=0.5)  # the server counts whole seconds: 1
         tomorrow = conn.put("reminders", b"call back", delay=timedelta(days=1))
-        next_week = conn.put("reminders", b"send flowers", delay=timedelta(weeks=1))
+        next_week = conn.put("reminders", b"send flowers", delay=until(datetime.now(timezone.utc) + timedelta(weeks=1)))
+        long_ago = conn.put("reminders", b"happy 2000", delay=until(datetime(2000, 1, 1, tzinfo=timezone.utc)))
 
-        job = conn.reserve()  # waits for the first
-        assert job.id == in_a_moment
-        print(job.body.decode())
-        job.delete()
+        for job_id in (long_ago, in_a_moment):
+            job = conn.reserve()  # waits for the next
+            assert job.id == job_id
+            print(job.body.decode())
+            job.delete()
 
         conn.kick_job(tomorrow)  # now, after all
         job = conn.reserve()
