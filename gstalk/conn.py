@@ -31,7 +31,7 @@ from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
 from gstalk.traces import forget, forgetful
 from gstalk.uri import parse_uri
 
-__all__ = ["Conn", "dial", "merge"]
+__all__ = ["Conn", "dial", "link_of", "merge"]
 
 _DEFAULTS = PutParams()
 BREATH = 0.01  # seconds of bad bodies, which cost no wait, after which others have their turn
@@ -486,7 +486,7 @@ class Conn:
         """
         self._link.check("peek")
         job_id = checks.check_job_id(job_id)
-        return self._peeked(self._link.call(commands.PEEK, commands.by_id(commands.PEEK, job_id), job_id), None)
+        return self._link.peeked(self._link.call(commands.PEEK, commands.by_id(commands.PEEK, job_id), job_id), None)
 
     def peek_ready(self, tube: str) -> Job | None:
         """Look at a tube's next ready job; as `peek`. Protocol: ``peek-ready``."""
@@ -503,10 +503,7 @@ class Conn:
     def _peek(self, tube: str, command: Command) -> Job | None:
         self._link.check(command.name)
         tube = checks.check_tube(tube)
-        return self._peeked(self._using(tube, command, commands.plain(command)), tube)
-
-    def _peeked(self, found: tuple[int, bytes] | None, tube: str | None) -> Job | None:
-        return None if found is None else Job(self._link, found[0], found[1], tube, None, "peeked")
+        return self._link.peeked(self._using(tube, command, commands.plain(command)), tube)
 
     def _using(self, tube: str, command: Command, data: bytes) -> Any:
         request = Request(command, self._link.pipe.uri)
@@ -633,3 +630,8 @@ class Conn:
             `Config.conn_timeout` seconds; interrupted meanwhile, it closes at once.
         """
         self._link.close()
+
+
+def link_of(conn: Conn) -> Link:
+    """Hand out what is behind a Conn, for the package alone: its command line sends two commands in one write."""
+    return conn._link

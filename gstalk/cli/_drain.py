@@ -21,8 +21,8 @@ from gevent.pool import Pool
 import gstalk
 from gstalk.cli._lines import MAX_JOB_SIZE, params_of
 from gstalk.cli._sweep import State, peek
-from gstalk.protocol import commands
-from gstalk.protocol.request import Request
+from gstalk.conn import link_of
+from gstalk.connection.two_in_one import look_and_reserve
 
 __all__ = ["Drain", "Taken"]
 
@@ -140,22 +140,12 @@ class Drain:
         return bound
 
     def _reserve_and_peek(self, job_id: int, state: State) -> gstalk.Job | None:
-        """Ask what a job is and reserve it, in one write, and peek at the next one right behind it.
+        """Ask what a job is and reserve it, in one write, and peek at the next one right behind it."""
 
-        As `_sweep` does, this speaks to what is behind the Conn.
-        """
-        link = self._conn._link
+        def reserved(job: gstalk.Job, stats: gstalk.JobStats | None) -> None:
+            self._held[job_id] = Taken(job, getattr(stats, "state", state), stats)
 
-        def reserved(request: Request) -> None:
-            if request.error is None:
-                job = link.hold(*request.result)
-                stats = asking.result if asking.error is None else None
-                self._held[job_id] = Taken(job, getattr(stats, "state", state), stats)
-
-        asking = Request(commands.STATS_JOB, link.pipe.uri, job_id)
-        reserving = Request(commands.RESERVE_JOB, link.pipe.uri, job_id, reserved)
-        lines = commands.by_id(commands.STATS_JOB, job_id) + commands.by_id(commands.RESERVE_JOB, job_id)
-        link.send(lines, reserving, before=asking)
+        look_and_reserve(link_of(self._conn), job_id, reserved)
         return peek(self._conn, self._tube, state)  # replies come in order: with this one the others are there
 
     def _hand_over(self, taken: Taken) -> None:

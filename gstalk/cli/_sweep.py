@@ -7,12 +7,14 @@ jobs it took.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import gstalk
+from gstalk.conn import link_of
+from gstalk.connection.two_in_one import act_and_peek
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.request import PENDING, Request
 
 __all__ = ["STATES", "State", "age_of_first", "count_jobs", "peek", "sweep"]
 
@@ -66,26 +68,5 @@ def sweep(conn: gstalk.Conn, tube: str, state: State, act: Command, bound: int, 
     """
     job = peek(conn, tube, state) if bound else None
     while job is not None and bound:
-        job = _act_and_peek(conn, act, job, PEEKS[state], acted)
+        job = act_and_peek(link_of(conn), act, job, PEEKS[state], partial(acted, 1))
         bound -= 1
-
-
-def _act_and_peek(
-    conn: gstalk.Conn, act: Command, job: gstalk.Job, look: Command, acted: Callable[[int], None]
-) -> gstalk.Job | None:
-    """Act on a job, and peek at the next one of the tube in which it was peeked, in one write.
-
-    A Conn's methods send one command and wait for its reply; so this one speaks to what is behind it.
-    """
-    link = conn._link
-    acting = Request(act, link.pipe.uri, job.id)
-    peeking = Request(look, link.pipe.uri)
-    pipe = link.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
-    try:
-        found = pipe.wait(peeking)
-    finally:
-        if acting.error is None and acting.result is not PENDING:
-            acted(1)
-    if acting.error is not None and not isinstance(acting.error, gstalk.NotFoundError):
-        raise acting.error
-    return conn._peeked(found, job.tube)

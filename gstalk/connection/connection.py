@@ -76,6 +76,10 @@ class Link(Channel):
         self.reserved.add(job)
         return job
 
+    def peeked(self, found: tuple[int, bytes] | None, tube: str | None) -> Job | None:
+        """Make the Job of a peek's reply: it is held by nobody here."""
+        return None if found is None else Job(self, found[0], found[1], tube, None, "peeked")
+
     @critical
     def return_job(self, job: Job) -> None:
         """`give_back`, in a greenlet."""

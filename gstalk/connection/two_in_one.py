@@ -1,0 +1,57 @@
+"""Two commands in one write, for whoever works through a tube: the second one's answer is worth waiting for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gstalk.connection.connection import Link
+from gstalk.errors import NotFoundError
+from gstalk.job import Job
+from gstalk.protocol import commands
+from gstalk.protocol.commands import Command
+from gstalk.protocol.request import Request
+from gstalk.protocol.stats import JobStats
+
+__all__ = ["act_and_peek", "look_and_reserve"]
+
+
+def act_and_peek(link: Link, act: Command, job: Job, look: Command, acted: Callable[[], object]) -> Job | None:
+    """Kick or delete a job, and peek at the next one of the tube in use.
+
+    Args:
+        act: `KICK_JOB` or `DELETE`.
+        job: As an earlier peek has shown it; one that somebody else has taken meanwhile is let go.
+        look: Which peek.
+        acted: Called when the server has done it, also where the caller is interrupted in his wait.
+
+    Returns:
+        The next job; `None`: there is none.
+    """
+    acting = Request(act, link.uri, job.id)
+    peeking = Request(look, link.uri)
+    pipe = link.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
+    try:
+        found = pipe.wait(peeking)
+    finally:
+        if acting.is_settled and acting.error is None:
+            acted()
+    if acting.error is not None and not isinstance(acting.error, NotFoundError):
+        raise acting.take_error()
+    return link.peeked(found, job.tube)
+
+
+def look_and_reserve(link: Link, job_id: int, reserved: Callable[[Job, JobStats | None], object]) -> None:
+    """Ask for a job's statistics, and reserve it; nobody waits for the replies.
+
+    Args:
+        reserved: Called, in the hub, if it could be reserved, with the job and its statistics of just before.
+    """
+
+    def got(request: Request) -> None:
+        if request.error is None:
+            reserved(link.hold(*request.result), asking.result if asking.error is None else None)
+
+    asking = Request(commands.STATS_JOB, link.uri, job_id)
+    reserving = Request(commands.RESERVE_JOB, link.uri, job_id, got)
+    lines = commands.by_id(commands.STATS_JOB, job_id) + commands.by_id(commands.RESERVE_JOB, job_id)
+    link.send(lines, reserving, before=asking)
