@@ -43,7 +43,14 @@ Refusals = Mapping[bytes, Refusal]
 
 
 class Malformed(Exception):
-    """A reply that breaks the protocol's grammar or answers another command."""
+    """A reply that breaks the protocol's grammar or answers another command.
+
+    Attributes:
+        job_id: Of a job whose body has not the end that was announced.
+    """
+
+    def __init__(self, job_id: int | None = None) -> None:
+        self.job_id = job_id
 
 
 def number(text: bytes, most: int) -> int:

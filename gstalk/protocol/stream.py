@@ -32,7 +32,7 @@ class Stream:
         requests: Those that have no reply yet, oldest first.
         done: Those that have one, and whatever else has been settled, until the greenlets that wait for them are woken.
         is_due: Whether `act` has something to do.
-        is_held: Whether `receive` has stopped behind a refusal, with more replies there.
+        is_held: Whether `receive` has stopped behind a refusal; more replies may be there.
     """
 
     __slots__ = ("_kept", "_need", "_progress", "done", "is_due", "is_held", "requests", "uri")
@@ -49,8 +49,8 @@ class Stream:
     def receive(self, data: bytes) -> ProtocolError | None:
         """Take what a read brought, and answer the requests that it completes.
 
-        Each goes to `done`. Behind a request with a `then` whose reply is a
-        refusal it stops (`is_held`): what that does may change what the next replies mean. Call it again with nothing.
+        Each goes to `done`. Behind a request with a `then` whose reply is a refusal it stops (`is_held`): what that
+        does may change what the next replies mean. Act, and call it again with nothing.
 
         Returns:
             The error, if the server broke the protocol: nothing after it can be trusted.
@@ -65,49 +65,38 @@ class Stream:
         requests, done = self.requests, self.done
         find = data.find
         position, length = 0, len(data)
-        while position < length and (end := find(b"\r\n", position)) >= 0:
-            word, blank, rest = data[position:end].partition(b" ")
-            if not requests or (blank and not rest):
-                return self._broken(data[position:end])
-            request = requests[0]
-            parse = request.command.replies.get(word)
-            if parse is None:
-                error = self._refusal(request, word, rest) or self._broken(data[position:end])
-                if isinstance(error, ProtocolError):
-                    return self._break(request, error)
-                request.fail(error)
-                position = end + 2
-                if request.then is not None:
-                    self.is_held = position < length
-            elif word in BODIED:
-                start = end + 2
-                try:
-                    after = start + body_size(word, rest)
-                    if length < after + 2:
-                        self._keep(data[position:], after + 2 - position)
+        try:
+            while position < length and not self.is_held and (end := find(b"\r\n", position)) >= 0:
+                word, blank, rest = data[position:end].partition(b" ")
+                if not requests or (blank and not rest):
+                    raise Malformed
+                request = requests[0]
+                after = end + 2
+                parse = request.command.replies.get(word)
+                if parse is None:
+                    request.fail(_refusal(request, word, rest))
+                    self.is_held = request.then is not None
+                elif word in BODIED:
+                    after += body_size(word, rest) + 2
+                    if length < after:
+                        self._keep(data[position:], after - position)
                         return None
-                    if data[after : after + 2] != b"\r\n":
-                        broken = self._broken(data[position:end])
-                        broken.job_id = None if word == b"OK" else job_id(rest.partition(b" ")[0])
-                        return broken
-                    request.result = parse(request, rest, data[start:after])
-                except Malformed:
-                    return self._broken(data[position:end])
-                except ProtocolError as error:  # a body that isn't statistics
-                    return self._break(request, error)
-                position = after + 2
-            else:
-                try:
-                    request.result = parse(request, rest, b"")  # `succeed`, without a call
-                except Malformed:
-                    return self._broken(data[position:end])
-                position = end + 2
-            done.append(request)
-            requests.popleft()  # last: a signal that comes between must not lose it
-            if request.then is not None:
-                self.is_due = True
-            if self.is_held:
-                break
+                    if data[after - 2 : after] != b"\r\n":
+                        raise Malformed(None if word == b"OK" else job_id(rest.partition(b" ")[0]))
+                    request.result = parse(request, rest, data[end + 2 : after - 2])  # `succeed`, without a call
+                else:
+                    request.result = parse(request, rest, b"")
+                done.append(request)
+                requests.popleft()  # last: a signal that comes between must not lose it
+                if request.then is not None:
+                    self.is_due = True
+                position = after
+        except Malformed as fault:
+            error = self._broken(data[position:end])
+            error.job_id = fault.job_id
+            return error
+        except ProtocolError as error:  # a word that ends the connection, or a body that isn't statistics
+            return self._break(request, error)
         if position < length:
             if length - position > MAX_LINE and not self.is_held:
                 return self._broken(data[position : position + MAX_LINE])
@@ -158,14 +147,6 @@ class Stream:
         self._need = need
         self._progress = 0
 
-    def _refusal(self, request: Request, word: bytes, rest: bytes) -> GstalkError | None:
-        """Read a word that says no; `None`: it isn't one of this command's."""
-        refuse = request.command.refusals.get(word)
-        try:
-            return None if refuse is None else refuse(request, rest)
-        except Malformed:
-            return None
-
     def _broken(self, line: bytes) -> ProtocolError:
         """Build the error of a reply that doesn't fit the oldest request, or that nobody has asked for."""
         got = ascii(line[:200].decode("latin-1"))
@@ -180,3 +161,14 @@ class Stream:
         request.result = PENDING
         request.fail(error.with_traceback(None))  # it may have been raised, in frames that hold the request
         return error
+
+
+def _refusal(request: Request, word: bytes, rest: bytes) -> GstalkError:
+    """Read a word that says no; raises the error of one that ends the connection."""
+    refuse = request.command.refusals.get(word)
+    if refuse is None:
+        raise Malformed
+    error = refuse(request, rest)
+    if isinstance(error, ProtocolError):
+        raise error
+    return error
