@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gstalk.errors import GstalkError, ProtocolError
+from gstalk.protocol.commands import PUT
 from gstalk.protocol.replies import BODIED, Malformed, body_size, job_id
 from gstalk.protocol.request import PENDING, Request
 
@@ -64,7 +65,8 @@ class Stream:
             self._kept.clear()
         requests, done = self.requests, self.done
         find = data.find
-        position, length = 0, len(data)
+        position = self._receive_ids(data) if requests and requests[0].command is PUT else 0
+        length = len(data)
         try:
             while position < length and not self.is_held and (end := find(b"\r\n", position)) >= 0:
                 word, blank, rest = data[position:end].partition(b" ")
@@ -104,6 +106,29 @@ class Stream:
                 return self._broken(data[position:])
             self._keep(data[position:], 0)
         return None
+
+    def _receive_ids(self, data: bytes) -> int:
+        """As `receive`, for the replies of puts in a row, in a third of the time; tell where those end.
+
+        Whatever isn't the most usual answer to a put is left to `receive`.
+        """
+        requests, done = self.requests, self.done
+        position = 0
+        if not data.startswith(b"INSERTED "):
+            return position
+        for text in data[9 : max(data.rfind(b"\r\n"), 9)].split(b"\r\nINSERTED "):
+            if not requests or not text.isdigit() or text[0] == 48 or len(text) > 19:
+                break
+            request = requests[0]
+            if request.command is not PUT:
+                break
+            request.result = int(text)
+            done.append(request)
+            requests.popleft()  # last, as above
+            if request.then is not None:
+                self.is_due = True
+            position += 11 + len(text)
+        return position
 
     def progressed(self) -> bool:
         """Tell whether an unfinished reply has grown by another 64 KiB since this last said so."""

@@ -228,6 +228,43 @@ def test_request_that_a_signal_has_left_on_both_sides_is_failed_once():
     assert (called, list(stream.requests)) == ([request], [])
 
 
+@pytest.mark.parametrize(
+    ("data", "ids"),
+    [
+        (b"INSERTED 1\r\nINSERTED 22\r\nINSERTED 333\r\n", [1, 22, 333]),
+        (b"INSERTED 1\r\nINSERTED 22\r\nINSERTED 3", [1, 22]),
+        (b"INSERTED 1\r\nINSERTED 22\r", [1]),
+        (b"INSERTED 18446744073709551615\r\nINSERTED 2\r\n", [2**64 - 1, 2]),
+        (b"INSERTED 1\r\nJOB_TOO_BIG\r\nINSERTED 3\r\n", [1, None, 3]),
+    ],
+)
+def test_ids_of_puts_in_a_row_are_read_as_far_as_they_are_there(data, ids):
+    stream, requests = opened(*[(c.PUT, None)] * 4)
+    assert stream.receive(data) is None
+    assert [request.result if request.error is None else None for request in stream.done] == ids
+    assert list(stream.requests) == requests[len(ids) :]
+
+
+@pytest.mark.parametrize("text", [b"0", b"01", b"+1", b" 1", b"1 ", b"", b"x", b"18446744073709551616", b"1\r\n\r\n2"])
+def test_what_is_no_id_in_a_row_breaks_the_protocol_there(text):
+    stream, requests = opened(*[(c.PUT, None)] * 4)
+    error = stream.receive(b"INSERTED 1\r\nINSERTED " + text + b"\r\nINSERTED 3\r\n")
+    assert isinstance(error, errors.ProtocolError)
+    assert [request.result for request in requests[:1]] == [1]
+    assert stream.done[0] is requests[0]
+
+
+def test_row_of_ids_ends_at_a_command_that_is_no_put_and_where_nobody_has_asked():
+    stream, (put, other) = opened((c.PUT, None), (c.DELETE, 7))
+    assert isinstance(stream.receive(b"INSERTED 1\r\nINSERTED 2\r\n"), errors.ProtocolError)
+    assert (put.result, other.result, stream.done) == (1, PENDING, [put])
+    stream, (put,) = opened((c.PUT, None))
+    called = noting(put)
+    assert isinstance(stream.receive(b"INSERTED 1\r\nINSERTED 2\r\n"), errors.ProtocolError)
+    stream.act()
+    assert called == [put]
+
+
 def test_receive_stops_behind_a_refusal_that_somebody_acts_on_and_goes_on_when_called_again():
     stream, (use, put) = opened((c.USE, b"mail"), (c.PUT, None))
     noting(use)
