@@ -18,13 +18,14 @@ help:
 	@echo "make lint    the checks alone"
 	@echo "make clean   remove what these made"
 
-# Most tests wait most of the time, so several run side by side; those that assert how long something takes run alone.
+# Most tests wait most of the time, so several run side by side. Those that assert how long something takes wait, too, but
+# need a processor when they do not: there are two of them at a time.
 test: lint programs
-	$(BIN)/pytest -n 3 --dist loadfile -m "not timing"
-	$(BIN)/pytest -m timing
+	$(BIN)/pytest -n 4 --dist worksteal -m "not timing"
+	$(BIN)/pytest -n 2 --dist worksteal -m timing
 
 soak: $(READY) programs
-	GSTALK_LISTEN=1 $(BIN)/pytest -n 3 --dist loadfile -m "not timing" tests/io tests/faults
+	GSTALK_LISTEN=1 $(BIN)/pytest -n 4 --dist worksteal -m "not timing" tests/io tests/faults
 	GSTALK_SOAK=1 $(BIN)/pytest -m soak
 
 bench: $(READY) programs

@@ -14,6 +14,7 @@ import pytest
 from gevent import hub, socket
 
 import gstalk
+from gstalk.pool import schedule
 from gstalk.pool.put_queue import FULL
 from gstalk.protocol import commands
 from gstalk.testing import Beanstalkd
@@ -371,7 +372,9 @@ def test_put_waiters_in_line_learn_at_once_that_every_server_refuses(play, produ
 
 
 @pytest.mark.slow
-def test_put_a_server_left_alone_is_asked_again_after_five_seconds(play, produce):
+def test_put_a_server_left_alone_is_asked_again_after_its_time(play, produce, monkeypatch):
+    assert schedule.ALONE == 5  # seconds
+    monkeypatch.setattr("gstalk.pool.put_queue.ALONE", 0.5)
     played = play({"put": [b"OUT_OF_MEMORY\r\n", INSERTED]})
     producer = produce(played.uri)
     assert producer.wait_connected(5)
@@ -384,7 +387,7 @@ def test_put_a_server_left_alone_is_asked_again_after_five_seconds(play, produce
             break
         except gstalk.OutOfMemoryError:
             gevent.sleep(0.05)
-    assert 4.5 < time.monotonic() - began < 8
+    assert 0.45 < time.monotonic() - began < 3.5
 
 
 def test_put_one_draining_and_one_down_times_out_with_both_causes(play, produce, nobody):
@@ -791,7 +794,7 @@ def test_stop_while_puts_wait_for_a_connection_ends_them(nobody, produce, timeou
 
 
 def test_stop_interrupted_while_one_connection_closes_closes_all(play, produce):
-    producer = produce(play({"delete": b"", "list-tube-used": b""}).uri, multiply=3)
+    producer = produce(play({"delete": b"", "list-tube-used": b""}).uri, multiply=3, conn_timeout=1)
     all_connected(producer, 3)
     pipes = [link.pipe for link in producer._lanes.pool.links]
     for pipe in pipes:  # as for a put in the wrong tube
