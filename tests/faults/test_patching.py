@@ -15,8 +15,8 @@ from tests.faults.programs.running import Program
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timing, pytest.mark.limit(120)]
 
 ROOMS = """
-    conn conn_put conn_put_many conn_replies conn_close conn_interrupted reserve tls unix
-    producer consumer consumer_handlers consumer_stop
+    connect conn conn_put conn_put_many conn_replies conn_close calls recall reserving tls unix
+    producer consumer consumer_handlers consumer_stop asking crew
 """.split()
 FILES = [f"tests/io/test_{name}.py" for name in ROOMS]
 # Of each file what waits, in all the ways there are: DNS, connecting, TLS, replies, room, reserves, pools and handlers.

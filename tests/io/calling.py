@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gevent
 
-__all__ = ["call", "held", "interrupt"]
+from tests.servers import wait_until
+
+__all__ = ["SLACK", "call", "held", "hold", "interrupt", "waiting"]
+
+SLACK = 1.5  # seconds that a noisy machine may take on top
 
 
 def held(conn, tube, body=b"body", **params):
@@ -35,3 +39,16 @@ def interrupt(method, error):
 
     call(run).kill(error)
     return caught[0] if caught else None
+
+
+def waiting(conn, other):
+    """Start a reserve, and return when the server has it."""
+    before = other.stats().current_waiting
+    reserver = call(conn.reserve)
+    wait_until(lambda: other.stats().current_waiting == before + 1)
+    return reserver
+
+
+def hold(conn, other, tube, **params):
+    """Have a connection hold a job of another tube than the one it watches."""
+    return conn.reserve_job(other.put(f"{tube}-held", b"held", **params))
