@@ -13,7 +13,20 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.pool import handling
-from tests.io.working import BUG, ONE_JOB, OwnBase, Worker, async_def, cut, end_by_sleep, lose, raising, state, tag
+from tests.io.working import (
+    BUG,
+    ONE_JOB,
+    OwnBase,
+    Worker,
+    async_def,
+    cut,
+    end_by_sleep,
+    lose,
+    raising,
+    refuse_automatic_delete,
+    state,
+    tag,
+)
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
@@ -235,15 +248,7 @@ def test_auto_delete_refused_when_the_handler_has_ended_gives_the_job_up(play, w
     """Nobody waits for that delete; so the function has a greenlet of its own, in the job's context."""
     contexts: list[str] = []
     giving_up = GivingUp(lambda job: contexts.append(tag.get()))
-    played = play({"reserve-with-timeout": ONE_JOB, "delete": BUG})
-    work(
-        lambda job: tag.set(f"job {job.id}") and None,
-        played.uri,
-        "default",
-        auto_delete=True,
-        retry=ONCE,
-        given_up_func=giving_up,
-    )
+    played = refuse_automatic_delete(play, work, retry=ONCE, given_up_func=giving_up)
     wait_until(lambda: b"bury 7 9" in played.lines)
     assert [type(error) for error in giving_up.errors] == [gstalk.InternalError]
     assert contexts == ["job 7"]

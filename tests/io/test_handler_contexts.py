@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 import gstalk
-from tests.io.working import BUG, NEVER, ONE_JOB, end_by_sleep, raising, tag
+from tests.io.working import NEVER, end_by_sleep, raising, refuse_automatic_delete, tag
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
@@ -84,14 +84,6 @@ def test_context_of_a_job_is_not_kept_by_its_idle_greenlet(work, conn, tube):
 
 def test_automatic_delete_refused_is_told_in_the_jobs_context(play, work):
     told: list[str] = []
-    played = play({"reserve-with-timeout": ONE_JOB, "delete": BUG})
-    work(
-        lambda job: tag.set(f"job {job.id}") and None,
-        played.uri,
-        "default",
-        auto_delete=True,
-        retry=NEVER,
-        error_func=lambda error, message: told.append(tag.get()),
-    )
+    refuse_automatic_delete(play, work, retry=NEVER, error_func=lambda error, message: told.append(tag.get()))
     wait_until(lambda: told)
     assert told == ["job 7"]

@@ -12,7 +12,8 @@ import gstalk
 from tests.servers import wait_until
 
 __all__ = """
-    AT_ONCE BUG NEVER ONE_JOB OwnBase Worker async_def cut end_by_sleep lose raising state tag
+    AT_ONCE BUG NEVER ONE_JOB OwnBase Worker async_def cut end_by_sleep lose raising refuse_automatic_delete
+    state tag
 """.split()
 
 AT_ONCE = gstalk.RetryPolicy(first_delay=0, max_delay=0)
@@ -62,6 +63,13 @@ def state(conn: gstalk.Conn, job_id: int) -> str | None:
         return conn.stats_job(job_id).state
     except gstalk.NotFoundError:
         return None
+
+
+def refuse_automatic_delete(play: Any, work: Any, **options: Any) -> Any:
+    """Have a handler end well whose job's automatic delete the server refuses; `tag` is set in its context."""
+    played = play({"reserve-with-timeout": ONE_JOB, "delete": BUG})
+    work(lambda job: tag.set(f"job {job.id}") and None, played.uri, "default", auto_delete=True, **options)
+    return played
 
 
 def raising(error: BaseException) -> Callable[[gstalk.Job], None]:
