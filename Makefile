@@ -20,11 +20,11 @@ help:
 
 # Most tests wait most of the time, so several run side by side; those that assert how long something takes run alone.
 test: lint programs
-	$(BIN)/pytest -n 4 --dist loadfile -m "not timing"
+	$(BIN)/pytest -n 4 --dist worksteal -m "not timing"
 	$(BIN)/pytest -m timing
 
 soak: $(READY) programs
-	GSTALK_LISTEN=1 $(BIN)/pytest -n 3 --dist loadfile -m "not timing" tests/io tests/faults
+	GSTALK_LISTEN=1 $(BIN)/pytest -n 4 --dist worksteal -m "not timing" tests/io tests/faults
 	GSTALK_SOAK=1 $(BIN)/pytest -m soak
 
 bench: $(READY) programs

@@ -141,6 +141,9 @@ PLACES = {
 }
 
 
+KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")  # made in no time, as RSA's are not
+
+
 def openssl(*args: str) -> None:
     subprocess.run(["openssl", *args], check=True, capture_output=True)
 
@@ -149,19 +152,7 @@ def make_certificate(place: Path, name: str, subject: str, days: str = "2") -> N
     """A certificate of our CA: `name.pem` holds it and its key."""
     key, request, certificate, extra = (place / f"{name}.{suffix}" for suffix in ("key", "csr", "crt", "ext"))
     extra.write_text(f"subjectAltName={subject}\n")
-    openssl(
-        "req",
-        "-new",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        f"/CN={name}",
-        "-keyout",
-        str(key),
-        "-out",
-        str(request),
-    )
+    openssl("req", "-new", *KEY, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
     openssl(
         "x509", "-req", "-in", str(request), "-CA", str(place / "ca.crt"), "-CAkey", str(place / "ca.key"),
         "-CAcreateserial", "-days", days, "-extfile", str(extra), "-out", str(certificate),
@@ -173,7 +164,7 @@ def make_certificates(place: Path) -> None:
     """A CA, and certificates good and bad."""
     for name, subject in (("ca", "/CN=gstalk test CA"), ("self", "/CN=localhost")):
         openssl(
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject,
+            "req", "-x509", *KEY, "-days", "2", "-subj", subject,
             "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1" if name == "self" else "keyUsage=keyCertSign",
             "-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.crt"),
         )  # fmt: skip

@@ -7,12 +7,31 @@ import importlib
 import re
 from pathlib import Path
 
-from tests.test_layers import FLOORS, room, sources
+from tests.test_layers import FLOORS, imports, room, sources
 
 ROOT = Path(__file__).parent.parent
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 EVERYWHERE = ["gstalk", "tests", "benchmarks", "examples", "docs"]
 MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
+
+# Rooms without a test file of their name, which one answers for them, and why.
+ANSWERED_FOR_BY = {
+    "__main__": ("tests/cli/test_process.py", "it only calls the command line, as the script that is installed does"),
+    "cli.demo": ("tests/test_packaging.py", "it shows what the library does, once installed"),
+    "traces": ("tests/faults/test_cycles.py", "what errors hold shows where they are raised and kept"),
+    "protocol.replies": ("tests/unit/test_stream.py", "replies are parsed as they come: whole, byte by byte, cut"),
+    "protocol.request": ("tests/unit/test_stream.py", "a request is answered, acted on and failed by a stream"),
+    "connection.channel": ("tests/io/test_conn.py", "what a Conn says goes through it"),
+    "connection.clock": ("tests/users/test_frozen_clock.py", "that nobody can freeze it shows in what waits"),
+    "connection.connection": ("tests/io/test_conn.py", "a Conn adds little more than the checks of arguments to it"),
+    "connection.critical": ("tests/faults/test_entered_twice.py", "it is entered twice by signal handlers at any line"),
+    "connection.ending": ("tests/io/test_conn_close.py", "whoever waits is told of the end, however it came"),
+    "connection.forks": ("tests/faults/test_fork.py", "a fork is seen in processes, whatever they were at"),
+    "connection.two_in_one": ("tests/cli/test_buried.py", "the command line alone works through tubes with it"),
+    "connection.waking": ("tests/io/test_pipeline.py", "who is woken by a read, and who by nothing"),
+    "testing.arguments": ("tests/conformance/test_commands.py", "beanstalkd reads the same, or it would be wrong"),
+    "testing.wire": ("tests/conformance/test_commands.py", "beanstalkd says the same, or it would be wrong"),
+}
 
 
 def test_map_has_every_room_on_its_floor():
@@ -70,3 +89,18 @@ def test_make_targets_that_are_written_about_are_there():
     said = [word for page in pages for word in re.findall(r"(?:`|^ {4})make ([a-z]+)", page.read_text("utf-8"), re.M)]
     assert set(said) - targets == set()
     assert {"test", "docs", "bench", "soak", "lint", "demo"} <= set(said)
+
+
+def named_after(room: str) -> str:
+    """`pool.put_queue` has a file `test_put_queue.py`."""
+    return f"test_{room.rpartition('.')[2].lstrip('_')}.py"
+
+
+def test_every_room_has_a_test_file_of_its_name_or_one_that_answers_for_it():
+    """A private room of the command line is part of those that import it: their test files answer for it."""
+    modules = {module for module in sources() if not (ROOT / module.replace(".", "/")).is_dir()}
+    imported = {found.module for source in sources().values() for found in imports(ast.parse(source), modules)}
+    rooms = {module.removeprefix("gstalk.") for module in modules if ".cli._" not in module or module not in imported}
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {room for room in rooms if named_after(room) not in there} == set(ANSWERED_FOR_BY)
+    assert all((ROOT / file).exists() for file, _ in ANSWERED_FOR_BY.values())

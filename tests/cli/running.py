@@ -16,6 +16,7 @@ from gevent import subprocess
 
 import gstalk
 from gstalk.cli import main
+from tests.cli.terminal import Terminal
 
 UNUSED = "localhost:1"  # where nobody listens
 
@@ -107,3 +108,8 @@ def shell(line: str, uri: str) -> Outcome:
     environment = {**os.environ, "G": shlex.join(COMMAND), "BEANSTALKD_URI": uri}
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     return finish(subprocess.Popen(["bash", "-c", script], env=environment, stdin=subprocess.DEVNULL, **pipes))
+
+
+def terminal(uri: str, *args: str, **options: Any) -> Terminal:
+    """Run the command on a terminal."""
+    return Terminal([*COMMAND, "--uri", uri, *args], **options)

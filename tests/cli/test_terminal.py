@@ -1,25 +1,17 @@
-"""On a terminal: `top`, progress, questions, Ctrl-C, and what a server may not do to it."""
+"""On a terminal: progress, questions, Ctrl-C, and what a server may not do to it."""
 
 from __future__ import annotations
 
 import json
-import signal
-import termios
-from typing import Any
 
 import pytest
 
 import gstalk
-from gstalk.testing import Beanstalkd
-from tests.cli.running import COMMAND, buried, run, states
+from tests.cli.running import buried, states, terminal
 from tests.cli.terminal import Terminal
 from tests.servers import wait_until
 
 BAR = "\N{BOX DRAWINGS HEAVY HORIZONTAL}" * 40
-
-
-def terminal(uri: str, *args: str, **options: Any) -> Terminal:
-    return Terminal([*COMMAND, "--uri", uri, *args], **options)
 
 
 # -- questions -----------------------------------------------------------------------------------------------------
@@ -138,134 +130,3 @@ def test_peek_escapes_on_a_terminal(own_server):
         first, second = seen.picture.text.splitlines()
         assert first.startswith(r"evil \x1b[2J\x1b]0;x\x07")
         assert second.startswith("next ")
-
-
-# -- top -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def busy(own_server: Beanstalkd) -> Beanstalkd:
-    with gstalk.dial(own_server.uri) as conn:
-        conn.put_many("mail", [b"x"] * 1234)
-        conn.put("fax", b"x", delay=1000)
-        buried(conn, "letters", b"1", b"2")
-    return own_server
-
-
-def names(text: str) -> list[str]:
-    lines = text.splitlines()
-    head = next(number for number, line in enumerate(lines) if line.startswith("tube "))
-    return [line.split()[0] for line in lines[head + 1 :] if line and not line.startswith("and ")][:-1]
-
-
-def test_top_sorts_follows_and_quits(busy):
-    with terminal(busy.uri, "top") as seen, gstalk.dial(busy.uri) as conn:
-        text = seen.wait_for("mail", "ready, most first", "done/s")
-        assert text.startswith(f"{busy.uri}  beanstalkd 1.")
-        assert names(text) == ["mail", "default", "fax", "letters"]
-        row = next(line.split() for line in text.splitlines() if line.startswith("mail"))
-        assert row[:6] == ["mail", "1,234", "0", "0", "0", "0"]
-        assert all(len(line) <= 80 for line in text.splitlines())
-        assert len(text.splitlines()) <= 24
-        seen.type("5")
-        assert names(seen.wait_for("buried, most first"))[0] == "letters"
-        seen.type("5")
-        assert names(seen.wait_for("buried, least first"))[-1] == "letters"
-        seen.type("1")
-        assert names(seen.wait_for("tube, from a to z")) == ["default", "fax", "letters", "mail"]
-        conn.put_many("new-one", [b"x"] * 5)
-        seen.wait_for("new-one", seconds=10)
-        seen.type("?")  # no column's
-        assert seen.picture.modes == {"?1049"}
-        seen.type("q")
-        assert seen.finish() == 0
-        assert termios.tcgetattr(seen.slave) == seen.settings
-        assert "?1049" not in seen.picture.modes
-        assert seen.picture.unknown == set()
-
-
-def test_top_many_tubes_keeps_to_the_screen(own_server):
-    with gstalk.dial(own_server.uri) as conn:
-        for number in range(60):
-            conn.watch(f"a-tube-with-a-rather-long-name-{number:02}")
-        with terminal(own_server.uri, "top") as seen:
-            text = seen.wait_for("and ", "more tubes", "q: quit")
-            assert len(text.splitlines()) == 24
-            assert len(names(text)) == 18
-            assert "and 43 more tubes" in text  # `default` is one
-            seen.type("\x03")
-            assert seen.finish() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_top_signal_puts_the_terminal_back(busy, number):
-    with terminal(busy.uri, "top") as seen:
-        seen.wait_for("most first")
-        seen.process.send_signal(number)
-        assert seen.finish() == 0
-        assert termios.tcgetattr(seen.slave) == seen.settings
-        assert "?1049" not in seen.picture.modes
-
-
-def test_top_server_restarts_it_goes_on(busy):
-    with terminal(busy.uri, "top") as seen:
-        seen.wait_for("mail")
-        busy.kill()
-        seen.wait_for("connection refused", seconds=15)
-        busy.start()
-        seen.wait_for("beanstalkd 1.", seconds=15)
-        seen.type("q")
-        assert seen.finish() == 0
-
-
-def test_top_server_stands_still_the_keys_do_not(busy):
-    with terminal(busy.uri, "top") as seen:
-        seen.wait_for("mail")
-        busy.pause()
-        try:
-            for _ in range(3):
-                seen.type("5")
-                seen.wait_for("buried, most first", seconds=3)
-                seen.type("1")
-                seen.wait_for("tube, from a to z", seconds=3)
-            seen.type("q")
-            assert seen.finish() == 0
-        finally:
-            busy.resume()
-
-
-def test_top_several_servers_one_down(busy):
-    with terminal("localhost:1", "--uri", busy.uri, "top") as seen:
-        text = seen.wait_for("mail", "connect to beanstalk://localhost:1: connection refused")
-        assert f"2 {busy.uri}  beanstalkd 1." in text
-        assert [line.split()[:3] for line in text.splitlines() if " mail " in line] == [["2", "mail", "1,234"]]
-        assert all(column in text for column in ("reserved", "waiting", "put/s", "done/s", "oldest"))
-        seen.type("q")
-        assert seen.finish() == 0
-
-
-def test_top_elsewhere_is_refused(own_server):
-    expected = "gstalk: top needs a terminal, or --json; `gstalk tubes` shows the tubes once\n"
-    assert run("top", uri=own_server.uri) == (1, "", expected)
-    assert run("top", uri="localhost:1").code == 1
-
-
-def test_top_no_server_is_no_connection():
-    with terminal("localhost:1", "top") as seen:
-        assert seen.finish() == 3
-        assert seen.picture.text == "gstalk: connect to beanstalk://localhost:1: connection refused"
-
-
-def test_top_json_is_a_stream(busy):
-    process = Terminal([*COMMAND, "--uri", busy.uri, "top", "--json"], columns=500)
-    with process as seen, gstalk.dial(busy.uri) as conn:
-        wait_until(lambda: seen.read() and seen.written.count(b"\n") >= 4)
-        conn.put_many("mail", [b"x"] * 100)
-        wait_until(lambda: seen.read() and seen.written.count(b"\n") >= 12)
-        seen.type("\x03")
-        assert seen.finish() == 0
-    rows = [json.loads(line) for line in seen.written.splitlines() if line.startswith(b"{")]
-    mine = [each for each in rows if each["name"] == "mail"]
-    assert mine[0]["puts_per_second"] is None
-    assert mine[0]["oldest"] >= 0
-    assert max(each["puts_per_second"] or 0 for each in mine) > 0

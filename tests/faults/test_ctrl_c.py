@@ -136,7 +136,7 @@ def test_ctrl_c_at_any_line_of_a_busy_consumer_costs_no_handler_its_job(
     options: dict[str, Any] = {"event_func": lambda event: None} if listens else {}
     line, runs, deleted = 0, 0, 0
     while True:
-        line += rng.randrange(1, many(80, 12))
+        line += rng.randrange(1, many(160, 12))
         runs += 1
         fill(conn, JOBS)
         strikes = Strikes(line)

@@ -332,20 +332,22 @@ def grown(act: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("reply", [b"DRAINING\r\n", b"JOB_TOO_BIG\r\n", b"OUT_OF_MEMORY\r\n"])
-def test_refused_puts_of_large_bodies_take_no_memory(play, reply):
-    played = play({"put": reply})
-    conn = gstalk.dial(played.uri)
-
+def refused_puts_take_no_memory(mail: gstalk.Conn | gstalk.Producer, played: Played) -> None:
     def put() -> None:
         for _ in range(50):
             with pytest.raises(gstalk.ServerError):
-                conn.put("default", bytes(1 << 20))
+                mail.put("default", bytes(1 << 20))
             played.reads.clear()
 
     put()
     assert grown(put) < 3 << 20
-    conn.close()
+
+
+@pytest.mark.parametrize("reply", [b"DRAINING\r\n", b"JOB_TOO_BIG\r\n", b"OUT_OF_MEMORY\r\n"])
+def test_refused_puts_of_large_bodies_take_no_memory(play, reply):
+    played = play({"put": reply})
+    with gstalk.dial(played.uri) as conn:
+        refused_puts_take_no_memory(conn, played)
 
 
 # -- Producer ------------------------------------------------------------------------------------------------------
@@ -439,17 +441,8 @@ def test_dropped_producer_warns(server):
 
 def test_producer_refused_puts_of_large_bodies_take_no_memory(play):
     played = play({"put": b"JOB_TOO_BIG\r\n"})
-    producer = gstalk.Producer(played.uri)
-
-    def put() -> None:
-        for _ in range(50):
-            with pytest.raises(gstalk.ServerError):
-                producer.put("default", bytes(1 << 20))
-            played.reads.clear()
-
-    put()
-    assert grown(put) < 3 << 20
-    producer.stop()
+    with gstalk.Producer(played.uri) as producer:
+        refused_puts_take_no_memory(producer, played)
 
 
 # -- Consumer ------------------------------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def test_children_work_on_connections_of_their_own(seen):
 
 
 def test_children_do_not_spin(seen):
-    assert max(child["cpu"] for child in seen.children) < 0.3  # of the second that they idle
+    # Of the second that they idle: a hundred times what it takes. Eight that spin share two processors, 0.2 s for each.
+    assert max(child["cpu"] for child in seen.children) < 0.03
 
 
 def test_nothing_complains(seen):

@@ -58,12 +58,16 @@ class Signal:
         if "/gstalk/" not in path or not path.endswith(self.rooms):
             return None
         # Between a line's start and its call Python looks for no signal; here that would lose a switch.
-        if event == "line" and linecache.getline(path, frame.f_lineno).strip() not in ("try:", "waiter.switch()"):
-            self.lines += 1
-            if self.lines == self.number:
-                self.where = f"{path.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
-                raise KeyboardInterrupt
+        may_strike = linecache.getline(path, frame.f_lineno).strip() not in ("try:", "waiter.switch()")
+        if event == "line" and may_strike and self.is_due(frame):
+            self.where = f"{path.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
+            raise KeyboardInterrupt
         return self.trace
+
+    def is_due(self, frame: Any) -> bool:
+        """Whether the signal strikes before this line; counts it."""
+        self.lines += 1
+        return self.lines == self.number
 
     def run(self, calls: Sequence[Callable[[], object]]) -> list[Any]:
         """What each of these comes to, all called at the same time; the hub is traced, too."""

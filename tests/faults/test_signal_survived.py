@@ -7,6 +7,7 @@ Consumer know what to do next.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial, wraps
@@ -16,7 +17,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk.pool import puts
+from gstalk.pool import put_queue, puts
 from gstalk.pool.keeper import Pool
 from tests.faults.test_signal_everywhere import Signal, in_hub
 from tests.servers import wait_until
@@ -27,16 +28,31 @@ LOST = (KeyboardInterrupt, gstalk.DisconnectedError, gstalk.JobLostError, gstalk
 
 
 class Strike(Signal):
-    """One at the nth line of these functions."""
+    """One at a line of these functions that none has struck yet.
+
+    Args:
+        names: The functions.
+        struck: Which runs of which lines have been struck, by all of these; this one adds its own.
+        runs: How many runs of each line are to be struck.
+    """
 
     rooms = (".py",)
 
-    def __init__(self, number: int, names: tuple[str, ...]) -> None:
-        super().__init__(number)
-        self.names = names
+    def __init__(self, names: tuple[str, ...], struck: set[tuple[object, int, int]], runs: float) -> None:
+        super().__init__(0)
+        self.names, self.struck, self.runs = names, struck, runs
+        self.run_of: Counter[tuple[object, int]] = Counter()
 
     def trace(self, frame: Any, event: str, argument: object) -> Any:
         return super().trace(frame, event, argument) if frame.f_code.co_name in self.names else None
+
+    def is_due(self, frame: Any) -> bool:
+        line = (frame.f_code, frame.f_lineno)
+        self.run_of[line] += 1
+        due = not self.where and self.run_of[line] <= self.runs and (*line, self.run_of[line]) not in self.struck
+        if due:
+            self.struck.add((*line, self.run_of[line]))
+        return due
 
     def call(self, function: Callable[..., object], *args: Any) -> object:
         """Call a function in a greenlet that is traced; errors that a strike explains are results."""
@@ -49,15 +65,17 @@ class Strike(Signal):
 
 @pytest.fixture
 def strikes(monkeypatch, many) -> Callable[..., Iterator[Strike]]:
-    """Every line of some functions, one after the other; gevent's reports of what hit the hub are kept from the log."""
+    """Each line of some functions, one after the other, each of its runs in `make soak`.
+
+    gevent's reports of what hit the hub are kept from the log.
+    """
     told: list[BaseException] = []
     monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda context, kind, value, trace: told.append(value))
 
     def each(*names: str) -> Iterator[Strike]:
-        number = 0
+        struck: set[tuple[object, int, int]] = set()
         while True:
-            number += many(3, 1)
-            strike = Strike(number, names)
+            strike = Strike(names, struck, runs=many(1, 1000))
             yield strike
             in_hub(sys.settrace, None)
             sys.settrace(None)
@@ -65,7 +83,7 @@ def strikes(monkeypatch, many) -> Callable[..., Iterator[Strike]]:
             assert not wrong, f"{wrong} after {strike.where}"
             told.clear()
             if not strike.where:
-                assert number > many(3, 1), "no line of these was ever run"
+                assert struck, "no line of these was ever run"
                 return
 
     return each
@@ -184,13 +202,15 @@ def test_producer_goes_on(strikes, server, other, tube):
 def test_put_many_ends_and_its_producer_goes_on(strikes, play, monkeypatch):
     """Some bodies are refused, and tried again in greenlets of their own."""
     monkeypatch.setattr(puts, "LOST", 0.1)
+    for room in (put_queue, puts):
+        monkeypatch.setattr(room, "TICK", 0.01)  # a refused body's pauses are multiples of it
     names = ("_answered", "settle", "failed", "_tried", "go_on", "add", "wait", "end", "leave", "_serve", "_tick")
     for strike in strikes(*names):
         played = play({"put": [None, b"INTERNAL_ERROR\r\n", b"INTERNAL_ERROR\r\n", None]})
         with gstalk.Producer(played.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
             producer.wait_connected(5)
             in_hub(sys.settrace, strike.trace)
-            putting = gevent.spawn(strike.call, partial(producer.put_many, "default", [b"x"] * 4, timeout=2))
+            putting = gevent.spawn(strike.call, partial(producer.put_many, "default", [b"x"] * 4, timeout=0.5))
             within(5, putting.ready, strike)
             in_hub(sys.settrace, None)
             assert putting.value is None or not isinstance(putting.value, list) or len(putting.value) == 4

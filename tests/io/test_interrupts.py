@@ -381,11 +381,26 @@ def own(number: int, frame: object) -> None:
 handled: list[int] = []
 
 
+@contextmanager
+def set_for_now(handler: Any) -> Iterator[None]:
+    """A program's own handler of Ctrl-C; Python's is back afterwards."""
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, DEFAULT)
+
+
+def ends_and_leaves(receiver: Receiver, handler: object) -> None:
+    receiver.consumer.stop()
+    assert receiver.result() is None
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 @pytest.mark.parametrize("before", [own, signal.SIG_IGN, signal.SIG_DFL])
 def test_other_handlers_are_left_alone(embedded, before):
-    signal.signal(signal.SIGINT, before)
-    receiver = Receiver(embedded.uri, lambda job: None)
-    try:
+    with set_for_now(before):
+        receiver = Receiver(embedded.uri, lambda job: None)
         assert signal.getsignal(signal.SIGINT) is before
         handled.clear()
         if before is not signal.SIG_DFL:
@@ -393,22 +408,13 @@ def test_other_handlers_are_left_alone(embedded, before):
         assert handled == [signal.SIGINT] * (before is own)
         gevent.sleep(0.05)
         assert not receiver.is_over
-        receiver.consumer.stop()
-        assert receiver.result() is None
-        assert signal.getsignal(signal.SIGINT) is before
-    finally:
-        signal.signal(signal.SIGINT, DEFAULT)
+        ends_and_leaves(receiver, before)
 
 
 def test_handler_that_is_set_while_receive_runs_stays(embedded):
     receiver = Receiver(embedded.uri, lambda job: None)
-    signal.signal(signal.SIGINT, own)
-    try:
-        receiver.consumer.stop()
-        assert receiver.result() is None
-        assert signal.getsignal(signal.SIGINT) is own
-    finally:
-        signal.signal(signal.SIGINT, DEFAULT)
+    with set_for_now(own):
+        ends_and_leaves(receiver, own)
 
 
 def test_program_that_puts_ours_back_when_receive_is_over_has_pythons_again(embedded):

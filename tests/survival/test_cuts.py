@@ -35,7 +35,7 @@ def goes_on(record: Record) -> None:
 
 def test_cuts_of_all_connections_lose_nothing(own_server: Beanstalkd, connect, rng, many, figures):
     """The server lives: whatever is wrong at the end, gstalk did it."""
-    rounds = many(50, 500)
+    rounds = many(25, 500)
     with Witness(own_server.uri, head_of) as witness, silent_hub():
         record = Record([witness])
         with Load(record, rng, reconnect_timeout=SOON).running():
@@ -108,7 +108,7 @@ class PlainSockets:
 
 def test_kills_of_the_server_lose_nothing_but_what_it_loses_itself(tmp_path: Path, rng, many, figures):
     """With a binlog; beside it, the same kills under a load of plain sockets, without gstalk."""
-    rounds = many(20, 200)
+    rounds = many(12, 200)
     for name, load in ((" without gstalk", PlainSockets), ("", Load)):
         binlog = tmp_path / f"binlog{name}"
         binlog.mkdir()
@@ -135,7 +135,7 @@ def test_kills_of_the_server_lose_nothing_but_what_it_loses_itself(tmp_path: Pat
 
 def test_restarts_with_ids_that_begin_again_delete_no_foreign_job(own_server: Beanstalkd, rng, many, figures):
     """Without a binlog, after each restart the same ids mean other jobs, while handlers still hold those of before."""
-    rounds = many(20, 200)
+    rounds = many(10, 200)
     kept = 100
     late: Counter[str] = Counter()
 

@@ -27,11 +27,14 @@ block = get_original("time", "sleep")  # the whole hub, patched or not
 # -- auto_touch ----------------------------------------------------------------------------------------------------
 
 
-def test_auto_touch_keeps_jobs_through_ten_times_their_ttr_and_ends_with_their_handlers(own_server, connect, figures):
-    conn = connect(own_server.uri)
+@pytest.mark.soak
+def test_auto_touch_keeps_jobs_through_many_times_their_ttr_and_ends_with_their_handlers(
+    own_server, connect, many, figures
+):
+    conn, times = connect(own_server.uri), many(4, 10)
 
     def handler(job: gstalk.Job) -> None:
-        gevent.sleep(10)
+        gevent.sleep(times)
         job.delete()
 
     with Worker(own_server.uri, "t", handler, num_greenlets=50, auto_touch=True) as worker:
@@ -44,7 +47,7 @@ def test_auto_touch_keeps_jobs_through_ten_times_their_ttr_and_ends_with_their_h
     assert worker.told == []
     assert worker.runs == dict.fromkeys(ids, 1)
     assert (after.job_timeouts, after.current_jobs_ready) == (0, 0)
-    assert 50 * 20 <= (touches or 0) <= 50 * 31  # at a third of the ttr: 29 or 30 times
+    assert 50 * times * 2 <= (touches or 0) <= 50 * (times * 3 + 1)  # at each third of the ttr
     figures |= {"jobs": 50, "touches": touches, "timeouts": after.job_timeouts}
 
 

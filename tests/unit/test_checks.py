@@ -1,4 +1,4 @@
-"""gstalk.protocol.checks: the user's functions; `test_builtin_values` has names, numbers and bodies."""
+"""gstalk.protocol.checks: the user's functions, tubes; `test_builtin_values` has names, numbers and bodies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import checks
 
 
@@ -97,23 +98,17 @@ GENERATORS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", ASYNC)
-def test_callable_that_is_async_is_refused(value):
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(value, "async def") for value in ASYNC]
+    + [(value, "a generator function (it has a yield)") for value in GENERATORS],
+)
+def test_callable_whose_call_would_run_nothing_is_refused(value, kind):
     with pytest.raises(TypeError) as caught:
         checks.check_callable("handler", value, 1)
     assert str(caught.value) == (
         "handler must be a plain function, which runs to its end when it is called; "
-        "this one is async def: a call of it would run nothing"
-    )
-
-
-@pytest.mark.parametrize("value", GENERATORS)
-def test_callable_that_is_a_generator_function_is_refused(value):
-    with pytest.raises(TypeError) as caught:
-        checks.check_callable("handler", value, 1)
-    assert str(caught.value) == (
-        "handler must be a plain function, which runs to its end when it is called; "
-        "this one is a generator function (it has a yield): a call of it would run nothing"
+        f"this one is {kind}: a call of it would run nothing"
     )
 
 
@@ -299,3 +294,31 @@ class Awaited:
 @pytest.mark.parametrize("result", [None, 0, "", [], iter([]), mock.MagicMock(), object(), coroutine, generator])
 def test_returned_value_passes(result):
     checks.check_returned("a hook", result)
+
+
+class Sign(str):
+    """A str whose hash is its own: a dict takes it and an equal str for two keys."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_no_tube_at_all_is_refused():
+    with pytest.raises(InvalidArgumentError, match="^at least one tube is needed$"):
+        checks.check_tubes([])
+
+
+def test_two_handlers_for_a_tube_are_refused():
+    with pytest.raises(InvalidArgumentError, match="^two handlers for tube 'a'$"):
+        checks.by_tube({"a": 1, Sign("a"): 2})
+
+
+def test_tubes_that_passed_are_forgotten_before_they_are_too_many(monkeypatch):
+    monkeypatch.setattr(checks, "_KNOWN_MOST", 3)
+    known: dict[str, bytes] = {}
+    monkeypatch.setattr(checks, "_known", known)
+    for number in range(10):
+        assert checks.tube_bytes(f"tube-{number}") == b"tube-%d" % number
+        assert len(known) <= 3

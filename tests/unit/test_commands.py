@@ -116,3 +116,16 @@ def test_body_is_a_copy() -> None:
     line = commands.put(body, 0, 0, 1)
     body[:] = b"after!"
     assert line == b"put 0 0 1 6\r\nbefore\r\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        (commands.plain(commands.LIST_TUBES), b"list-tubes\r\n"),
+        (commands.plain(commands.STATS), b"stats\r\n"),
+        (commands.reserve(0), b"reserve-with-timeout 0\r\n"),
+        (commands.reserve(86400), b"reserve-with-timeout 86400\r\n"),
+    ],
+)
+def test_command_without_arguments_of_a_caller_is_exact(made: bytes, line: bytes) -> None:
+    assert made == line

@@ -195,16 +195,32 @@ def test_fate_delete_is_of_failed_jobs_only():
 
 
 @pytest.mark.parametrize(
-    ("fate", "words"),
+    ("fate", "words", "outcome"),
     [
-        (Fate("release", 7, 0), "released, with a delay of 0 s"),
-        (Fate("bury", 7), "buried"),
-        (Fate("bury", 7, is_given_up=True), "given up and buried"),
-        (Fate("delete", 7, is_given_up=True), "given up and deleted"),
+        (Fate("release", 7, 0), "released, with a delay of 0 s", "released"),
+        (Fate("bury", 7), "buried", "buried"),
+        (Fate("bury", 7, is_given_up=True), "given up and buried", "buried"),
+        (Fate("delete", 7, is_given_up=True), "given up and deleted", "deleted"),
     ],
 )
-def test_fate_in_words(fate, words):
-    assert str(fate) == words
+def test_fate_in_words(fate, words, outcome):
+    assert (str(fate), fate.outcome) == (words, outcome)
+
+
+@pytest.mark.parametrize("exhausted", ["bury", "delete"])
+@pytest.mark.parametrize(
+    ("stats", "fate"),
+    [
+        (JobStats(pri=7, reserves=1), None),
+        (JobStats(pri=7, reserves=3, releases=2, timeouts=0, buries=0, kicks=0), None),
+        (JobStats(pri=7, reserves=3, releases=0, timeouts=0, buries=0, kicks=0), None),
+        (JobStats(pri=7, reserves=4, releases=0, timeouts=0, buries=0, kicks=0), Fate("bury", 7, is_given_up=True)),
+        (JobStats(pri=7, reserves=4), Fate("bury", 7, is_given_up=True)),  # what is not told counts as nothing
+    ],
+)
+def test_fate_of_job_just_reserved(exhausted, stats, fate):
+    """One that was lost with its worker too often is buried whatever the policy says: it may not have run at all."""
+    assert Fate.of_reserved(RetryPolicy(max_attempts=3, exhausted=exhausted), stats) == fate
 
 
 def test_exhausted_never_without_a_limit():

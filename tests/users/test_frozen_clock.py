@@ -45,16 +45,16 @@ def test_waits_end_in_their_time_while_the_clock_stands(play, tick):
     with freezegun.freeze_time("2020-01-01", tick=tick):
         stands = time.monotonic()
         absent = gstalk.Producer(NOBODY, **QUIET)
-        assert 0.9 < took(lambda: absent.put("t", b"x", timeout=1)) < 5
-        assert 0.9 < took(lambda: absent.put_many("t", [b"x"], timeout=1)) < 5
-        assert 0.4 < took(lambda: absent.wait_connected(0.5)) < 5
+        assert 0.25 < took(lambda: absent.put("t", b"x", timeout=0.3)) < 5
+        assert 0.25 < took(lambda: absent.put_many("t", [b"x"], timeout=0.3)) < 5
+        assert 0.25 < took(lambda: absent.wait_connected(0.3)) < 5
         assert took(lambda: absent.stop(1)) < 5
         producer = gstalk.Producer(silent, conn_timeout=30, **QUIET)
         assert producer.wait_connected(5)
-        assert 0.9 < took(lambda: producer.put("default", b"x", timeout=1)) < 5
+        assert 0.25 < took(lambda: producer.put("default", b"x", timeout=0.3)) < 5
         putting = gevent.spawn(producer.put, "default", b"x", timeout=30)
         gevent.sleep(0)
-        assert 0.9 < took(lambda: producer.stop(1)) < 5
+        assert 0.25 < took(lambda: producer.stop(0.3)) < 5
         with pytest.raises(gstalk.DisconnectedError):
             putting.get(timeout=5)
         assert tick or time.monotonic() == stands

@@ -21,6 +21,7 @@ from gevent import subprocess
 import gstalk
 from gstalk.testing import Beanstalkd
 from gstalk.testing.beanstalkd import free_port
+from tests.conftest import SOAK
 from tests.servers import wait_until
 from tests.users.load import Load
 
@@ -31,7 +32,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.soak, pytest.mark.
 
 APP = Path(__file__).parents[2] / "examples" / "flask_app"
 WORKERS = 3
-CLIENTS = 32
+CLIENTS = 32 if SOAK else 12  # they leave the workers time to begin
 
 # A preloading master that is patched runs its hub, so its Producer connects there, before the workers are forked.
 STYLES = {"each worker loads": "", "preload": "preload_app = True", "preload in a patched master": "preload_app = True"}

@@ -8,7 +8,6 @@ Each prints one line of what went wrong, the parent the last one.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -49,13 +48,10 @@ if WHEN == "first":
     register()
 
 import gstalk  # noqa: E402  # after the hooks: their order is what this is about
+from tests.faults.programs.saying import say  # noqa: E402
 
 if WHEN == "last":
     register()
-
-
-def say(**values: object) -> None:
-    os.write(1, json.dumps(values).encode() + b"\n")
 
 
 def main() -> None:

@@ -6,12 +6,10 @@ itself, and says how the copies of the parent's puts ended there. The parent say
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import ssl
 import sys
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -20,23 +18,12 @@ import gevent.os
 from gevent.event import Event
 
 import gstalk
+from tests.faults.programs.saying import outcome, say
 
 WHAT, URI = sys.argv[1], sys.argv[2]
 OPTIONS: dict[str, Any] = {"tls_context": ssl.create_default_context(cafile=sys.argv[3])} if sys.argv[3] else {}
 go_on = Event()
 ends: list[str] = []
-
-
-def say(**values: object) -> None:
-    os.write(1, json.dumps(values).encode() + b"\n")
-
-
-def outcome(function: Callable[[], object]) -> str:
-    try:
-        function()
-    except Exception as error:
-        return type(error).__name__
-    return "done"
 
 
 def wait_for_the_test() -> None:

@@ -5,7 +5,6 @@ Each process prints what it saw; the last line is the parent's.
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import resource
@@ -24,23 +23,12 @@ from gevent.monkey import get_original
 
 import gstalk
 from gstalk.connection import forks
+from tests.faults.programs.saying import outcome, say
 
 URI = sys.argv[2]
 PARENT = os.getpid()
 problems: list[str] = []
 quiet: dict[str, Any] = {"info_func": lambda message: None, "error_func": lambda error, message: None}
-
-
-def say(**values: object) -> None:
-    os.write(1, json.dumps(values).encode() + b"\n")
-
-
-def outcome(function: Callable[[], object]) -> str:
-    try:
-        function()
-    except Exception as error:
-        return type(error).__name__
-    return "done"
 
 
 def fork(work: Callable[[], object]) -> Callable[[], None]:

@@ -2,11 +2,12 @@
 
 MODE is "unpatched", "before" or "after" (the import of what is tested), "no-thread", or "held", which has a fault.
 
-A ticker greenlet ticks every 5 ms. A hub that is held longer than 50 ms is late with it. A second, native thread sees
-that while it goes on, and looks every few milliseconds at what the main thread's innermost frame of ours is: one of
-gstalk's, or one of the tests' (which start processes, make certificates and collect garbage). Only where it was gstalk,
-or something that gstalk called, is it a fault. Time for which the main thread was ready to run, and the machine had no
-processor for it, doesn't count, nor does time for which the watching thread itself did not run.
+A ticker greenlet ticks every 5 ms. A hub that is held longer than 50 ms (more on a slower machine) is late with it. A
+second, native thread sees that while it goes on, and looks every few milliseconds at what the main thread's innermost
+frame of ours is: one of gstalk's, or one of the tests' (which start processes, make certificates and collect garbage).
+Only where it was gstalk, or something that gstalk called, is it a fault. Time for which the main thread was ready to
+run, and the machine had no processor for it, doesn't count, nor does time for which the watching thread itself did not
+run.
 
 It prints one line of JSON at the end: pytest's exit code, how many tests passed, and the holds found.
 """
@@ -30,6 +31,8 @@ import gevent
 import gevent.monkey
 import pytest
 
+from tests.speed import slowness
+
 if sys.argv[1] == "after":
     import gstalk.testing
 
@@ -37,7 +40,7 @@ if sys.argv[1] == "after":
     gevent.monkey.patch_all()
 
 TICK = 0.005
-LIMIT = 0.05
+LIMIT = 0.05 * slowness()
 SLICE = 0.003
 ROOT = os.getcwd()
 native_sleep = gevent.monkey.get_original("time", "sleep")
@@ -129,7 +132,7 @@ if __name__ == "__main__":
         from gstalk.connection import transport
 
         exec(
-            compile("def _tune(sock): sleep(0.1)", transport.__file__, "exec"),
+            compile(f"def _tune(sock): sleep({2 * LIMIT})", transport.__file__, "exec"),
             {"sleep": native_sleep},
             vars(transport),
         )

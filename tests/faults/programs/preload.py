@@ -29,6 +29,7 @@ import gevent
 import gevent.os
 
 import gstalk
+from tests.faults.programs.saying import outcome
 
 STYLE, URI = sys.argv[1], sys.argv[2]
 OPTIONS: dict[str, Any] = {"tls_context": ssl.create_default_context(cafile=sys.argv[3])} if sys.argv[3] else {}
@@ -57,14 +58,6 @@ def complained(error: BaseException, message: str) -> None:
     """The `error_func`; in a child it may tell of the handlers that were copied there, and of their lost jobs."""
     if os.getpid() == PARENT or not message.startswith("job "):
         note(error, message)
-
-
-def outcome(function: Callable[[], object]) -> str:
-    try:
-        function()
-    except Exception as error:
-        return type(error).__name__
-    return "done"
 
 
 def wait_until(holds: Callable[[], object]) -> bool:

@@ -17,11 +17,12 @@ import gstalk
 from gstalk.pool.put_queue import FULL, Lanes
 from gstalk.pool.puts import Put
 from tests.servers import Played, wait_until
+from tests.speed import slowness
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 QUIET: dict[str, Any] = {"error_func": lambda error, message: None, "info_func": lambda message: None}
-LONGEST = 0.05  # seconds of this process's own time for which the hub may be held
+LONGEST = 0.05  # seconds of this process's own time for which the hub may be held, on a machine as fast as ours
 
 
 class Hub:
@@ -30,6 +31,7 @@ class Hub:
     def __init__(self) -> None:
         self.longest = 0.0
         self.turns = 0
+        self.bound = LONGEST * slowness()
 
     def run(self) -> None:
         last = time.thread_time()
@@ -107,7 +109,7 @@ def test_put_many_of_a_million_bodies_that_are_refused_does_not_hold_the_hub(pla
             producer.put_many("default", itertools.repeat(b"x", 300_000))
     assert len(caught.value.results) == 300_000
     assert hub.turns > 50
-    assert hub.longest < LONGEST
+    assert hub.longest < hub.bound
 
 
 @pytest.mark.parametrize("kind", ["producer", "conn"])
@@ -120,7 +122,7 @@ def test_put_many_of_bad_bodies_does_not_hold_the_hub(server, kind):
             putter.put_many("default", itertools.repeat("text", 100_000))
     assert len(caught.value.results) == 100_000
     assert hub.turns > 5
-    assert hub.longest < LONGEST
+    assert hub.longest < hub.bound
 
 
 def test_put_many_of_bodies_without_end_can_be_interrupted(play):
@@ -143,7 +145,7 @@ def test_puts_that_are_refused_one_after_the_other_do_not_hold_the_hub(play, tim
                 with suppress(gstalk.DrainingError):
                     producer.put("default", b"x", timeout=timeout)
     assert hub.turns > 5
-    assert hub.longest < LONGEST
+    assert hub.longest < hub.bound
 
 
 @pytest.mark.parametrize("servers", [1, 2])
@@ -164,7 +166,7 @@ def test_puts_when_all_servers_begin_to_drain_do_not_hold_the_hub(play, count, s
         with watched() as hub:
             gevent.joinall(puts)
     assert ended == {"DrainingError": count}
-    assert hub.longest < LONGEST
+    assert hub.longest < hub.bound
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -177,7 +179,7 @@ def test_puts_whose_time_is_over_together_do_not_hold_the_hub(play, silent):
         with watched() as hub:
             gevent.joinall(puts)
     assert ended == {"PutTimeoutError": 8000}
-    assert hub.longest < LONGEST
+    assert hub.longest < hub.bound
 
 
 def test_puts_with_many_servers_that_are_down_do_not_hold_the_hub(tmp_path):
@@ -191,7 +193,7 @@ def test_puts_with_many_servers_that_are_down_do_not_hold_the_hub(tmp_path):
             producer.put("t", b"", timeout=0)
     assert ended == {"PutTimeoutError": 3000}
     assert set(caught.value.causes) == set(uris)
-    assert hub.longest < LONGEST
+    assert hub.longest < hub.bound
 
 
 # -- the work ----------------------------------------------------------------------------------------------------

@@ -1,45 +1,21 @@
-"""Reserves beside other commands on one Conn: waiting, timeouts, sharing, calling back, DEADLINE_SOON, interruption."""
+"""Reserves on one Conn: waiting, timeouts, sharing, DEADLINE_SOON, jobs that ran out, interruption."""
 
 from __future__ import annotations
 
 import datetime
-import sys
 import time
 from typing import Any
 
 import gevent
 import pytest
-from gevent import subprocess
 from gevent.event import Event
-from gevent.server import StreamServer
 
 import gstalk
 from gstalk.connection import reserved as reserved_jobs
-from tests.servers import ok, wait_until
+from tests.io.calling import SLACK, call, hold, waiting
+from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
-
-SLACK = 1.5  # seconds that a noisy machine may take on top
-
-
-def start(method, *args):
-    """Start a call in a greenlet, and let it get as far as it can without a reply."""
-    greenlet = gevent.spawn(method, *args)
-    gevent.sleep(0)
-    return greenlet
-
-
-def waiting(conn, other):
-    """Start a reserve, and return when the server has it."""
-    before = other.stats().current_waiting
-    reserver = start(conn.reserve)
-    wait_until(lambda: other.stats().current_waiting == before + 1)
-    return reserver
-
-
-def hold(conn, other, tube, **params):
-    """Have a connection hold a job of another tube than the one it watches."""
-    return conn.reserve_job(other.put(f"{tube}-held", b"held", **params))
 
 
 # -- timeouts ----------------------------------------------------------------------------------------------------
@@ -81,7 +57,7 @@ def test_reserve_with_timeout_wrong_value_is_refused_and_asks_nothing(play, conn
 
 
 def test_reserve_with_timeout_huge_waits(conn, other, tube):
-    reserver = start(conn.reserve_with_timeout, 10**9)
+    reserver = call(conn.reserve_with_timeout, 10**9)
     job_id = other.put(tube, b"x")
     assert reserver.get().id == job_id
 
@@ -101,7 +77,7 @@ def test_reserve_with_different_timeouts_each_ends_in_its_own_time(conn):
 
 
 def test_reserve_beside_one_whose_time_is_over_goes_on(conn, other, tube):
-    reserver = start(conn.reserve)
+    reserver = call(conn.reserve)
     assert conn.reserve_with_timeout(0.2) is None
     assert not reserver.ready()
     job_id = other.put(tube, b"x")
@@ -122,7 +98,7 @@ def test_reserve_waits_until_there_is_a_job(conn, other, tube):
 def test_reserve_idle_waits_on_the_server_without_polling(own_server, connect):
     other, conn = connect(own_server.uri), connect(own_server.uri)
     before = other.stats().cmd_reserve_with_timeout
-    reserver = start(conn.reserve)
+    reserver = call(conn.reserve)
     gevent.sleep(1.5)  # nothing is to happen: there is no event to wait for
     assert other.stats().cmd_reserve_with_timeout == before + 1
     reserver.kill()
@@ -131,7 +107,7 @@ def test_reserve_idle_waits_on_the_server_without_polling(own_server, connect):
 @pytest.mark.slow
 def test_reserve_longer_than_reserve_timeout_is_sent_anew_unseen_by_the_caller(own_server, connect):
     other, conn = connect(own_server.uri), connect(own_server.uri, reserve_timeout=1)
-    reserver = start(conn.reserve)
+    reserver = call(conn.reserve)
     connections = other.stats().total_connections
     wait_until(lambda: other.stats().cmd_reserve_with_timeout == 3)
     assert other.stats().total_connections == connections
@@ -151,7 +127,7 @@ def test_reserve_longer_than_conn_timeout_is_no_lack_of_progress(connect, server
 @pytest.mark.parametrize("timeout", [None, 1], ids=str)
 def test_reserve_on_a_server_that_stalls_raises_command_timeout(own_server, connect, timeout):
     conn = connect(own_server.uri, conn_timeout=0.3, reserve_timeout=1)
-    reserver = start(conn.reserve) if timeout is None else start(conn.reserve_with_timeout, timeout)
+    reserver = call(conn.reserve) if timeout is None else call(conn.reserve_with_timeout, timeout)
     gevent.sleep(0.05)
     own_server.pause()
     try:
@@ -164,212 +140,10 @@ def test_reserve_on_a_server_that_stalls_raises_command_timeout(own_server, conn
 def test_reserve_on_a_server_that_is_killed_raises_lost_in_every_caller(own_server, connect):
     other, conn = connect(own_server.uri), connect(own_server.uri)
     reserver = waiting(conn, other)
-    second = start(conn.reserve)
+    second = call(conn.reserve)
     own_server.kill()
     for each in (reserver, second):
         with pytest.raises(gstalk.ConnectionLostError):
-            each.get(timeout=5)
-
-
-# -- beside other commands -----------------------------------------------------------------------------------------
-
-
-def test_put_beside_a_waiting_reserve_dials_once_in_the_conns_life(own_server, connect):
-    other, conn = connect(own_server.uri), connect(own_server.uri)
-    connections = other.stats().total_connections
-    for _ in range(5):
-        reserver = start(conn.reserve)
-        gevent.sleep(0.02)
-        job_id = conn.put("default", b"x")
-        job = reserver.get(timeout=5)
-        assert job.id == job_id
-        job.delete()
-    assert other.stats().total_connections == connections + 1
-    assert other.stats().current_connections == 2
-
-
-@pytest.mark.timing
-def test_put_beside_a_reserve_waits_little_once_the_conn_has_dialed(conn, other, tube):
-    waiting(conn, other)
-    conn.put(f"{tube}-else", b"the one that dials")
-    times: list[float] = []
-    for _ in range(50):
-        began = time.monotonic()
-        conn.put(f"{tube}-else", b"x")
-        times.append(time.monotonic() - began)
-        gevent.sleep(0.002)
-    times.sort()
-    assert times[40] < 0.05
-    assert times[-1] < 0.05 + SLACK
-
-
-@pytest.mark.timing
-def test_job_reaches_a_conn_that_asks_within_its_longest_pause(conn, other, tube):
-    hold(conn, other, tube)
-    times = []
-    for _ in range(10):
-        reserver = start(conn.reserve)
-        gevent.sleep(0.1)
-        began = time.monotonic()
-        other.put(tube, b"x")
-        reserver.get(timeout=5).delete()
-        times.append(time.monotonic() - began)
-    assert sorted(times)[5] < 0.1
-
-
-@pytest.mark.slow
-def test_reserve_that_asks_polls_with_pauses(own_server, connect):
-    other, conn = connect(own_server.uri), connect(own_server.uri)
-    hold(conn, other, "t")
-    before = other.stats().cmd_reserve_with_timeout
-    assert conn.reserve_with_timeout(1) is None
-    assert other.stats().cmd_reserve_with_timeout - before < 40
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        lambda conn, tube: conn.stats(),
-        lambda conn, tube: conn.put_many(f"{tube}-else", [b"a", b"b"]),
-        lambda conn, tube: conn.peek_ready(f"{tube}-else"),
-        lambda conn, tube: conn.use(f"{tube}-else"),
-        lambda conn, tube: conn.watch(f"{tube}-else"),
-        lambda conn, tube: conn.stats_tube(tube),
-        lambda conn, tube: conn.reserve_with_timeout(0),
-        lambda conn, tube: conn.kick(tube, 1),
-        lambda conn, tube: conn.list_tubes_watched(),
-    ],
-)
-def test_command_of_any_kind_beside_a_waiting_reserve_is_answered(conn, other, tube, command):
-    reserver = waiting(conn, other)
-    with gevent.Timeout(5):
-        command(conn, tube)
-    job_id = other.put(tube, b"x")
-    assert reserver.get(timeout=5).id == job_id
-
-
-def test_reserve_called_back_keeps_watch_list_and_used_tube(conn, other, tube):
-    conn.watch(f"{tube}-a")
-    conn.watch(f"{tube}-b")
-    conn.ignore(f"{tube}-a")
-    conn.use(f"{tube}-used")
-    reserver = waiting(conn, other)
-    assert conn.list_tube_used() == f"{tube}-used"
-    assert sorted(conn.list_tubes_watched()) == sorted([tube, f"{tube}-b"])
-    job_id = other.put(f"{tube}-b", b"x")
-    assert reserver.get(timeout=5).id == job_id
-
-
-def test_watch_beside_a_waiting_reserve_takes_effect_for_it(conn, other, tube):
-    reserver = waiting(conn, other)
-    conn.watch(f"{tube}-new")
-    job_id = other.put(f"{tube}-new", b"x")
-    assert reserver.get(timeout=5).id == job_id
-
-
-def test_reserve_called_back_many_commands_in_the_meantime_keep_their_order(conn, other, tube):
-    waiting(conn, other)
-    putters = [gevent.spawn(conn.put, f"{tube}-{number % 3}", b"%d" % number) for number in range(100)]
-    gevent.joinall(putters, raise_error=True)
-    ids = [putter.get() for putter in putters]
-    assert ids == sorted(ids)
-    assert [other.peek(job_id).body for job_id in ids] == [b"%d" % number for number in range(100)]
-
-
-def test_reserve_called_back_from_a_server_with_another_id_breaks_the_conn(play, connect):
-    stats = [ok("---\nid: 4a\n"), ok("---\nid: 5b\n")]
-    conn = connect(play({"stats": stats, "reserve-with-timeout": b""}).uri)
-    reserver = start(conn.reserve)
-    with pytest.raises(gstalk.ConnectionLostError) as caught:
-        conn.put("default", b"")
-    assert caught.value.sent == "no"
-    with pytest.raises(gstalk.ConnectionLostError):
-        reserver.get(timeout=5)
-    assert not conn.is_connected
-
-
-def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect):
-    conn = connect(own_server.uri)
-    reserver = start(conn.reserve)
-    gevent.sleep(0.05)
-    own_server.pause()
-    putter = start(conn.put, "default", b"")
-    own_server.kill()
-    for each in (putter, reserver):
-        with pytest.raises(gstalk.ConnectionLostError):
-            each.get(timeout=5)
-
-
-@pytest.mark.slow
-def test_reserve_called_back_from_a_server_that_is_stopped_ends_all_in_time(own_server, connect):
-    conn = connect(own_server.uri, conn_timeout=0.5)
-    other = connect(own_server.uri)
-    reserver = waiting(conn, other)
-    own_server.pause()
-    try:
-        began = time.monotonic()
-        with pytest.raises(gstalk.CommandTimeoutError) as caught:
-            conn.put("default", b"x")
-        assert time.monotonic() - began < 0.95  # one conn_timeout, not a second one for a dial
-        assert caught.value.sent == "no"
-        reserver.join()
-        assert isinstance(reserver.exception, gstalk.CommandTimeoutError)
-    finally:
-        own_server.resume()
-
-
-def test_reserve_called_back_its_end_keeps_the_process_waiting():
-    """The server's answer comes, and a while later the end: nothing else is under way then."""
-    first: list[Any] = []
-
-    def handle(sock, address):
-        mine = not first
-        first.append(sock)
-        while data := sock.recv(1000):
-            for line in data.split(b"\r\n"):
-                if line.startswith(b"stats"):
-                    sock.sendall(ok("---\nid: 4a\n"))
-                elif line.startswith(b"put"):
-                    sock.sendall(b"INSERTED 9\r\n")
-        if mine:
-            sock.sendall(b"TIMED_OUT\r\n")
-            gevent.sleep(0.3)
-
-    script = """
-import sys, gevent, gstalk
-conn = gstalk.dial(sys.argv[1], conn_timeout=None)
-reserver = gevent.spawn(conn.reserve)
-gevent.sleep(0.1)
-reserver.kill()
-print(conn.put("default", b""))
-conn.close()
-"""
-    server = StreamServer(("127.0.0.1", 0), handle)
-    server.start()
-    try:
-        command = [sys.executable, "-c", script, f"127.0.0.1:{server.server_port}"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    finally:
-        server.stop(0)
-    assert (said.stdout, said.stderr) == ("9\n", "")
-
-
-def test_reserve_called_back_the_job_that_won_the_race_is_not_lost(conn, other, connect, tube):
-    """A job that goes to the old connection while it is half-closed goes back, and is reserved again."""
-    third = connect()
-    reserver = waiting(conn, other)
-    jobs = [start(other.put, tube, b"x"), start(conn.put, f"{tube}-else", b"y")]
-    gevent.joinall(jobs, raise_error=True)
-    assert reserver.get(timeout=5).id == jobs[0].value
-    assert third.stats_tube(tube).current_jobs_ready == 0
-
-
-def test_conn_closed_while_a_reserve_is_called_back_ends_everything(conn, other):
-    reserver = waiting(conn, other)
-    putter = start(conn.put, "default", b"")
-    conn.close()
-    for each in (putter, reserver):
-        with pytest.raises(gstalk.ConnectionClosedError):
             each.get(timeout=5)
 
 
@@ -396,14 +170,14 @@ def test_many_greenlets_reserving_share_the_jobs(conn, other, tube):
 
 
 def test_many_greenlets_reserving_all_get_one_of_as_many_jobs(conn, other, tube):
-    reservers = [start(conn.reserve) for _ in range(20)]
+    reservers = [call(conn.reserve) for _ in range(20)]
     ids = other.put_many(tube, [b"x"] * 20)
     gevent.joinall(reservers, timeout=10)
     assert sorted(reserver.get().id for reserver in reservers) == ids
 
 
 def test_first_in_line_gets_the_first_job(conn, other, tube):
-    first, second = waiting(conn, other), start(conn.reserve)
+    first, second = waiting(conn, other), call(conn.reserve)
     ids = [other.put(tube, b"a")]
     assert first.get(timeout=5).id == ids[0]
     assert not second.ready()
@@ -431,7 +205,7 @@ def test_producers_and_workers_on_one_conn_lose_and_double_nothing(own_server, c
             put.append(conn.put("default", b"body"))
             gevent.sleep(0)
 
-    workers = [start(work) for _ in range(10)]
+    workers = [call(work) for _ in range(10)]
     gevent.joinall([gevent.spawn(produce) for _ in range(10)], raise_error=True)
     wait_until(lambda: len(got) >= 500)
     done.set()
@@ -522,7 +296,7 @@ def test_reserve_whose_time_is_over_is_told_none_only_when_its_own_ask_was_answe
     conn = connect(played.uri)
     conn.reserve_job(5)  # it asks, and doesn't wait on the server
     played.replies[b"reserve-with-timeout"] = [answer, answer, b"TIMED_OUT\r\n"]
-    patient, hasty = start(conn.reserve_with_timeout, 0.3), start(conn.reserve_with_timeout, 0.02)
+    patient, hasty = call(conn.reserve_with_timeout, 0.3), call(conn.reserve_with_timeout, 0.02)
     gevent.sleep(0.05)
     first.set()
     wait_until(lambda: conn._line._answered == 1)
@@ -543,9 +317,9 @@ def test_reserve_ended_by_close_tells_whether_it_was_asked(play, connect, asked,
     if not asked:
         with pytest.raises(gstalk.DeadlineSoonError):
             conn.reserve()  # the next one waits for the end of the quiet time
-    reserver = start(conn.reserve)
-    deleter = start(job.delete)
-    closer = start(conn.close)
+    reserver = call(conn.reserve)
+    deleter = call(job.delete)
+    closer = call(conn.close)
     gevent.joinall([reserver])
     assert not closer.ready()
     assert type(reserver.exception) is gstalk.ConnectionClosedError
@@ -570,7 +344,7 @@ def test_jobs_that_ran_out_are_held_no_longer_and_the_conn_waits_again(conn, oth
     """Nobody refers to them, and the server doesn't tell that their time is over: it has to be asked."""
     for _ in range(100):
         hold(conn, other, tube, ttr=1)
-    reserver = start(reserved, conn.reserve)
+    reserver = call(reserved, conn.reserve)
     wait_until(lambda: not conn._link.reserved.by_id, 20)
     wait_until(lambda: other.stats().current_waiting == 1, 5)
     before = other.stats().cmd_reserve_with_timeout
@@ -597,7 +371,7 @@ def test_job_that_ran_out_in_somebodys_hands_is_lost(conn, other, tube, monkeypa
     monkeypatch.setattr(reserved_jobs, "AGE", 0.1)
     job = hold(conn, other, tube, ttr=3)
     other.watch(f"{tube}-held")
-    reserver = start(reserved, conn.reserve)
+    reserver = call(reserved, conn.reserve)
     taken = reserved(lambda: other.reserve_with_timeout(10))
     assert taken.id == job.id
     wait_until(lambda: (taken.touch(), job.is_lost)[1], 10)
@@ -636,7 +410,7 @@ def interruptible(method):
         except BaseException as error:
             raised.append(error)
 
-    return start(run), raised
+    return call(run), raised
 
 
 @pytest.mark.parametrize("make", INTERRUPTIONS)
@@ -664,7 +438,7 @@ def test_reserve_interrupted_as_its_job_arrives_the_job_goes_back_at_once(conn, 
         hold(conn, other, tube)
     greenlet, _ = interruptible(conn.reserve)
     gevent.sleep(0.02)
-    putter = start(other.put, tube, b"x")
+    putter = call(other.put, tube, b"x")
     for _ in range(turns):
         gevent.sleep(0)
     greenlet.kill(block=False)

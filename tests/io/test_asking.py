@@ -1,0 +1,146 @@
+"""Which connections a Consumer asks for jobs, and how often: several servers, idleness, DEADLINE_SOON."""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import gstalk
+from gstalk.testing import Beanstalkd
+from tests.servers import wait_until
+
+pytestmark = pytest.mark.real
+
+
+def test_deadline_soon_is_no_error_and_asks_little(own_server, work, connect):
+    conn = connect(own_server.uri)
+    done = []
+
+    def handler(job):
+        gevent.sleep(0.9)
+        job.delete()
+        done.append(job.id)
+
+    conn.put("t", b"", ttr=1)
+    worker = work(handler, own_server.uri, "t")
+    wait_until(lambda: done)
+    assert worker.errors == []
+    assert int(conn.stats().cmd_reserve_with_timeout or 0) < 60
+
+
+def test_job_whose_connection_is_held_comes_through_another(work, conn, tube):
+    """While a handler holds a job on the only connection, other jobs are still taken quickly."""
+    gate, quick = Event(), []
+
+    def handler(job):
+        if job.body == b"slow":
+            gate.wait()
+        else:
+            quick.append(time.monotonic())
+        job.delete()
+
+    work(handler)
+    conn.put(tube, b"slow")
+    wait_until(lambda: conn.stats_tube(tube).current_jobs_reserved == 1)
+    gevent.sleep(0.3)
+    began = time.monotonic()
+    conn.put(tube, b"quick")
+    wait_until(lambda: quick)
+    assert quick[0] - began < 0.05 + 1
+    gate.set()
+
+
+def test_several_servers_all_are_worked_off_one_of_them_down(work, own_server, server, conn, tube):
+    with Beanstalkd() as third:
+        own_server.kill()
+        got = []
+
+        def handler(job):
+            job.delete()
+            got.append(job.uri)
+
+        work(handler, [server.uri, own_server.uri, third.uri])
+        with gstalk.dial(third.uri) as other:
+            conn.put_many(tube, [b""] * 50)
+            other.put_many(tube, [b""] * 50)
+            wait_until(lambda: len(got) == 100)
+            assert got.count(server.uri) == 50
+
+
+@pytest.mark.slow
+def test_several_servers_one_busy_does_not_starve_the_other(work, own_server, server, connect, conn, tube):
+    other = connect(own_server.uri)
+    got: list[tuple[str, float]] = []
+
+    def handler(job):
+        gevent.sleep(0.02)
+        job.delete()
+        got.append((job.uri, time.monotonic()))
+
+    conn.put_many(tube, [b""] * 600)
+    work(handler, [server.uri, own_server.uri], num_greenlets=4)
+    wait_until(lambda: len(got) > 20)
+    began = time.monotonic()
+    other.put(tube, b"")
+    wait_until(lambda: own_server.uri in [uri for uri, _ in got])
+    assert next(when for uri, when in got if uri == own_server.uri) - began < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multiply", [1, 3])
+def test_idle_consumer_sends_nothing(own_server, work, connect, multiply):
+    conn = connect(own_server.uri)
+    worker = work(lambda job: job.delete(), own_server.uri, "t", multiply=multiply)
+    wait_until(lambda: conn.stats().current_connections == multiply + 1 and conn.stats().current_waiting)
+    conn.put("t", b"")
+    wait_until(lambda: conn.stats().current_jobs_ready == conn.stats().current_jobs_reserved == 0)
+    gevent.sleep(0.2)
+    before = conn.stats()
+    gevent.sleep(2)  # nothing is to happen: there is no event to wait for
+    after = conn.stats()
+    changed = {
+        name: (value, getattr(after, name))
+        for name, value in vars(before).items()
+        if name.startswith("cmd_") and getattr(after, name) != value
+    }
+    assert changed == {"cmd_stats": (before.cmd_stats, int(before.cmd_stats or 0) + 1)}
+    assert after.total_connections == before.total_connections
+    assert worker.errors == []
+
+
+@pytest.mark.timing
+@pytest.mark.slow
+def test_idle_consumer_gets_a_job_at_once(own_server, work, connect):
+    conn = connect(own_server.uri)
+    times: list[float] = []
+    handled = Event()
+    began = 0.0
+
+    def handler(job):
+        times.append(time.monotonic() - began)
+        job.delete()
+        handled.set()
+
+    work(handler, own_server.uri, "t")
+    wait_until(lambda: conn.stats().current_waiting == 1)
+    for _ in range(50):
+        handled.clear()
+        began = time.monotonic()
+        conn.put("t", b"")
+        assert handled.wait(5)
+        wait_until(lambda: conn.stats().current_waiting == 1)
+    assert sorted(times)[25] < 0.02
+
+
+@pytest.mark.slow
+def test_idle_longer_than_reserve_timeout_goes_on(own_server, work, connect):
+    conn = connect(own_server.uri)
+    got: list[gstalk.Job] = []
+    worker = work(got.append, own_server.uri, "t", reserve_timeout=1, auto_delete=True)
+    wait_until(lambda: int(conn.stats().cmd_reserve_with_timeout or 0) >= 3)
+    conn.put("t", b"")
+    wait_until(lambda: got)
+    assert worker.errors == []
