@@ -103,7 +103,7 @@ def options() -> str:
         arguments = [_shown(each) for each in command.params if isinstance(each, click.Argument)]
         lines.append(f"| **`{' '.join([name, *arguments])}`** | | {str(command.help).partition(chr(10))[0]} |")
         for each in command.params:
-            if isinstance(each, click.Option) and not each.hidden:
+            if isinstance(each, click.Option) and not each.hidden and each.name != "uri":  # all have that
                 lines.append(f"| | `{', '.join(each.opts)}` | {each.help} |")
     return "".join(f"{line}\n" for line in lines)
 
