@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -100,6 +103,56 @@ def test_reference_has_every_public_name(site):
 
 def test_changelog_and_the_house_are_in_the_site(pages):
     assert {"changelog.html", "contributing.html", "events.html", "protocol.html"} <= {path.name for path in pages}
+
+
+def test_search_finds_what_somebody_searches_for(site):
+    text = (site / "searchindex.js").read_text("utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
+    stemmed = ["django", "celeri", "docker", "kubernet", "sentri", "timeout", "loopexit", "wronghuberror", "redi"]
+    assert [word for word in stemmed if word not in index["terms"] and word not in index["titleterms"]] == []
+    headings = ["django", "docker", "kubernet", "supervisor", "systemd", "sentri", "timeout", "celeri"]
+    assert [word for word in headings if word not in index["titleterms"]] == []
+
+
+def test_every_example_is_shown_in_full_on_a_page_of_its_own(site):
+    sources = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
+    sources["flask_app"] = ROOT / "examples" / "flask_app" / "app.py"
+    contents = (site / "examples.html").read_text("utf-8")
+    for stem, source in sources.items():
+        html = (site / "examples" / f"{stem}.html").read_text("utf-8")
+        code = html.partition('<div class="highlight-python')[2].partition("</pre>")[0]
+        shown = unescape(re.sub("<[^>]+>", "", f"<{code}"))
+        assert shown.strip() == source.read_text("utf-8").strip()
+        assert f'href="examples/{stem}.html"' in contents
+
+
+def test_every_page_and_example_that_is_named_is_a_link(site):
+    for path in site.rglob("*.html"):
+        html = re.sub(r"<a .*?</a>", "", path.read_text("utf-8"), flags=re.DOTALL)
+        named = re.findall(r'<code class="docutils[^>]*>(.*?)</code>', html, re.DOTALL)
+        for name in (re.sub("<[^>]+>", "", each) for each in named):
+            page = re.fullmatch(r"docs/([a-z_]+)\.md", name)
+            assert page is None or path.stem == page[1], f"{path.name}: {name}"
+
+
+def test_names_of_python_and_gevent_are_links(site):
+    html = (site / "reference" / "config.html").read_text("utf-8")
+    assert "https://docs.python.org/3/library/ssl.html#ssl.SSLContext" in html
+    assert "https://www.gevent.org/api/gevent.timeout.html#gevent.Timeout" in (site / "cancellation.html").read_text(
+        "utf-8"
+    )
+
+
+def test_code_has_a_copy_button_that_leaves_out_prompts(site):
+    assert "copybutton.js" in (site / "tutorial.html").read_text("utf-8")
+    assert '"$ "' in next(site.rglob("copybutton.js")).read_text("utf-8").replace("'", '"')
+
+
+def test_reference_says_where_the_testing_servers_listen(site):
+    html = (site / "reference" / "testing.html").read_text("utf-8")
+    assert [
+        name for name in ("Server", "Beanstalkd", "FaultProxy") if f'id="gstalk.testing.{name}.uri"' not in html
+    ] == []
 
 
 @pytest.fixture
