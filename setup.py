@@ -64,7 +64,7 @@ setup(
     author="gstalk maintainers",
     url=HOME or None,
     project_urls=urls() if HOME else {},
-    license="MIT",
+    license_expression="MIT",
     keywords=["beanstalkd", "beanstalk", "gevent", "queue", "jobs", "worker"],
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -93,6 +93,7 @@ setup(
         "cli": CLI,
         "docs": ["furo>=2024.8", "myst-parser>=4", "opentelemetry-api>=1.30", "sphinx>=8", "sphinx-copybutton>=0.5.2"],
         "metrics": [*CLI, *METRICS],
+        "release": ["build>=1.2", "check-wheel-contents>=0.6", "pyroma>=4.2", "twine>=6.1"],
         "otel": ["opentelemetry-api>=1.30"],
         "test": [
             "beanstalkc3>=0.4",
@@ -111,7 +112,7 @@ setup(
             "pytest-xdist>=3.5",
             "python-json-logger>=3.1",
             "ruff>=0.6",
-            "setuptools>=70.1",
+            "setuptools>=77",
             "structlog>=23.1",
             "types-gevent>=24.2",
         ],

@@ -185,11 +185,15 @@ def test_clean_install_pulls_gevent_and_nothing_else(tmp_path, figures):
     shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(*MADE))
     run(sys.executable, "-m", "venv", tmp_path / "builder")
     builder, python = (tmp_path / name / "bin" / "python" for name in ("builder", "user"))
-    run(builder, "-m", "pip", "install", "--quiet", "build")
+    run(builder, "-m", "pip", "install", "--quiet", "build", "check-wheel-contents", "pyroma", "twine")
     run(builder, "-m", "build", "--outdir", tmp_path, tmp_path / "tree")
     run(sys.executable, "-m", "venv", tmp_path / "user")
     before = set(run(python, "-m", "pip", "list", "--format=freeze").split())
     (wheel,) = tmp_path.glob("*.whl")
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    run(builder.with_name("twine"), "check", "--strict", wheel, sdist)
+    run(builder.with_name("check-wheel-contents"), wheel)
+    run(builder.with_name("pyroma"), "--min=8", tmp_path / "tree")  # the last two marks are the owners' to give
     run(python, "-m", "pip", "install", "--quiet", wheel)
     after = set(run(python, "-m", "pip", "list", "--format=freeze").split())
     assert {each.partition("=")[0] for each in after - before} == {
@@ -201,6 +205,20 @@ def test_clean_install_pulls_gevent_and_nothing_else(tmp_path, figures):
     for name in ("gstalk", "gevent"):
         size = sum(path.stat().st_size for path in (packages / name).rglob("*") if path.is_file())
         figures[f"{name} installed"] = size
+
+
+def test_sdist_tests_itself_elsewhere(release, tmp_path):
+    run("tar", "-xzf", release.sdist, "-C", tmp_path)
+    (tree,) = tmp_path.iterdir()
+    chosen = [
+        "tests/unit/test_uri.py",
+        "tests/test_layers.py",
+        "tests/test_repository.py",
+        "tests/docs/test_pictures.py",
+    ]
+    said = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, cwd=tree)
+    assert " passed" in said
+    assert "failed" not in said
 
 
 # -- what it does ------------------------------------------------------------------------------------------------
