@@ -44,8 +44,8 @@ html_css_files = ["gstalk.css"]
 html_js_files = ["gstalk.js"]
 html_copy_source = False
 html_show_sphinx = False
-pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_style = "a11y-high-contrast-light"  # these two come with the theme
+pygments_dark_style = "a11y-high-contrast-dark"
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 

@@ -207,6 +207,9 @@ def test_clean_install_pulls_gevent_and_nothing_else(tmp_path, figures):
         figures[f"{name} installed"] = size
 
 
+@pytest.mark.skipif(not SOAK, reason="runs tests in tests: `make soak` does")
+@pytest.mark.soak
+@pytest.mark.limit(300)
 def test_sdist_tests_itself_elsewhere(release, tmp_path):
     run("tar", "-xzf", release.sdist, "-C", tmp_path)
     (tree,) = tmp_path.iterdir()
