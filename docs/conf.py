@@ -55,28 +55,30 @@ PAGES = HERE / "examples"  # made by every build, and kept out of the repository
 
 
 def write_examples() -> None:
-    """A page for each example, with all of its source."""
+    """A page for each example, with all of its source: a program, or a folder of several files."""
     PAGES.mkdir(exist_ok=True)
-    wanted = {
-        path.stem: _example(path.relative_to(EXAMPLES))
-        for path in [*EXAMPLES.glob("*.py"), EXAMPLES / "flask_app/app.py"]
-    }
-    wanted["flask_app"] = wanted.pop("app")
+    wanted: dict[str, list[Path]] = {}
+    for path in sorted(EXAMPLES.rglob("*.py")):
+        if path.read_text(encoding="utf-8").strip():
+            wanted.setdefault(path.relative_to(EXAMPLES).parts[0].removesuffix(".py"), []).append(path)
     for page in PAGES.glob("*.md"):
         if page.stem not in wanted:
             page.unlink()
-    for stem, text in wanted.items():
-        page = PAGES / f"{stem}.md"
+    for name, paths in wanted.items():
+        page, text = PAGES / f"{name}.md", _example(name, paths)
         if not page.exists() or page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
 
 
-def _example(path: Path) -> str:
-    said = ast.get_docstring(ast.parse((EXAMPLES / path).read_text(encoding="utf-8"))) or ""
-    name = path.stem if path.parent == Path() else path.parent.name
-    said = re.sub(r"^Run: (.+)$", r"Run it: `\1`", said, flags=re.MULTILINE)
-    source = f"```{{literalinclude}} ../../examples/{path.as_posix()}\n:language: python\n```\n"
-    return f"# {name.replace('_', ' ').capitalize()}\n\n{said}\n\n{source}"
+def _example(name: str, paths: list[Path]) -> str:
+    parts = [f"# {name.replace('_', ' ').capitalize()}\n"]
+    for path in paths:
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        inside = path.relative_to(EXAMPLES).as_posix()
+        parts += [f"## {inside}\n"] if len(paths) > 1 else []
+        parts += [re.sub(r"^Run: (.+)$", r"Run it: `\1`", said, flags=re.MULTILINE) + "\n"]
+        parts += [f"```{{literalinclude}} ../../examples/{inside}\n:language: python\n```\n"]
+    return "\n".join(parts)
 
 
 def linked(docname: str, text: str) -> str:

@@ -115,15 +115,16 @@ def test_search_finds_what_somebody_searches_for(site):
 
 
 def test_every_example_is_shown_in_full_on_a_page_of_its_own(site):
-    sources = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
-    sources["flask_app"] = ROOT / "examples" / "flask_app" / "app.py"
+    examples = ROOT / "examples"
     contents = (site / "examples.html").read_text("utf-8")
-    for stem, source in sources.items():
-        html = (site / "examples" / f"{stem}.html").read_text("utf-8")
-        code = html.partition('<div class="highlight-python')[2].partition("</pre>")[0]
-        shown = unescape(re.sub("<[^>]+>", "", f"<{code}"))
-        assert shown.strip() == source.read_text("utf-8").strip()
-        assert f'href="examples/{stem}.html"' in contents
+    for path in examples.rglob("*.py"):
+        if not (source := path.read_text("utf-8").strip()):
+            continue
+        page = f"examples/{path.relative_to(examples).parts[0].removesuffix('.py')}.html"
+        blocks = (site / page).read_text("utf-8").split('<div class="highlight-python')[1:]
+        shown = [unescape(re.sub("<[^>]+>", "", f"<{each.partition('</pre>')[0]}")).strip() for each in blocks]
+        assert source in shown, path.name
+        assert f'href="{page}"' in contents
 
 
 def test_every_page_and_example_that_is_named_is_a_link(site):
