@@ -120,7 +120,7 @@ def test_put_and_pause_take_durations():
         (["put", "mail", "--lines"], "gstalk: reading one job a line from standard input; Ctrl-D ends it"),
         (["load"], "gstalk: reading lines of JSON from standard input; Ctrl-D ends it"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_reading_a_terminal_is_said(arguments, hint):
     with Server() as server, Terminal([sys.executable, "-m", "gstalk", "--uri", server.uri, *arguments]) as seen:
@@ -172,6 +172,7 @@ def test_bash_completes_behind_a_port():
                 f"gstalk --uri {place} peek --tube mai",
                 f"gstalk peek --uri={place} --tube=mai",
                 f"gstalk --uri beanstalk://{place} purge mai",
+                f"echo x | gstalk --uri {place} put mai",
             ):
                 seen.type("clear\n")
                 seen.type(f"{line}\t")
