@@ -157,7 +157,7 @@ def test_reference_says_where_the_testing_servers_listen(site):
 
 
 @pytest.fixture
-def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
+def shoot(site: Path) -> Iterator[Callable[[str, int, str], bytes]]:
     """Take a page's screenshot in a browser that reaches no other host; it is kept in build/screenshots."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
@@ -165,11 +165,12 @@ def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
 
-        def take(page: str, width: int) -> bytes:
+        def take(page: str, width: int, scheme: str) -> bytes:
             assert CHROMIUM is not None
-            shot = kept / f"{page.replace('/', '-')}-{width}.png"
+            shot = kept / f"{page.replace('/', '-')}-{width}-{scheme}.png"
             shot.unlink(missing_ok=True)
             where = [f"--user-data-dir={profile}", f"--window-size={width},1400", f"--screenshot={shot}"]
+            where += [f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"]
             url = (site / f"{page}.html").as_uri()
             subprocess.run([CHROMIUM, *FLAGS, NO_OTHER_HOST, *where, url], capture_output=True, timeout=60, check=True)
             return shot.read_bytes()
@@ -178,12 +179,13 @@ def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
 
 
 @pytest.mark.soak
-@pytest.mark.limit(600)
+@pytest.mark.limit(1200)
 def test_pages_show_themselves_in_a_browser(shoot, pages, site, many, figures):
     """Looking at them is a person's work; that there is something to look at, wide and narrow, is a test's."""
     names = sorted(str(path.relative_to(site))[: -len(".html")] for path in pages)
     chosen = [name for name in names if name not in ("genindex", "search", "py-modindex")]
     chosen = ["index", *(name for name in chosen if name != "index")][: many(1, len(chosen))]
-    sizes = {(name, width): len(shoot(name, width)) for name in chosen for width in [1280, 420][: many(1, 2)]}
+    looks = [(1440, "light"), (390, "dark"), (390, "light"), (1440, "dark")][: many(1, 4)]
+    sizes = {(name, *look): len(shoot(name, *look)) for name in chosen for look in looks}
     figures |= {"screenshots": len(sizes), "smallest": min(sizes.values()), "kept in": "build/screenshots"}
     assert min(sizes.values()) > 20_000  # a blank page has some 5,000 bytes
