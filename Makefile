@@ -3,10 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DEMO_READY := .venv/.demo-ready
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help test soak bench docs demo lint programs clean
+.PHONY: help test soak bench docs demo dist lint programs clean
 .NOTPARALLEL:
 
 help:
@@ -14,7 +15,8 @@ help:
 	@echo "make soak    the random tests again, for an hour or so, with their figures"
 	@echo "make bench   gstalk beside the raw limit and other clients, in a few minutes (ARGS=--help for more)"
 	@echo "make docs    the documentation's site, in build/site"
-	@echo "make demo    producer and consumer at work"
+	@echo "make demo    producer and consumer at work (installs the command line alone)"
+	@echo "make dist    sdist and wheel, in dist, looked at as an index does"
 	@echo "make lint    the checks alone"
 	@echo "make clean   remove what these made"
 
@@ -35,8 +37,17 @@ docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs build/site
 	@echo "open build/site/index.html"
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/python -m gstalk demo
+
+dist: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	@# Full marks are 10: the last two are for the address and the home, which only the owners can give.
+	$(BIN)/pyroma --min=8 .
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -48,13 +59,20 @@ lint: $(READY)
 programs:
 	.ci/provide beanstalkd haproxy
 
-$(READY): setup.py
+# Both install into the same environment: what the demo needs is a part of the whole, whichever is made first.
+$(READY): setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[cli,docs,test]'
+	@touch $(DEMO_READY) $@
+
+$(DEMO_READY): setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	@touch $@
+
+.venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "gstalk: needs Python 3.10 or newer; name one: make PYTHON=python3.12 test" >&2; exit 1; }
 	@# Debian ships python3 without ensurepip, and then leaves half of an environment behind.
 	$(PYTHON) -m venv .venv || { rm -rf .venv; .ci/provide python3-venv && $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --editable '.[cli,docs,test]'
-	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -17,7 +17,9 @@ from gstalk.testing import Beanstalkd
 
 __all__ = ["machine", "table"]
 
-HEAD = ("", "client", "", "ops/s", "of raw", "of best peer", "CPU us", "server busy", "p50 ms", "p99 ms", "p99.9 ms")
+HEAD = (
+    "what", "client", "how", "ops/s", "of raw", "of best peer", "CPU us", "server busy", "p50 ms", "p99 ms", "p99.9 ms",
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

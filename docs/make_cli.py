@@ -98,12 +98,12 @@ class Stage:
 
 def options() -> str:
     """A table of all commands and options."""
-    lines = ["| command | option | |", "|---|---|---|"]
+    lines = ["| command | option | what it does |", "|---|---|---|"]
     for name, command in cli.commands.items():
         arguments = [_shown(each) for each in command.params if isinstance(each, click.Argument)]
         lines.append(f"| **`{' '.join([name, *arguments])}`** | | {str(command.help).partition(chr(10))[0]} |")
         for each in command.params:
-            if isinstance(each, click.Option) and not each.hidden:
+            if isinstance(each, click.Option) and not each.hidden and each.name != "uri":  # all have that
                 lines.append(f"| | `{', '.join(each.opts)}` | {each.help} |")
     return "".join(f"{line}\n" for line in lines)
 

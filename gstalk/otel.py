@@ -14,9 +14,14 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 
-from opentelemetry import context, metrics, trace
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+try:
+    from opentelemetry import context, metrics, trace
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+except ImportError as missing:
+    raise ImportError(
+        "gstalk.otel needs opentelemetry-api, which isn't installed: pip install 'gstalk[otel]'", name=missing.name
+    ) from None
 
 from gstalk import __version__
 from gstalk.config import Event

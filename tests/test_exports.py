@@ -115,7 +115,7 @@ def test_package_gives_exactly_the_documented_names():
 
 
 def test_version_is_the_one_of_setup():
-    assert re.findall(r'version="(.+?)"', (ROOT / "setup.py").read_text("utf-8")) == [gstalk.__version__]
+    assert re.findall(r'VERSION = "(.+?)"', (ROOT / "setup.py").read_text("utf-8")) == [gstalk.__version__]
 
 
 def shown(function: object) -> str:

@@ -12,7 +12,7 @@ import zipfile
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 MADE = (".*_cache", ".git", ".hypothesis", ".tox", ".venv", "__pycache__", "build", "dist", "site", "*.egg-info")
 
 
+DOCUMENTS = f"gstalk-{gstalk.__version__}.data/data/share/doc/gstalk/"
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
 
 
@@ -111,8 +112,58 @@ def test_wheel_has_the_package_and_nothing_else(release, figures):
         figures["wheel"] = release.wheel.stat().st_size
         figures["unpacked"] = sum(each.file_size for each in wheel.infolist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gstalk").rglob("*.py")}
-    inside = {name for name in names if ".dist-info/" not in name}
+    inside = {name for name in names if ".dist-info/" not in name and not name.startswith(DOCUMENTS)}
     assert inside == modules | {"gstalk/py.typed", "_gstalk_pytest.py"}
+
+
+def test_wheel_brings_documentation_and_examples(release):
+    with zipfile.ZipFile(release.wheel) as wheel:
+        inside = {name.removeprefix(DOCUMENTS): wheel.read(name) for name in wheel.namelist() if DOCUMENTS in name}
+    wanted = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "reference").glob("*.rst"), ROOT / "README.md"]
+    wanted += [path for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".json", ".yml")]
+    assert [path.name for path in wanted if inside.get(str(path.relative_to(ROOT))) != path.read_bytes()] == []
+    assert [name for name in inside if name.startswith("docs/examples/")] == []
+
+
+# -- its page on the index ---------------------------------------------------------------------------------------
+
+LINK = re.compile(r"!?\[[^]]*\]\(([^)]*)\)")
+
+
+def test_readme_links_lead_to_files():
+    links = LINK.findall((ROOT / "README.md").read_text("utf-8"))
+    local = [link for link in links if not link.startswith("https:")]
+    assert len(local) > 20
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_page_without_a_home_links_to_no_file(metadata):
+    links = LINK.findall(str(metadata.get_payload()))
+    assert [link for link in links if not link.startswith("https:")] == []
+    assert metadata.get_all("Project-URL") is None
+
+
+def test_page_with_a_home_links_to_its_files(monkeypatch):
+    """A release sets one line of setup.py, and all links are made of that."""
+    text = (ROOT / "setup.py").read_text("utf-8")
+    assert text.count('\nHOME = ""\n') == 1
+    said: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **given: said.update(given))
+    program = text.replace('\nHOME = ""\n', '\nHOME = "https://forge.example/us/gstalk"\n')
+    exec(compile(program, "setup.py", "exec"), {"__file__": str(ROOT / "setup.py"), "__name__": "setup"})
+    start = f"https://forge.example/us/gstalk/(blob|raw)/v{gstalk.__version__}/"
+    links = [*LINK.findall(said["long_description"]), *said["project_urls"].values()]
+    ours = [re.sub(start, "", link) for link in links if re.match(start, link)]
+    assert len(ours) > 20
+    assert [path for path in ours if not (ROOT / path).exists()] == []
+    assert [link for link in links if not link.startswith("https:")] == []
+    assert set(said["project_urls"]) == {"Source", "Documentation", "Changelog", "Issues"}
+
+
+def test_readme_starts_a_server_before_its_first_program():
+    before = (ROOT / "README.md").read_text("utf-8").partition("```python")[0]
+    for way in ("pip install 'gstalk[cli]'", "apt-get install beanstalkd", "docker run", "gstalk serve"):
+        assert way in before
 
 
 def test_sdist_has_all_that_the_repository_has(release, figures):
@@ -134,11 +185,15 @@ def test_clean_install_pulls_gevent_and_nothing_else(tmp_path, figures):
     shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(*MADE))
     run(sys.executable, "-m", "venv", tmp_path / "builder")
     builder, python = (tmp_path / name / "bin" / "python" for name in ("builder", "user"))
-    run(builder, "-m", "pip", "install", "--quiet", "build")
+    run(builder, "-m", "pip", "install", "--quiet", "build", "check-wheel-contents", "pyroma", "twine")
     run(builder, "-m", "build", "--outdir", tmp_path, tmp_path / "tree")
     run(sys.executable, "-m", "venv", tmp_path / "user")
     before = set(run(python, "-m", "pip", "list", "--format=freeze").split())
     (wheel,) = tmp_path.glob("*.whl")
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    run(builder.with_name("twine"), "check", "--strict", wheel, sdist)
+    run(builder.with_name("check-wheel-contents"), wheel)
+    run(builder.with_name("pyroma"), "--min=8", tmp_path / "tree")  # the last two marks are the owners' to give
     run(python, "-m", "pip", "install", "--quiet", wheel)
     after = set(run(python, "-m", "pip", "list", "--format=freeze").split())
     assert {each.partition("=")[0] for each in after - before} == {
@@ -150,6 +205,23 @@ def test_clean_install_pulls_gevent_and_nothing_else(tmp_path, figures):
     for name in ("gstalk", "gevent"):
         size = sum(path.stat().st_size for path in (packages / name).rglob("*") if path.is_file())
         figures[f"{name} installed"] = size
+
+
+@pytest.mark.skipif(not SOAK, reason="runs tests in tests: `make soak` does")
+@pytest.mark.soak
+@pytest.mark.limit(300)
+def test_sdist_tests_itself_elsewhere(release, tmp_path):
+    run("tar", "-xzf", release.sdist, "-C", tmp_path)
+    (tree,) = tmp_path.iterdir()
+    chosen = [
+        "tests/unit/test_uri.py",
+        "tests/test_layers.py",
+        "tests/test_repository.py",
+        "tests/docs/test_pictures.py",
+    ]
+    said = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, cwd=tree)
+    assert " passed" in said
+    assert "failed" not in said
 
 
 # -- what it does ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command line `gstalk`, with click and rich from the extra `gstalk[cli]`.
+"""The command line `gstalk`, with click from the extra `gstalk[cli]`; rich is imported where it shows something.
 
 Results go to standard output; progress, questions and errors to standard error. Exit codes: 0 done, 1 refused or
 failed, 2 wrong usage, 3 no connection. Each room holds commands of one kind and no name of another room's; `_output`
@@ -15,15 +15,15 @@ from typing import NoReturn
 
 try:
     import click
-    import rich  # noqa: F401  # what is missing is said here, not in the middle of a command
 except ImportError as missing:
     raise SystemExit(f"gstalk: the command line needs {missing.name}: pip install 'gstalk[cli]'") from None
 
 import gevent
 
 import gstalk
+from gstalk.cli import _completion  # noqa: F401  # has click use it
 from gstalk.cli._output import complain, exit_code
-from gstalk.cli._servers import Servers
+from gstalk.cli._servers import URI_HELP, Servers, take_uris
 from gstalk.cli.buried import delete, info, kick
 from gstalk.cli.demo import demo
 from gstalk.cli.jobs import bury, pause, purge, put, resume
@@ -111,9 +111,7 @@ def _sentence(error: click.ClickException) -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--uri", "uris", multiple=True, envvar="BEANSTALKD_URI", metavar="URI", help="The server; also $BEANSTALKD_URI."
-)
+@click.option("--uri", "uris", multiple=True, envvar="BEANSTALKD_URI", metavar="URI", help=URI_HELP)
 @click.version_option(gstalk.__version__)
 @click.pass_context
 def cli(context: click.Context, uris: tuple[str, ...]) -> None:
@@ -126,3 +124,6 @@ for command in (
     exporter, serve, demo,
 ):  # fmt: skip
     cli.add_command(command)
+    command.short_help = " ".join(str(command.help).partition("\n\n")[0].split())  # click would cut it off
+    if command is not serve:  # it speaks to no server
+        take_uris(command)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import gevent
@@ -30,6 +30,7 @@ __all__ = [
     "short",
     "table",
     "tell",
+    "tell_reading",
 ]
 
 REFRESH = 0.1  # seconds between two pictures of a progress bar
@@ -49,6 +50,12 @@ def tell(text: str) -> None:
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(2, data) :]
+
+
+def tell_reading(source: BinaryIO, what: str) -> None:
+    """Say to a person that a terminal is read: one who forgot the body would wait for us, and we for him."""
+    if source.isatty():
+        tell(f"reading {what} from standard input; Ctrl-D ends it")
 
 
 def exit_code(error: gstalk.GstalkError) -> int:
@@ -140,7 +147,7 @@ def progress(what: str, total: int | None, shown: bool = True) -> Iterator[Calla
     Returns:
         What to call with the number of jobs that have been done since the last call.
     """
-    if not (shown and sys.stderr.isatty()):
+    if not (shown and sys.stderr.isatty() and _has_rich()):
         yield lambda count: None
         return
     from rich.console import Console
@@ -164,3 +171,12 @@ def progress(what: str, total: int | None, shown: bool = True) -> Iterator[Calla
             yield advance
         finally:
             bar.refresh()
+
+
+def _has_rich() -> bool:
+    """A bar is a comfort: without rich, which a worker's machine doesn't need, there is none."""
+    try:
+        import rich.progress  # noqa: F401
+    except ImportError:
+        return False
+    return True

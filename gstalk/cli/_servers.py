@@ -12,10 +12,11 @@ from gevent.pool import Pool
 import gstalk
 from gstalk.cli._output import complain, exit_code
 
-__all__ = ["DEFAULT", "TUBE", "Servers", "answers", "at_once", "tube_stats", "visit"]
+__all__ = ["DEFAULT", "TUBE", "URI_HELP", "Servers", "answers", "at_once", "take_uris", "tube_stats", "visit"]
 
 DEFAULT = "localhost:11300"
 IN_FLIGHT = 64
+URI_HELP = "The server; also $BEANSTALKD_URI."
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,6 +48,22 @@ class Servers:
     def label(self, uri: str) -> dict[str, str]:
         """What tells the servers' rows apart, where there are several."""
         return {"uri": uri} if len(self.uris) > 1 else {}
+
+
+def take_uris(command: click.Command) -> None:
+    """Have a command take `--uri` behind it, too."""
+    option = click.Option(
+        ["--uri"], multiple=True, metavar="URI", help=URI_HELP, callback=_take_uris, expose_value=False
+    )
+    command.params.append(option)
+
+
+def _take_uris(context: click.Context, parameter: click.Parameter, uris: tuple[str, ...]) -> None:
+    """Those behind the command count beside those before it, and instead of the environment's."""
+    if uris:
+        root = context.find_root()
+        typed = root.get_parameter_source("uris") is click.core.ParameterSource.COMMANDLINE
+        context.obj = Servers((*(root.params["uris"] if typed else ()), *uris))
 
 
 def visit(uris: Iterable[str], action: Callable[[gstalk.Conn], None]) -> int:
@@ -134,9 +151,9 @@ class _Tube(click.types.StringParamType):
         self, context: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
         """The tubes that are there."""
-        root = context.find_root().params.get("uris") or ()
         try:
-            with gstalk.dial(Servers(root).uris[0], conn_timeout=1) as conn:
+            servers = context.obj or Servers(context.find_root().params.get("uris") or ())
+            with gstalk.dial(servers.uris[0], conn_timeout=1) as conn:
                 names = conn.list_tubes()
         except (gstalk.GstalkError, click.ClickException):
             return []

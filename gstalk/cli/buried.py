@@ -107,6 +107,8 @@ def _count(found: Found) -> int:
 
 def _act(servers: Servers, found: Found, code: int, command: Command, done: str, dry_run: bool, as_json: bool) -> int:
     count = 0
+    if not found:  # no server was there to count at
+        return code
     if dry_run:
         report(_count(found), f"would be {done}", as_json)
         return code

@@ -10,9 +10,10 @@ import click
 import gevent
 
 import gstalk
+from gstalk.cli._durations import DELAY
 from gstalk.cli._feed import feed
 from gstalk.cli._lines import MAX_JOB_SIZE, BadLine, Row, lines
-from gstalk.cli._output import complain, confirm, listed, progress, report
+from gstalk.cli._output import complain, confirm, listed, progress, report, tell_reading
 from gstalk.cli._servers import TUBE, Servers
 from gstalk.cli._sweep import STATES, State, count_jobs, sweep
 from gstalk.protocol import commands
@@ -21,7 +22,6 @@ __all__ = ["bury", "pause", "purge", "put", "resume"]
 
 JOB_ID = click.IntRange(1, 2**64 - 1)
 UINT32 = click.IntRange(0, 2**32 - 1)
-SECONDS = click.FloatRange(0, 2**32 - 1)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
@@ -32,8 +32,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one 
 @click.option("--file", type=click.File("rb"), help="Take the body from a file; - is standard input.")
 @click.option("--lines", "by_line", is_flag=True, help="Put one job a line, without the line's end.")
 @click.option("--priority", type=UINT32, default=1024, show_default=True, help="0 is the most urgent.")
-@click.option("--delay", type=SECONDS, default=0, show_default=True, help="Seconds until a job is ready.")
-@click.option("--ttr", type=SECONDS, default=60, show_default=True, help="Seconds that its worker may take.")
+@click.option("--delay", type=DELAY, default=0, show_default=True, help="Seconds, or 5m, 1h, 2d, until a job is ready.")
+@click.option("--ttr", type=DELAY, default=60, show_default=True, help="Seconds, or 5m, 1h, that its worker may take.")
 @click.pass_obj
 def put(
     servers: Servers,
@@ -55,6 +55,8 @@ def put(
     source = file or sys.stdin.buffer
     with gstalk.dial(servers.uri) as conn:
         most = conn.stats().max_job_size or MAX_JOB_SIZE
+        if body is None:
+            tell_reading(source, "one job a line" if by_line else "the body")
         if by_line:
             return _put_lines(conn, tube, source.fileno(), most, params)
         gevent.sleep(0)  # as in `lines`
@@ -103,10 +105,10 @@ def bury(servers: Servers, job_ids: tuple[int, ...], as_json: bool) -> int:
 
 @click.command()
 @click.argument("tube", type=TUBE)
-@click.argument("seconds", type=SECONDS)
+@click.argument("seconds", type=DELAY)
 @click.pass_obj
 def pause(servers: Servers, tube: str, seconds: float) -> None:
-    """Have no job of a tube reserved for so many seconds."""
+    """Have no job of a tube reserved for so many seconds, or for 5m, 1h, 2d."""
     with gstalk.dial(servers.uri) as conn:
         conn.pause_tube(tube, seconds)
 

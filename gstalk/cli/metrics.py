@@ -10,6 +10,7 @@ import click
 import gevent
 from gevent.event import Event
 
+from gstalk.cli._durations import Duration
 from gstalk.cli._figures import Seen, look
 from gstalk.cli._output import complain, tell
 from gstalk.cli._servers import TUBE, Servers
@@ -17,7 +18,7 @@ from gstalk.cli._servers import TUBE, Servers
 __all__ = ["exporter", "metrics"]
 
 of_tubes = click.option("--tube", "tubes", multiple=True, type=TUBE, help="A tube; may be repeated. Default: all.")
-timeout = click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0, min_open=True), default=9.0,
+timeout = click.option("--timeout", metavar="SECONDS", type=Duration(0, min_open=True), default=9.0,
                        show_default=True, help="How long a server may take; then it counts as down.")  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from gstalk.cli._delivery import Delivery
 from gstalk.cli._drain import Drain, Taken
 from gstalk.cli._feed import feed
 from gstalk.cli._lines import MAX_JOB_SIZE, encode, lines, params_of, parse
-from gstalk.cli._output import complain, confirm, plural, progress, report
+from gstalk.cli._output import complain, confirm, plural, progress, report, tell_reading
 from gstalk.cli._servers import TUBE, Servers, at_once
 from gstalk.cli._sweep import STATES, State, count_jobs
 
@@ -94,6 +94,7 @@ def load(servers: Servers, file: BinaryIO, as_json: bool) -> int:
     count = 0
     with gstalk.dial(servers.uri) as conn:
         most = conn.stats().max_job_size or MAX_JOB_SIZE
+        tell_reading(file, "lines of JSON")
         try:
             with progress("loaded", None) as advance:
 

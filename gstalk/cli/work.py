@@ -12,7 +12,7 @@ import gstalk
 from gstalk.cli._anew import anew
 from gstalk.cli._output import tell
 from gstalk.cli._processes import Processes
-from gstalk.cli._servers import Servers
+from gstalk.cli._servers import TUBE, Servers
 from gstalk.cli._worker import AGAIN, Work, Worker
 
 __all__ = ["work"]
@@ -23,7 +23,7 @@ positive = click.FloatRange(0, min_open=True)
 
 @click.command()
 @click.argument("target", metavar="MODULE:HANDLER")
-@click.option("--tube", "tubes", metavar="TUBE", multiple=True, required=True, help="A tube to watch; repeatable.")
+@click.option("--tube", "tubes", type=TUBE, multiple=True, required=True, help="A tube to watch; repeatable.")
 @click.option("--greenlets", type=click.IntRange(1), default=10, show_default=True, help="Handlers running at once.")
 @click.option("--multiply", type=click.IntRange(1), default=1, show_default=True, help="Connections to each server.")
 @click.option("--auto-delete", is_flag=True, help="Delete a job when its handler returns.")
@@ -109,7 +109,7 @@ def _command(context: click.Context, uris: list[str], patch: bool) -> list[str]:
     words = [word for uri in uris for word in ("--uri", uri)]
     words += ["work", context.params["target"]]
     for parameter in context.command.params:
-        value = context.params[str(parameter.name)]
+        value = context.params.get(str(parameter.name))
         option = parameter.opts[0]
         if isinstance(parameter, click.Argument) or value is None or value is False or option == "--parent":
             continue

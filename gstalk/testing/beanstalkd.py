@@ -49,6 +49,7 @@ class Beanstalkd:
 
     @property
     def uri(self) -> str:
+        """Where it listens, now or when it is started: what `gstalk.dial` takes."""
         return f"unix://{self._directory}/socket" if self._directory else f"beanstalk://127.0.0.1:{self.port}"
 
     @property

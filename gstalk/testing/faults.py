@@ -65,6 +65,7 @@ class FaultProxy:
 
     @property
     def uri(self) -> str:
+        """Where the proxy listens: what `gstalk.dial` takes instead of the server's own."""
         return f"beanstalk://127.0.0.1:{self._server.server_port}"
 
     @property

@@ -79,6 +79,7 @@ class Server:
 
     @property
     def uri(self) -> str:
+        """Where it listens, once it has started: what `gstalk.dial` takes."""
         if self._path is not None:
             return f"unix://{self._path}"
         host = f"[{self._host}]" if ":" in self._host else self._host

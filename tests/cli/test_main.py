@@ -24,7 +24,12 @@ USAGE = "gstalk: {}; see 'gstalk {}--help'\n"
             USAGE.format("invalid server URI 'redis://x': scheme must be beanstalk, beanstalks, tls or unix", ""),
         ),
         (["put", "mail", "x", "--lines"], USAGE.format("BODY goes with neither --file nor --lines", "put ")),
-        (["pause", "mail", "x"], USAGE.format("invalid value for 'SECONDS': 'x' is not a valid float", "pause ")),
+        (
+            ["pause", "mail", "x"],
+            USAGE.format(
+                "invalid value for 'SECONDS': 'x' is no duration: seconds, or such as 90s, 5m, 1h30m, 2d", "pause "
+            ),
+        ),
         (["--uri", "a", "--uri", "b", "put", "mail", "x"], USAGE.format("this command takes one --uri", "put ")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -102,8 +105,59 @@ def test_changelog_and_the_house_are_in_the_site(pages):
     assert {"changelog.html", "contributing.html", "events.html", "protocol.html"} <= {path.name for path in pages}
 
 
+def test_search_finds_what_somebody_searches_for(site):
+    text = (site / "searchindex.js").read_text("utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
+    stemmed = ["django", "celeri", "docker", "kubernet", "sentri", "timeout", "loopexit", "wronghuberror", "redi"]
+    assert [word for word in stemmed if word not in index["terms"] and word not in index["titleterms"]] == []
+    headings = ["django", "docker", "kubernet", "supervisor", "systemd", "sentri", "timeout", "celeri"]
+    assert [word for word in headings if word not in index["titleterms"]] == []
+
+
+def test_every_example_is_shown_in_full_on_a_page_of_its_own(site):
+    examples = ROOT / "examples"
+    contents = (site / "examples.html").read_text("utf-8")
+    for path in examples.rglob("*.py"):
+        if not (source := path.read_text("utf-8").strip()):
+            continue
+        page = f"examples/{path.relative_to(examples).parts[0].removesuffix('.py')}.html"
+        blocks = (site / page).read_text("utf-8").split('<div class="highlight-python')[1:]
+        shown = [unescape(re.sub("<[^>]+>", "", f"<{each.partition('</pre>')[0]}")).strip() for each in blocks]
+        assert source in shown, path.name
+        assert f'href="{page}"' in contents
+
+
+def test_every_page_and_example_that_is_named_is_a_link(site):
+    for path in site.rglob("*.html"):
+        html = re.sub(r"<a .*?</a>", "", path.read_text("utf-8"), flags=re.DOTALL)
+        named = re.findall(r'<code class="docutils[^>]*>(.*?)</code>', html, re.DOTALL)
+        for name in (re.sub("<[^>]+>", "", each) for each in named):
+            page = re.fullmatch(r"docs/([a-z_]+)\.md", name)
+            assert page is None or path.stem == page[1], f"{path.name}: {name}"
+
+
+def test_names_of_python_and_gevent_are_links(site):
+    html = (site / "reference" / "config.html").read_text("utf-8")
+    assert "https://docs.python.org/3/library/ssl.html#ssl.SSLContext" in html
+    assert "https://www.gevent.org/api/gevent.timeout.html#gevent.Timeout" in (site / "cancellation.html").read_text(
+        "utf-8"
+    )
+
+
+def test_code_has_a_copy_button_that_leaves_out_prompts(site):
+    assert "copybutton.js" in (site / "tutorial.html").read_text("utf-8")
+    assert '"$ "' in next(site.rglob("copybutton.js")).read_text("utf-8").replace("'", '"')
+
+
+def test_reference_says_where_the_testing_servers_listen(site):
+    html = (site / "reference" / "testing.html").read_text("utf-8")
+    assert [
+        name for name in ("Server", "Beanstalkd", "FaultProxy") if f'id="gstalk.testing.{name}.uri"' not in html
+    ] == []
+
+
 @pytest.fixture
-def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
+def shoot(site: Path) -> Iterator[Callable[[str, int, str], bytes]]:
     """Take a page's screenshot in a browser that reaches no other host; it is kept in build/screenshots."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
@@ -111,11 +165,12 @@ def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
 
-        def take(page: str, width: int) -> bytes:
+        def take(page: str, width: int, scheme: str) -> bytes:
             assert CHROMIUM is not None
-            shot = kept / f"{page.replace('/', '-')}-{width}.png"
+            shot = kept / f"{page.replace('/', '-')}-{width}-{scheme}.png"
             shot.unlink(missing_ok=True)
             where = [f"--user-data-dir={profile}", f"--window-size={width},1400", f"--screenshot={shot}"]
+            where += [f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"]
             url = (site / f"{page}.html").as_uri()
             subprocess.run([CHROMIUM, *FLAGS, NO_OTHER_HOST, *where, url], capture_output=True, timeout=60, check=True)
             return shot.read_bytes()
@@ -124,12 +179,13 @@ def shoot(site: Path) -> Iterator[Callable[[str, int], bytes]]:
 
 
 @pytest.mark.soak
-@pytest.mark.limit(600)
+@pytest.mark.limit(1200)
 def test_pages_show_themselves_in_a_browser(shoot, pages, site, many, figures):
     """Looking at them is a person's work; that there is something to look at, wide and narrow, is a test's."""
     names = sorted(str(path.relative_to(site))[: -len(".html")] for path in pages)
     chosen = [name for name in names if name not in ("genindex", "search", "py-modindex")]
     chosen = ["index", *(name for name in chosen if name != "index")][: many(1, len(chosen))]
-    sizes = {(name, width): len(shoot(name, width)) for name in chosen for width in [1280, 420][: many(1, 2)]}
+    looks = [(1440, "light"), (390, "dark"), (390, "light"), (1440, "dark")][: many(1, 4)]
+    sizes = {(name, *look): len(shoot(name, *look)) for name in chosen for look in looks}
     figures |= {"screenshots": len(sizes), "smallest": min(sizes.values()), "kept in": "build/screenshots"}
     assert min(sizes.values()) > 20_000  # a blank page has some 5,000 bytes

@@ -1,0 +1,46 @@
+"""The pictures of README and site are made by a script from a real run."""
+
+from __future__ import annotations
+
+import importlib.util
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("rich")
+
+ROOT = Path(__file__).parent.parent.parent
+PICTURES = sorted((ROOT / "docs" / "_static").glob("*.svg"))
+
+
+@pytest.fixture
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_cast_of_top_is_made_from_a_real_run(maker):
+    frames = maker.look(2, 0.3)
+    picture = ElementTree.fromstring(maker.drawn(frames))
+    groups = [each for each in picture if each.get("class") == "frame"]
+    assert [each.get("style") for each in groups] == ["animation-delay: 0s", "animation-delay: 1s"]
+    for group in groups:
+        said = [each.text or "" for each in group if each.tag.endswith("text")]
+        assert said[0].startswith("beanstalk://q1:11300  beanstalkd 1.")
+        assert {"mail", "thumbnails", "invoices", "reminders"} <= {each.strip() for each in said}
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_picture_is_whole_and_loads_nothing(path: Path) -> None:
+    text = path.read_text("utf-8")
+    ElementTree.fromstring(text)
+    for word in ("<script", "<image", "@import", "url(http", 'href="http', "@font-face"):
+        assert word not in text.replace('href="http://www.w3.org', "")
+    assert len(text) < 60_000
