@@ -78,10 +78,12 @@ def _show_on(watcher: Watcher) -> None:
 
     screen = Screen(watcher)
     # No refreshing thread: it would not know of gevent's hub.
-    with _keys() as pressed, Live(screen, console=Console(), screen=True, auto_refresh=False) as live:
-        looking: gevent.Greenlet[[], None] | None = None  # beside the keys: a server may take its time
-        next_look = time.monotonic() + INTERVAL
+    live = Live(screen, console=Console(), screen=True, auto_refresh=False)
+    looking: gevent.Greenlet[[], None] | None = None  # beside the keys: a server may take its time
+    next_look = time.monotonic() + INTERVAL
+    with _keys() as pressed:
         try:
+            live.start(refresh=True)  # not by `with`: a Ctrl-C at the first picture would leave the terminal as it is
             while True:
                 if looking is None and time.monotonic() >= next_look:
                     looking = gevent.spawn(watcher.look)
@@ -94,6 +96,7 @@ def _show_on(watcher: Watcher) -> None:
                     looking, next_look = None, time.monotonic() + INTERVAL
                 live.refresh()
         finally:
+            live.stop()
             if looking is not None:
                 looking.kill()
 
