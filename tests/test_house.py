@@ -17,7 +17,6 @@ MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
 # Rooms without a test file of their name, which one answers for them, and why.
 ANSWERED_FOR_BY = {
     "__main__": ("tests/cli/test_process.py", "it only calls the command line, as the script that is installed does"),
-    "cli.demo": ("tests/test_packaging.py", "it shows what the library does, once installed"),
     "traces": ("tests/faults/test_cycles.py", "what errors hold shows where they are raised and kept"),
     "protocol.replies": ("tests/unit/test_stream.py", "replies are parsed as they come: whole, byte by byte, cut"),
     "protocol.request": ("tests/unit/test_stream.py", "a request is answered, acted on and failed by a stream"),
