@@ -8,10 +8,6 @@ import signal
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import click
 import gevent
@@ -23,39 +19,12 @@ from gstalk.cli._anew import interpreter_flags
 from gstalk.cli._load import Unusable, load
 from gstalk.cli.work import work
 from gstalk.testing import Beanstalkd
-from tests.cli.working import ROOT, TASKS, Working
+from tests.cli.working import ROOT, TASKS, Working, counts
 from tests.servers import Played, ok, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-Start = Callable[..., Working]
 BURST = ("--burst", "--auto-delete")
-
-
-@pytest.fixture
-def start(tmp_path: Path, server: Beanstalkd, tube: str) -> Iterator[Start]:
-    """Start a worker for the test's tube: ``start("tasks:quick", "--burst")``."""
-    with ExitStack() as stack:
-
-        def begin(target: str, *args: str, uri: str = "", tubes: tuple[str, ...] = (tube,), **options: Any) -> Working:
-            watched = [word for each in tubes for word in ("--tube", each)]
-            return stack.enter_context(Working(tmp_path, uri or server.uri, target, *watched, *args, **options))
-
-        yield begin
-
-
-def counts(conn: gstalk.Conn, tube: str) -> tuple[int | None, ...]:
-    """How many jobs are ready, reserved, delayed and buried."""
-    try:
-        stats = conn.stats_tube(tube)
-    except gstalk.NotFoundError:
-        return 0, 0, 0, 0
-    return (
-        stats.current_jobs_ready,
-        stats.current_jobs_reserved,
-        stats.current_jobs_delayed,
-        stats.current_jobs_buried,
-    )
 
 
 # -- the handler -------------------------------------------------------------------------------------------------
@@ -575,7 +544,7 @@ PAGE = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
 
 
 def test_page_names_every_option():
-    named = set(re.findall(r"^\| `(--[a-z-]+)|^\| `-v`, `(--verbose)", PAGE, re.MULTILINE))
+    named = set(re.findall(r"^\| `(--[a-z-]+)|^\| `-\w`, `(--[a-z-]+)", PAGE, re.MULTILINE))
     assert {one or other for one, other in named} == {
         parameter.opts[-1] for parameter in work.params if isinstance(parameter, click.Option) and not parameter.hidden
     }

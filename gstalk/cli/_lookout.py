@@ -1,0 +1,117 @@
+"""A thread of its own that tells what keeps the event loop from turning, while it does.
+
+In the loop's own thread nothing can be told meanwhile: greenlets don't run, and Python calls no signal handler while a
+C function runs. This thread runs as long as that function lets go of Python's lock. It touches nothing of gevent, and
+uses the standard library as it was before any monkey-patching.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NamedTuple
+
+from gevent.monkey import get_original
+
+from gstalk.cli._book import Book
+from gstalk.cli._output import tell
+from gstalk.cli._signs import Pulse, Silence
+from gstalk.connection.clock import monotonic
+
+__all__ = ["Lookout", "Told", "to_tell"]
+
+LONG = 1.0  # seconds that the event loop may stand still without a word
+STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+
+
+class Told(NamedTuple):
+    """What was said, or need not be said."""
+
+    unpatched: bool = False  # that handlers stop each other
+    late: bool = False  # that a stop is late
+    still: bool = False  # that the process is to be killed
+
+
+def to_tell(told: Told, silence: float, since_stop: float | None, limit: float | None) -> Told:
+    """Decide what is to be said now, and wasn't yet.
+
+    Args:
+        told: What was said.
+        silence: Seconds that the event loop has stood still.
+        since_stop: Seconds since a signal to stop, if one came.
+        limit: Seconds after which the process is to be killed.
+    """
+    is_blocked = silence > LONG
+    return Told(
+        unpatched=is_blocked and not told.unpatched,
+        late=is_blocked and since_stop is not None and since_stop > LONG and not told.late,
+        still=limit is not None and silence >= limit and not told.still,
+    )
+
+
+class Lookout:
+    """Looks at the pulse, from a thread.
+
+    Args:
+        pulse: What counts the turns of the event loop.
+        book: The jobs in hand.
+        is_patched: Whether the process is monkey-patched; if not, handlers that block are told of, once.
+        limit: Seconds that the event loop may stand still, after which it is told where, and `give_up` called; `None`:
+            for ever.
+        give_up: Called in the thread.
+    """
+
+    def __init__(
+        self, pulse: Pulse, book: Book, is_patched: bool, limit: float | None, give_up: Callable[[], object]
+    ) -> None:
+        self._pulse = pulse
+        self._book = book
+        self._told = Told(unpatched=is_patched)
+        self._limit = limit
+        self._give_up = give_up
+        self._is_over = False
+        self._watched = get_original("_thread", "get_ident")()
+
+    def start(self) -> None:
+        """Look on, from now until `stop`; to be called in the thread that is looked at, which is the main one."""
+        self._signals, writer = os.pipe()  # signals are heard of here, also while Python's handlers can't be called
+        for end in (self._signals, writer):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        get_original("_thread", "start_new_thread")(self._run, ())
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._is_over = True
+        signal.set_wakeup_fd(-1)
+
+    def _run(self) -> None:
+        wait = get_original("select", "select")
+        silence = Silence(monotonic(), self._pulse.tick)
+        turns = -1
+        stopped_at: float | None = None
+        while not self._is_over:
+            if wait([self._signals], [], [], self._pulse.tick)[0] and STOPS.intersection(os.read(self._signals, 4096)):
+                stopped_at = stopped_at or monotonic()
+            now, before, turns = monotonic(), turns, self._pulse.turns
+            seconds = silence.look(now, turns != before)
+            new = to_tell(self._told, seconds, stopped_at and now - stopped_at, self._limit)
+            if any(new) and not self._is_over:
+                self._told = Told(*(old or one for old, one in zip(self._told, new, strict=True)))
+                self._tell(new, seconds, sys._current_frames().get(self._watched))
+
+    def _tell(self, new: Told, seconds: float, frame: FrameType | None) -> None:
+        me, kept = f"pid {os.getpid()}", f"for {seconds:.1f} s: {self._book.whereabouts(frame)}"
+        if new.late:
+            tell(f"{me} can't stop yet: its event loop is blocked {kept}")
+        if new.unpatched:
+            tell(
+                f"{me} is not monkey-patched (--patch): one handler stops all others; the event loop is blocked {kept}"
+            )
+        if new.still:
+            first, *rest = self._book.look(frame)
+            tell("\n".join([f"{me}: its event loop is blocked {kept}; {first}", *rest]))
+            self._give_up()
