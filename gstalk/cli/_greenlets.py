@@ -43,7 +43,8 @@ def others(known: Container[Any], running: FrameType | None) -> list[str]:
     """All other greenlets, those together that are in the same place."""
     places: Counter[str] = Counter()
     for each in gc.get_objects():
-        if isinstance(each, gevent.Greenlet) and not each.dead and each not in known:
+        # Not `isinstance`: that asks an object that stands for another one what it is, and runs the program's code.
+        if issubclass(type(each), gevent.Greenlet) and not each.dead and each not in known:
             stack = _stack(each, running)
             places[_place(stack) if stack else f"{each!r}, not begun"] += 1
     return [f"  {count} other{'s' * (count > 1)} in {place}" for place, count in places.most_common()]

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Collection
 
-__all__ = ["Terminal", "hold_signals", "is_hang_up_heard", "let_signals_through"]
+__all__ = ["STOPS", "Terminal", "hold_signals", "is_at_once", "is_hang_up_heard", "let_signals_through"]
 
-HANDLED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1}
+STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+HANDLED = STOPS | {signal.SIGHUP, signal.SIGUSR1}
+
+
+def is_at_once(stops: Collection[int], has_parent: bool) -> bool:
+    """Whether a process that got these signals is to end at once.
+
+    A second SIGTERM or SIGINT means that, and SIGQUIT does. Under a parent both are polite however often they come: a
+    terminal or a service manager may send one to all processes, and the parent passes its own on. It sends SIGQUIT when
+    it is asked a second time.
+    """
+    return signal.SIGQUIT in stops or (len(stops) > 1 and not has_parent)
 
 
 class Terminal:

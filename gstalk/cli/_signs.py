@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -146,7 +145,12 @@ class ToParent:
         os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
 
-    def say(self, word: bytes) -> None:
-        """Say a word, from any thread; nothing waits for a parent that stands still."""
-        with contextlib.suppress(OSError):
+    def say(self, word: bytes) -> bool:
+        """Say a word, from any thread; nothing waits for a parent that stands still. Returns whether it is there."""
+        try:
             os.write(self._fd, word)
+        except BlockingIOError:
+            pass  # it has enough to read
+        except OSError:
+            return False
+        return True

@@ -22,15 +22,14 @@ from gstalk.cli._lookout import Lookout
 from gstalk.cli._memory import resident
 from gstalk.cli._notify import notify, notify_reloading, watchdog_seconds
 from gstalk.cli._output import complain, exit_code, plural, tell
-from gstalk.cli._signals import Terminal, is_hang_up_heard, let_signals_through
-from gstalk.cli._signs import PATCHED, READY, STILL, TURNED, UNPATCHED, Heartbeat, Pulse, ToParent, period
+from gstalk.cli._signals import STOPS, Terminal, is_at_once, is_hang_up_heard, let_signals_through
+from gstalk.cli._signs import PATCHED, READY, TURNED, UNPATCHED, Heartbeat, Pulse, ToParent, period
 from gstalk.cli._sources import Sources
 from gstalk.cli._tubes import until_empty
 
 __all__ = ["AGAIN", "Work", "Worker"]
 
 AGAIN = 75  # exit code of a child that wants to be started anew: after --max-jobs, grown, or with changed files
-AT_ONCE = 2.0  # seconds that a worker told to end at once gets for it
 SETTLING = 5.0  # seconds after which a worker counts as ready, also if no server is there
 MIB = 1024 * 1024
 
@@ -71,7 +70,8 @@ class Worker:
         self._banner = banner
         self._parent = None if work.parent is None else ToParent(work.parent)
         self._consumer: gstalk.Consumer | None = None
-        self._asked = self._pressed = 0  # signals that asked to stop; those of them that asked to stop at once
+        self._stops: list[int] = []  # signals that asked to stop
+        self._pressed = 0  # so many of them asked to stop at once
         self._code = 0
         self._is_ending = False
         self._hung_up = Event()
@@ -103,7 +103,7 @@ class Worker:
         config = self._work.config.replace(event_func=lambda event: self._book.end(event, self._is_ending))
         self._consumer = gstalk.Consumer(self._work.uris, self._work.tubes, config)
         pulse = Pulse(period(watchdog_seconds(), self._work.hang_timeout), self._signs(heartbeat))
-        lookout = Lookout(pulse, self._book, is_patched, self._limit(), self._give_up)
+        lookout = Lookout(pulse, self._book, is_patched, self._work.hang_timeout, self._parent)
         lookout.start()
         beside = [gevent.spawn(each) for each in (pulse.run, self._get_ready, *self._reasons_to_end(sources))]
         try:
@@ -116,9 +116,9 @@ class Worker:
         self._say(
             f"pid {os.getpid()} stopped: {plural(book.done, 'job')} done, {book.failed} failed, {book.cut} cut off"
         )
-        if self.begins_anew and not self._asked:
+        if self.begins_anew and not self._stops:
             return AGAIN
-        return 1 if book.cut or self._pressed else 0 if self._asked else self._code
+        return 1 if book.cut or self._pressed else 0 if self._stops else self._code
 
     def _set_up_logging(self) -> None:
         if not logging.getLogger().handlers:
@@ -187,14 +187,6 @@ class Worker:
         else:
             notify("READY=1")
 
-    def _limit(self) -> float | None:
-        return self._work.hang_timeout if self._parent is not None else None
-
-    def _give_up(self) -> None:
-        """In the lookout's thread."""
-        assert self._parent is not None
-        self._parent.say(STILL)
-
     def _weigh(self) -> None:
         """Stop when the process has grown too large. One job it takes in any case, or it might do nothing but begin."""
         limit = (self._work.max_memory or 0) * MIB
@@ -251,7 +243,7 @@ class Worker:
 
     def _listen_to_signals(self) -> None:
         # Python's own handlers run at once, also while a job's handler keeps the hub.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in STOPS:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_look)
         if is_hang_up_heard():
@@ -263,28 +255,21 @@ class Worker:
             faulthandler.enable()
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM and SIGINT: the first one politely, the second at once, as SIGQUIT does.
-
-        Under a parent both are polite however often they come: a terminal or a service manager may send one to all
-        processes, and the parent passes its own on. It sends SIGQUIT when it is asked a second time.
-        """
-        at_once = number == signal.SIGQUIT or (self._asked > 0 and self._work.parent is None)
-        self._asked += 1
-        if self._asked == 1 and self._parent is None:
+        """SIGTERM, SIGINT and SIGQUIT: stop, politely or at once. A handler that blocks is the lookout's business."""
+        self._stops.append(number)
+        is_first = len(self._stops) == 1
+        if is_first and self._parent is None:
             notify("STOPPING=1")
-        if not at_once:
+        if not is_at_once(self._stops, self._parent is not None):
             if self._consumer is None:
                 raise SystemExit(0)  # no job is in hand: the module is being imported, or all is over
-            if self._asked == 1:
+            if is_first:
                 self._say(f"pid {os.getpid()} stops; {plural(len(self._book), 'job')} in hand")
             self._stop()
             return
         self._pressed += 1
         if self._consumer is None or self._pressed > 1:
             os._exit(1)
-        # A handler that doesn't let go of the hub can't be killed in it. Its job goes back with our connection.
-        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))
-        signal.setitimer(signal.ITIMER_REAL, AT_ONCE)
         self._stop(0)
 
     def _on_hang_up(self, number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from gstalk.cli import _notify, _signs
 from gstalk.cli._greenlets import is_running
 from gstalk.cli._lookout import Told, to_tell
 from gstalk.cli._memory import resident
+from gstalk.cli._signals import is_at_once, is_hang_up_heard
 from gstalk.cli._signs import Heartbeat, Pulse, Silence, ToParent, UntouchableError, period
 from tests.servers import wait_until
 
@@ -53,18 +54,21 @@ def test_silence_is_counted_by_looks(looks, seconds):
 # -- what is told ------------------------------------------------------------------------------------------------
 
 
+NEVER = float("-inf")
+
+
 @pytest.mark.parametrize(
     ("told", "silence", "since_stop", "limit", "new"),
     [
         (Told(), 0.9, 100, None, Told()),
-        (Told(), 1.1, None, None, Told(unpatched=True)),
-        (Told(unpatched=True), 1000, None, None, Told()),
+        (Told(), 1.1, NEVER, None, Told(unpatched=True)),
+        (Told(unpatched=True), 1000, NEVER, None, Told()),
         (Told(unpatched=True), 1.1, 0.5, None, Told()),  # it has just been asked
         (Told(unpatched=True), 1.1, 1.1, None, Told(late=True)),
         (Told(unpatched=True, late=True), 1000, 1000, None, Told()),
-        (Told(unpatched=True), 4.9, None, 5, Told()),
-        (Told(unpatched=True), 5, None, 5, Told(still=True)),
-        (Told(unpatched=True, still=True), 6, None, 5, Told()),
+        (Told(unpatched=True), 4.9, NEVER, 5, Told()),
+        (Told(unpatched=True), 5, NEVER, 5, Told(still=True)),
+        (Told(unpatched=True, still=True), 6, NEVER, 5, Told()),
         (Told(), 5, 5, 5, Told(unpatched=True, late=True, still=True)),
     ],
 )
@@ -208,8 +212,6 @@ def test_watchdog_is_that_of_this_process(monkeypatch, usec, pid, seconds):
 
 
 def test_hang_up_is_heard_unless_nohup_has_said_otherwise(monkeypatch):
-    from gstalk.cli._signals import is_hang_up_heard
-
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert not is_hang_up_heard()
@@ -217,3 +219,18 @@ def test_hang_up_is_heard_unless_nohup_has_said_otherwise(monkeypatch):
         assert is_hang_up_heard()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("stops", "alone", "under_a_parent"),
+    [
+        ((), False, False),
+        ((signal.SIGTERM,), False, False),
+        ((signal.SIGINT, signal.SIGTERM), True, False),
+        ((signal.SIGTERM,) * 3, True, False),
+        ((signal.SIGQUIT,), True, True),
+        ((signal.SIGTERM, signal.SIGQUIT), True, True),
+    ],
+)
+def test_second_stop_is_at_once_where_nobody_passes_signals_on(stops, alone, under_a_parent):
+    assert (is_at_once(stops, False), is_at_once(stops, True)) == (alone, under_a_parent)

@@ -215,13 +215,26 @@ def test_second_signal_ends_it_at_once(start, conn, tube, args):
 
 
 def test_second_signal_ends_a_handler_that_keeps_the_hub(start, conn, tube):
+    """In Python, where signals are handled; or in C, where they aren't."""
+    conn.put_many(tube, [b"x"] * 2, ttr=1000)
+    blocked, deaf = start("tasks:blocks", "--greenlets", "1"), start("tasks:blocks_in_c", "--greenlets", "1")
+    blocked.wait_noted("begun", 2)
+    for worker in (blocked, deaf):
+        worker.signal(signal.SIGTERM)
+    blocked.wait_said("stops")
+    deaf.wait_said("can't stop yet")
+    for worker in (blocked, deaf):
+        worker.signal(signal.SIGTERM)
+    assert [worker.end(10) for worker in (blocked, deaf)] == [1, 1]
+    wait_until(lambda: counts(conn, tube) == (2, 0, 0, 0))
+
+
+def test_blocked_process_whose_parent_is_gone_ends_by_itself(start, conn, tube):
     conn.put(tube, b"x", ttr=1000)
-    worker = start("tasks:blocks")
+    worker = start("tasks:blocks", "--hang-timeout", "1")
     worker.wait_noted("begun")
-    worker.signal(signal.SIGTERM)
-    worker.wait_said("stops")
-    worker.signal(signal.SIGTERM)
-    assert worker.end(10) == 1
+    worker.signal(signal.SIGKILL)
+    assert worker.end(10) == -signal.SIGKILL  # all that have its standard error
     wait_until(lambda: counts(conn, tube) == (1, 0, 0, 0))
 
 

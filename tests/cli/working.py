@@ -19,7 +19,7 @@ from tests.servers import wait_until
 ROOT = Path(__file__).parents[2]
 
 TASKS = """
-import asyncio, os, time
+import asyncio, ctypes, os, time
 import gevent
 
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -61,6 +61,13 @@ def hangs(job):
 def blocks(job):
     note(b"begun", job)
     time.sleep(1000)
+
+
+def blocks_in_c(job):
+    note(b"begun", job)
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 
 async def waits(job):
