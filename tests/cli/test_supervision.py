@@ -16,6 +16,8 @@ import pytest
 from gevent import socket, subprocess
 
 from gstalk.cli._child import Child
+from gstalk.cli._lookout import LONG
+from gstalk.cli._processes import ALIVE
 from gstalk.cli._signs import Heartbeat
 from gstalk.cli.work import work
 from tests.cli.running import run
@@ -56,7 +58,8 @@ def handle(job):
         note(b"done", job)
         return
     if job.body in WAYS:
-        gevent.sleep(0.1)
+        while not os.path.exists(f"seen-beside-{job.body.decode()}"):
+            gevent.sleep(0.01)
         WAYS[job.body]()
     gevent.sleep(1000)
 """
@@ -174,6 +177,8 @@ def test_silence_of_a_process_counts_from_its_first_turn_on():
 
 def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(start, conn, tube, tmp_path, manager):
     """A stop that is late says so, with the job. So does an unpatched process; once."""
+    conn.put(f"{tube}-2", b"x")
+    parent = start("tasks:blocks", "--processes", "2", "--heartbeat", "all", tubes=(f"{tube}-2",))
     job_id = conn.put(tube, b"x")
     worker = start("tasks:blocks", "--heartbeat", "alive", environment=manager.environment)
     manager.wait("READY=1")
@@ -183,8 +188,13 @@ def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(start, conn,
     worker.signal(signal.SIGTERM)
     worker.wait_said(r"pid \d+ stops; 1 job in hand\n")
     worker.wait_said(rf"pid \d+ can't stop yet: its event loop is blocked for \d\.\d {place}")
-    gevent.sleep(0.5)
     worker.signal(signal.SIGTERM)
+    # Nor has a parent a sign of life, while one of its processes is blocked.
+    parent.wait_said("is not monkey-patched")
+    gevent.sleep(ALIVE - LONG)
+    os.utime(tmp_path / "all", (0, 0))
+    gevent.sleep(1.5)
+    assert (tmp_path / "all").stat().st_mtime == 0
     assert worker.end(10) == 1
     assert (manager.words.count("WATCHDOG=1"), (tmp_path / "alive").stat().st_mtime_ns) == (beats, touched)
     assert worker.errors.count("can't stop yet") == worker.errors.count("is not monkey-patched") == 1
@@ -258,19 +268,22 @@ def test_hang_up_has_a_worker_finish_and_begin_anew(start, conn, tube, tmp_path,
     conn.put(tube, b"x")
     wait_until(lambda: counts(conn, tube)[1] == 1, 30)
     code.write_text(version("new"))
-    for _ in range(5):  # as hasty as a person may be
-        worker.signal(signal.SIGHUP)
-        gevent.sleep(0.02)
-    worker.wait_said("begins anew; 1 job in hand")
+    worker.signal(signal.SIGHUP)
     worker.wait_noted("old")
+    for _ in range(100):  # also in the moments in which it is neither what it was nor what it is to be
+        worker.signal(signal.SIGHUP)
+        gevent.sleep(0.01)
     conn.put(tube, b"x")
     worker.wait_noted("new")
     manager.wait("READY=1", 2)
     manager.wait("WATCHDOG=1", 3)
+    assert "begins anew; 1 job in hand" in worker.errors
     assert pids(worker, "old") == pids(worker, "new") == {worker.process.pid}
     worker.signal(signal.SIGTERM)
     assert worker.end() == 0
-    assert manager.story == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+    first, *between, ready, last = manager.story
+    assert (first, ready, last) == ("READY=1", "READY=1", "STOPPING=1")
+    assert between[0] == "RELOADING=1"
     assert len(worker.noted("old")) == len(worker.noted("new")) == 1
 
 

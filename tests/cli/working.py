@@ -19,7 +19,7 @@ from tests.servers import wait_until
 ROOT = Path(__file__).parents[2]
 
 TASKS = """
-import asyncio, ctypes, os, time
+import ctypes, os, time
 import gevent
 
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
