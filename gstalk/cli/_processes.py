@@ -53,7 +53,7 @@ class Processes:
         self._grace = grace
         self._hang_timeout = hang_timeout
         self._say = say
-        self._banner: Callable[[bool], str] | None = banner
+        self._banner: Callable[[bool], str] | None = banner  # `None`: it was said, a handler is there
         self._period = period(watchdog_seconds(), hang_timeout)
         self._signs: list[Callable[[], object]] = [Heartbeat(heartbeat)] if heartbeat else []
         if watchdog_seconds() is not None:
@@ -139,11 +139,12 @@ class Processes:
         """Look at the processes, end those that stand still, and give signs of life while none does."""
         while True:
             now = monotonic()
+            self._terminal.look()
             silences = [(child, child.silence(now)) for each in self._generations for child in each.children]
             for child, seconds in silences:
                 if self._hang_timeout is not None and seconds >= self._hang_timeout + LAG:
                     gevent.spawn(child.abort)
-            if all(seconds < ALIVE for _, seconds in silences):
+            if self._banner is None and all(seconds < ALIVE for _, seconds in silences):
                 for sign in self._signs:
                     sign()
             gevent.sleep(self._period)
@@ -151,7 +152,7 @@ class Processes:
     # -- signals -----------------------------------------------------------------------------------------------
 
     def _hang_up(self) -> None:
-        if self._terminal.is_gone:
+        if self._terminal.is_closing:
             self._ask()
         elif not self._asked:
             self._begin_anew()

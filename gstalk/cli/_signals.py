@@ -6,9 +6,12 @@ import os
 import signal
 from collections.abc import Collection
 
+from gstalk.connection.clock import monotonic
+
 __all__ = ["STOPS", "Terminal", "hold_signals", "is_at_once", "is_hang_up_heard", "let_signals_through"]
 
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+RECENT = 5.0  # seconds within which SIGHUP follows on a terminal's end
 HANDLED = STOPS | {signal.SIGHUP, signal.SIGUSR1}
 
 
@@ -26,12 +29,21 @@ class Terminal:
     """The terminal that a process was started from, if there is one; it may go."""
 
     def __init__(self) -> None:
-        self._was_there = _is_there()
+        self._seen_at = float("-inf")
+        self.look()
+
+    def look(self) -> None:
+        """Look whether it is there, now and then."""
+        if _is_there():
+            self._seen_at = monotonic()
 
     @property
-    def is_gone(self) -> bool:
-        """Whether it was closed: then SIGHUP means the end, as for other programs."""
-        return self._was_there and not _is_there()
+    def is_closing(self) -> bool:
+        """Whether it was there a moment ago: then SIGHUP comes of that, and means the end, as for other programs.
+
+        One that went long ago, and took nothing along, has nothing to do with it.
+        """
+        return monotonic() - self._seen_at < RECENT and not _is_there()
 
 
 def _is_there() -> bool:

@@ -100,19 +100,19 @@ class UntouchableError(Exception):
 
 
 class Heartbeat:
-    """A file whose age tells whether the event loop turns. Made at once, so that a path that can't be is told of.
+    """A file whose age tells whether the event loop turns. It is made when that turns for the first time.
 
     Raises:
-        UntouchableError: The file can't be touched.
+        UntouchableError: It can't be made or touched: that is better known before.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._is_told = False
-        try:
-            self._touch()
-        except OSError as error:
-            raise UntouchableError(self._why(error)) from None
+        place = path if os.path.exists(path) else os.path.dirname(path) or "."
+        if not os.access(place, os.W_OK):
+            why = "permission denied" if os.path.exists(place) else f"there is no directory {place}"
+            raise UntouchableError(f"heartbeat {path} can't be touched: {why}")
 
     def __call__(self) -> None:
         """Touch it. What fails later is told once: whoever looks at the file will notice."""
@@ -121,10 +121,7 @@ class Heartbeat:
         except OSError as error:
             if not self._is_told:
                 self._is_told = True
-                tell(self._why(error))
-
-    def _why(self, error: OSError) -> str:
-        return f"heartbeat {self._path} can't be touched: {error.strerror}"
+                tell(f"heartbeat {self._path} can't be touched: {error.strerror}")
 
     def _touch(self) -> None:
         try:

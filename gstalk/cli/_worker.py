@@ -166,7 +166,7 @@ class Worker:
         return Heartbeat(self._work.heartbeat) if self._work.heartbeat and self._parent is None else None
 
     def _signs(self, heartbeat: Heartbeat | None) -> list[Callable[[], object]]:
-        signs: list[Callable[[], object]] = []
+        signs: list[Callable[[], object]] = [self._terminal.look]
         if self._parent is not None:
             parent = self._parent
             signs.append(lambda: parent.say(TURNED))
@@ -276,7 +276,7 @@ class Worker:
         """SIGHUP: finish, and begin anew with the code as it is then. Under a parent that is the parent's business."""
         if self._parent is not None or self._is_ending:
             return
-        if self._terminal.is_gone:
+        if self._terminal.is_closing:
             self._on_stop(signal.SIGTERM, frame)
             return
         notify_reloading()

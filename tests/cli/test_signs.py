@@ -13,7 +13,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from gstalk.cli import _notify, _signs
+from gstalk.cli import _notify, _signals, _signs
 from gstalk.cli._greenlets import is_running
 from gstalk.cli._lookout import Told, to_tell
 from gstalk.cli._memory import resident
@@ -95,6 +95,8 @@ def test_greenlet_runs_if_it_has_begun_and_is_not_suspended():
 def test_heartbeat_makes_its_file_and_touches_it(tmp_path):
     path = tmp_path / "alive"
     beat = Heartbeat(str(path))
+    assert not path.exists()  # a probe may wait for it: nothing turns yet
+    beat()
     assert path.read_bytes() == b""
     os.utime(path, (0, 0))
     beat()
@@ -104,19 +106,22 @@ def test_heartbeat_makes_its_file_and_touches_it(tmp_path):
     assert path.exists()
 
 
-def test_heartbeat_that_can_not_be_touched_is_told_at_first_and_once_later(tmp_path, capfd):
+def test_heartbeat_that_can_not_be_touched_is_told_at_first_and_once_later(tmp_path, capfd, monkeypatch):
     path = tmp_path / "run" / "alive"
     with pytest.raises(UntouchableError) as caught:
         Heartbeat(str(path))
-    sentence = f"heartbeat {path} can't be touched: No such file or directory"
-    assert str(caught.value) == sentence
+    sentence = f"heartbeat {path} can't be touched: "
+    assert str(caught.value) == f"{sentence}there is no directory {path.parent}"
     path.parent.mkdir()
+    with monkeypatch.context() as patched, pytest.raises(UntouchableError) as caught:
+        patched.setattr(os, "access", lambda *_: False)  # root may write everywhere
+        Heartbeat(str(path))
+    assert str(caught.value) == f"{sentence}permission denied"
     beat = Heartbeat(str(path))
-    path.unlink()
     path.parent.rmdir()
     beat()
     beat()
-    assert capfd.readouterr().err == f"gstalk: {sentence}\n"
+    assert capfd.readouterr().err == f"gstalk: {sentence}No such file or directory\n"
 
 
 def test_pulse_counts_turns_and_gives_signs_at_their_period():
@@ -219,6 +224,22 @@ def test_hang_up_is_heard_unless_nohup_has_said_otherwise(monkeypatch):
         assert is_hang_up_heard()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_terminal_is_closing_if_it_was_there_a_moment_ago(monkeypatch):
+    now, there = 1000.0, True
+    monkeypatch.setattr(_signals, "monotonic", lambda: now)
+    monkeypatch.setattr(_signals, "_is_there", lambda: there)
+    terminal = _signals.Terminal()
+    assert not terminal.is_closing
+    there = False
+    assert terminal.is_closing
+    now += 4
+    terminal.look()
+    assert terminal.is_closing
+    now += 4
+    assert not terminal.is_closing  # the process outlived it
+    assert not _signals.Terminal().is_closing
 
 
 @pytest.mark.parametrize(
