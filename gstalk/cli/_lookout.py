@@ -79,12 +79,12 @@ class Lookout:
 
     def start(self) -> None:
         """Look on, from now until `stop`; to be called in the thread that is looked at, which is the main one."""
-        self._signals, writer = os.pipe()  # signals are heard of here, also while Python's handlers can't be called
-        for end in (self._signals, writer):
+        heard, writer = os.pipe()  # signals are heard of here, also while Python's handlers can't be called
+        for end in (heard, writer):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         forks.register("ctrl-c", self, Lookout.stop)  # a child has the pipe, too, and signals of its own
-        get_original("_thread", "start_new_thread")(self._run, ())
+        get_original("_thread", "start_new_thread")(self._run, (heard, writer))
 
     def stop(self) -> None:
         """Look no more."""
@@ -92,16 +92,23 @@ class Lookout:
         with contextlib.suppress(ValueError):  # a child that another thread than the main one has forked
             signal.set_wakeup_fd(-1)
 
-    def _run(self) -> None:
+    def _run(self, heard: int, writer: int) -> None:
+        try:
+            self._look_on(heard)
+        finally:
+            os.close(heard)
+            os.close(writer)
+
+    def _look_on(self, heard: int) -> None:
         wait = get_original("select", "select")
         silence = Silence(monotonic(), self._pulse.tick)
         turns = -1
         stops: list[int] = []
         stopped_at = at_once_at = float("inf")
         while not self._is_over or at_once_at < float("inf"):  # what runs at Python's end may be late, too
-            heard = os.read(self._signals, 4096) if wait([self._signals], [], [], self._pulse.tick)[0] else b""
+            signals = os.read(heard, 4096) if wait([heard], [], [], self._pulse.tick)[0] else b""
             now, before, turns = monotonic(), turns, self._pulse.turns
-            if new_stops := [number for number in heard if number in STOPS]:
+            if new_stops := [number for number in signals if number in STOPS]:
                 stops += new_stops
                 stopped_at = min(stopped_at, now)
                 if is_at_once(stops, self._parent is not None):
