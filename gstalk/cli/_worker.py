@@ -92,8 +92,6 @@ class Worker:
             reasons: list[Callable[[], object]] = [lambda: self._hung_up.wait(), *self._reasons_to_end(sources)]
             gevent.wait([gevent.spawn(each) for each in reasons], count=1)
             return AGAIN
-        if self._is_ending:  # SIGHUP came meanwhile
-            return AGAIN
         self._set_up_logging()
         is_patched = monkey.is_module_patched("socket")
         if self._parent is None:
@@ -102,6 +100,9 @@ class Worker:
             self._parent.say(PATCHED if is_patched else UNPATCHED)
         config = self._work.config.replace(event_func=lambda event: self._book.end(event, self._is_ending))
         self._consumer = gstalk.Consumer(self._work.uris, self._work.tubes, config)
+        if self._is_ending:  # SIGHUP came before there was anything to stop
+            self._consumer = None
+            return AGAIN
         pulse = Pulse(period(watchdog_seconds(), self._work.hang_timeout), self._signs(heartbeat))
         lookout = Lookout(pulse, self._book, is_patched, self._work.hang_timeout, self._parent)
         lookout.start()
@@ -166,11 +167,13 @@ class Worker:
         return Heartbeat(self._work.heartbeat) if self._work.heartbeat and self._parent is None else None
 
     def _signs(self, heartbeat: Heartbeat | None) -> list[Callable[[], object]]:
-        signs: list[Callable[[], object]] = [self._terminal.look]
+        signs: list[Callable[[], object]] = []
         if self._parent is not None:
             parent = self._parent
             signs.append(lambda: parent.say(TURNED))
-        elif watchdog_seconds() is not None:
+        else:
+            signs.append(self._terminal.look)
+        if self._parent is None and watchdog_seconds() is not None:
             signs.append(lambda: notify("WATCHDOG=1"))
         if heartbeat is not None:
             signs.append(heartbeat)

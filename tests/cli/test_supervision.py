@@ -288,13 +288,31 @@ def test_hang_up_has_a_worker_finish_and_begin_anew(start, conn, tube, tmp_path,
     assert len(worker.noted("old")) == len(worker.noted("new")) == 1
 
 
-def test_hang_up_while_the_module_is_imported_begins_anew_afterwards(start, conn, tube, tmp_path):
+STRIKES = """
+import os, gstalk
+make = gstalk.Consumer.__init__
+
+
+def strike(self, *args):
+    if not os.path.exists("struck"):
+        os.mkdir("struck")
+        os.kill(os.getpid(), 1)
+    make(self, *args)
+
+
+gstalk.Consumer.__init__ = strike
+"""
+
+
+def test_hang_up_while_it_begins_has_a_worker_begin_anew(start, conn, tube, tmp_path):
+    """While the module is imported; and behind that, when the Consumer is made."""
     code = tmp_path / "app.py"
     code.write_text(version("old", "tasks.note(b'importing', type('', (), {'body': b'x'}))\ntime.sleep(0.5)"))
     worker = start("app:handle", "--auto-delete")
     worker.wait_noted("importing")
-    code.write_text(version("new"))
+    code.write_text(version("new", STRIKES))
     worker.signal(signal.SIGHUP)
+    wait_until(lambda: worker.errors.count(" works, pid ") == 3, 30)
     conn.put(tube, b"x")
     worker.wait_noted("new")
     worker.signal(signal.SIGTERM)
@@ -304,14 +322,15 @@ def test_hang_up_while_the_module_is_imported_begins_anew_afterwards(start, conn
 
 def test_terminal_that_is_closed_ends_the_worker(tmp_path, server, conn, tube):
     """To it, too, SIGHUP comes of that; it must not go on for ever where nobody sees it."""
-    conn.put_many(tube, [b"x"] * 2)
-    words = "tasks:half_a_second", "--tube", tube, "--greenlets", "1"
+    for name in ("one", "two"):
+        conn.put(f"{tube}-{name}", name.encode())
+    words = "tasks:half_a_second", "--tube"
     (one, its_one), (two, its_two) = os.openpty(), os.openpty()
     with (
-        Working(tmp_path, server.uri, *words, terminal=its_one) as alone,
-        Working(tmp_path, server.uri, *words, "--processes", "1", terminal=its_two) as parent,
+        Working(tmp_path, server.uri, *words, f"{tube}-one", terminal=its_one) as alone,
+        Working(tmp_path, server.uri, *words, f"{tube}-two", "--processes", "1", terminal=its_two) as parent,
     ):
-        alone.wait_noted("begun", 2)
+        alone.wait_noted("begun", bodies={b"one", b"two"})
         for end in (one, its_one, two, its_two):
             os.close(end)
         assert [alone.process.wait(timeout=30), parent.process.wait(timeout=30)] == [0, 0]
