@@ -111,7 +111,7 @@ class Generation:
                 self.codes.append(0 if code in (AGAIN, -signal.SIGTERM) else abs(code) and 1)
                 return
             if code == AGAIN:
-                self._is_ready(place)
+                self._note_ready(place)
                 continue
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
             if self.is_trial and code != 0:
@@ -121,7 +121,7 @@ class Generation:
                 return
             if code == WRONG or (self._burst and code >= 0):
                 self.codes.append(code)
-                self._is_ready(place)
+                self._note_ready(place)
                 if code == WRONG:  # so would the others
                     self.stop()
                 return
@@ -133,7 +133,7 @@ class Generation:
     def _run_one(self, place: int) -> tuple[int, str]:
         """Start a process and wait for its end; returns its exit code, and its name."""
         try:
-            child = Child(self._command, self._period, self._on_loaded, lambda: self._is_ready(place))
+            child = Child(self._command, self._period, self._on_loaded, lambda: self._note_ready(place))
         except OSError as error:
             return 1, f"a process that could not be started ({error.strerror})"
         self.children.add(child)
@@ -145,6 +145,6 @@ class Generation:
         finally:
             self.children.discard(child)
 
-    def _is_ready(self, place: int) -> None:
+    def _note_ready(self, place: int) -> None:
         self._ready.add(place)
         self._changed.set()

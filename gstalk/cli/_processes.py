@@ -61,6 +61,7 @@ class Processes:
         self._terminal = Terminal()
         self._generations: list[Generation] = []  # all that have processes
         self._trial: Generation | None = None  # the one that is to take the others' place
+        self._retired: set[Generation] = set()  # those whose place others have taken: their end is of no account
         self._codes: list[int] = [0]
         self._asked = 0
         self._changed = Event()
@@ -98,10 +99,14 @@ class Processes:
     def _live(self, generation: Generation) -> None:
         generation.run()
         self._generations.remove(generation)
-        if self._asked or not generation.is_stopping or not self._generations:
-            # One that others have replaced is of no account.
+        if self._asked or generation not in self._retired:
             self._codes += generation.codes
+        self._retired.discard(generation)
         self._changed.set()
+
+    def _retire(self, generation: Generation) -> None:
+        self._retired.add(generation)
+        generation.stop()
 
     def _announce(self, generation: Generation) -> None:
         if generation.until_ready():
@@ -110,7 +115,7 @@ class Processes:
     def _begin_anew(self) -> None:
         """Start others beside those that are there; when all of them work, these finish. If one fails, these go on."""
         if self._trial is not None:
-            self._trial.stop()  # what it runs is old by now
+            self._retire(self._trial)  # what it runs is old by now
         notify_reloading()
         before = [each for each in self._generations if not each.is_stopping]
         self._say(f"pid {os.getpid()} begins anew: the processes that are there stop when {self._number} others work")
@@ -122,10 +127,10 @@ class Processes:
         if is_good:
             trial.is_trial = False
             for each in before:
-                each.stop()
+                self._retire(each)
         else:
             tell(f"pid {os.getpid()} can't begin anew: a new process failed; those that were there go on")
-            trial.stop()
+            self._retire(trial)
         notify("READY=1")
 
     def _is_loaded(self, is_patched: bool) -> None:
