@@ -176,8 +176,11 @@ def test_silence_of_a_process_counts_from_its_first_turn_on():
             assert child.wait() == -signal.SIGKILL
 
 
-def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(start, conn, tube, tmp_path, manager):
-    """A stop that is late says so, with the job. So does an unpatched process; once."""
+def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(
+    start, conn, tube, tmp_path, manager, abstract_manager
+):
+    """A stop that is late says so, with the job. So does an unpatched process; once. One without a server is alive."""
+    start("tasks:quick", uri="127.0.0.1:1", environment=abstract_manager.environment)
     conn.put(f"{tube}-2", b"x")
     parent = start("tasks:blocks", "--processes", "2", "--heartbeat", "all", tubes=(f"{tube}-2",))
     job_id = conn.put(tube, b"x")
@@ -200,6 +203,7 @@ def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(start, conn,
     assert (manager.words.count("WATCHDOG=1"), (tmp_path / "alive").stat().st_mtime_ns) == (beats, touched)
     assert worker.errors.count("can't stop yet") == worker.errors.count("is not monkey-patched") == 1
     assert manager.story == ["READY=1", "STOPPING=1"]
+    abstract_manager.wait("READY=1")  # a server that comes later is no reason to wait with all that hangs on it
 
 
 # -- SIGHUP ------------------------------------------------------------------------------------------------------
