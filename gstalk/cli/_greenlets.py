@@ -1,4 +1,4 @@
-"""What greenlets are doing, in words; may be asked in a signal handler, whoever was interrupted."""
+"""What greenlets are doing, in words; may be asked in a signal handler, and in a thread beside a blocked loop."""
 
 from __future__ import annotations
 
@@ -11,45 +11,59 @@ from types import FrameType
 from typing import Any
 
 import gevent
-from gevent import getcurrent
+from greenlet import greenlet as Switchable  # a class, and `greenlet` is what its objects are called here
 
-__all__ = ["others", "stack_of_handler"]
+__all__ = ["is_running", "others", "place_of", "stack_of_handler"]
 
 HERE = os.path.dirname(__file__)
 
 
-def stack_of_handler(greenlet: Any, interrupted: FrameType | None) -> list[str]:
+def is_running(greenlet: Any) -> bool:
+    """Whether its thread runs this greenlet, and not another: it has begun, and isn't suspended."""
+    # gevent's own `bool` is true for one that has yet to begin, too.
+    return greenlet.gr_frame is None and Switchable.__bool__(greenlet)
+
+
+def stack_of_handler(greenlet: Any, running: FrameType | None) -> list[str]:
     """Where a greenlet is in its handler, a line a call, the innermost last.
 
     Args:
         greenlet: One that calls a handler.
-        interrupted: The frame that the signal came in, of the greenlet that was running.
+        running: The frame in which the greenlets' thread is; it is that of the greenlet that runs.
     """
     lines = []
-    for each in reversed(_stack(greenlet, interrupted)):
+    for each in reversed(_stack(greenlet, running)):
         if os.path.dirname(each.filename) == HERE:
             break  # what called the handler is always the same
-        lines.append(f"    {each.filename}:{each.lineno}, in {each.name}: {each.line}")
+        lines.append(f"    {_shown(each)}")
     return lines[::-1]
 
 
-def others(known: Container[Any], interrupted: FrameType | None) -> list[str]:
+def others(known: Container[Any], running: FrameType | None) -> list[str]:
     """All other greenlets, those together that are in the same place."""
     places: Counter[str] = Counter()
     for each in gc.get_objects():
-        if isinstance(each, gevent.Greenlet) and not each.dead and each not in known:
-            places[_place(each, interrupted)] += 1
+        # Not `isinstance`: that asks an object that stands for another one what it is, and runs the program's code.
+        if issubclass(type(each), gevent.Greenlet) and not each.dead and each not in known:
+            stack = _stack(each, running)
+            places[_place(stack) if stack else f"{each!r}, not begun"] += 1
     return [f"  {count} other{'s' * (count > 1)} in {place}" for place, count in places.most_common()]
 
 
-def _stack(greenlet: Any, interrupted: FrameType | None) -> list[traceback.FrameSummary]:
-    frame = interrupted if greenlet is getcurrent() else greenlet.gr_frame
+def place_of(running: FrameType | None) -> str:
+    """Where a thread is, as deep as can be, but not in gevent itself."""
+    return "nowhere" if running is None else _place(list(traceback.extract_stack(running)))
+
+
+def _stack(greenlet: Any, running: FrameType | None) -> list[traceback.FrameSummary]:
+    frame = running if is_running(greenlet) else greenlet.gr_frame
     return [] if frame is None else list(traceback.extract_stack(frame))
 
 
-def _place(greenlet: Any, interrupted: FrameType | None) -> str:
-    """As deep as can be, but not in gevent itself."""
-    for each in reversed(_stack(greenlet, interrupted)):
-        if f"{os.sep}gevent{os.sep}" not in each.filename:
-            return f"{each.filename}:{each.lineno}, in {each.name}: {each.line}"
-    return f"{greenlet!r}, not begun"
+def _place(stack: list[traceback.FrameSummary]) -> str:
+    outside = [each for each in stack if f"{os.sep}gevent{os.sep}" not in each.filename]
+    return _shown((outside or stack)[-1])
+
+
+def _shown(frame: traceback.FrameSummary) -> str:
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}"

@@ -1,47 +1,70 @@
-"""A parent of several worker processes: it starts them, again when they die, and passes signals on."""
+"""A parent of several worker processes: it passes signals on, replaces all of them at SIGHUP, and watches over them."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import gevent
-from gevent import subprocess
 from gevent.event import Event
 
-from gstalk.cli._load import WRONG
+from gstalk.cli._generation import Generation
+from gstalk.cli._notify import notify, notify_reloading, watchdog_seconds
 from gstalk.cli._output import tell
-from gstalk.cli._worker import AGAIN
+from gstalk.cli._signals import Terminal, is_hang_up_heard
+from gstalk.cli._signs import Heartbeat, period
 from gstalk.connection.clock import monotonic
 
 __all__ = ["Processes"]
 
-LONG = 10.0  # seconds: a process that lived longer is no part of a series of failures
-PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a process is started anew, in such a series
-AT_ONCE = 5.0  # seconds that processes told to end at once get for it
+LAG = 1.0  # seconds beyond `--hang-timeout` that a process gets to tell where it stands
+ALIVE = 3.0  # seconds of silence from which on a process counts as one whose event loop stands still
 
 
 class Processes:
     """So many processes, until there is a reason to end.
 
     Args:
-        command: What to start; a descriptor is added that comes to its end with this parent.
+        command: What to start.
         number: How many.
         burst: Whether one that ends well, or fails by itself, has done its part.
         grace: Seconds after a first signal until what still runs is killed.
+        hang_timeout: Seconds after which one is killed whose event loop doesn't turn; `None`: never.
+        heartbeat: A file that is touched while the event loops of all turn.
+        say: Tells what goes as it should.
+        banner: What is said when the first handler is there; of whether the processes are patched.
     """
 
-    def __init__(self, command: Sequence[str], number: int, burst: bool, grace: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        number: int,
+        burst: bool,
+        grace: float,
+        hang_timeout: float | None,
+        heartbeat: str | None,
+        say: Callable[[str], object],
+        banner: Callable[[bool], str],
+    ) -> None:
         self._command = command
         self._number = number
         self._burst = burst
         self._grace = grace
-        self._children: set[Any] = set()
+        self._hang_timeout = hang_timeout
+        self._say = say
+        self._banner: Callable[[bool], str] | None = banner  # `None`: it was said, a handler is there
+        self._period = period(watchdog_seconds(), hang_timeout)
+        self._signs: list[Callable[[], object]] = [Heartbeat(heartbeat)] if heartbeat else []
+        if watchdog_seconds() is not None:
+            self._signs.append(lambda: notify("WATCHDOG=1"))
+        self._terminal = Terminal()
+        self._generations: list[Generation] = []  # all that have processes
+        self._trial: Generation | None = None  # the one that is to take the others' place
+        self._retired: set[Generation] = set()  # those whose place others have taken: their end is of no account
         self._codes: list[int] = [0]
         self._asked = 0
-        self._stopping = Event()
+        self._changed = Event()
 
     def run(self) -> int:
         """Keep the processes going until they are to stop; returns the exit code."""
@@ -52,67 +75,110 @@ class Processes:
             signal.SIGUSR1: self._pass_on_look,
         }.items():
             gevent.signal_handler(number, function)
-        self._life, self._mine = os.pipe()
-        gevent.joinall([gevent.spawn(self._keep) for _ in range(self._number)], raise_error=True)
-        tell(f"pid {os.getpid()} stopped: all processes have ended")
+        if is_hang_up_heard():
+            gevent.signal_handler(signal.SIGHUP, self._hang_up)
+        watching = gevent.spawn(self._watch)
+        gevent.spawn(self._announce, self._begin(is_trial=False))
+        while self._generations:
+            self._changed.wait()
+            self._changed.clear()
+        watching.kill()
+        self._say(f"pid {os.getpid()} stopped: all processes have ended")
         return 1 if self._asked > 1 else max(self._codes)
 
-    def _keep(self) -> None:
-        """Keep one process going."""
-        failures = 0
-        while not self._stopping.is_set():
-            began = monotonic()
-            code, who = self._run_one()
-            if self._stopping.is_set():
-                self._codes.append(0 if code in (AGAIN, -signal.SIGTERM) else abs(code) and 1)
-                return
-            if code == AGAIN:
-                continue
-            if code == WRONG or (self._burst and code >= 0):
-                self._codes.append(code)
-                if code == WRONG:
-                    self._ask()
-                return
-            failures = 0 if monotonic() - began > LONG else failures + 1
-            pause = PAUSES[min(failures, len(PAUSES) - 1)]
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-            tell(f"{who} {how}; the next one starts in {pause:g} s")
-            self._stopping.wait(pause)
+    # -- generations -------------------------------------------------------------------------------------------
 
-    def _run_one(self) -> tuple[int, str]:
-        """Start a process and wait for its end; returns its exit code, and its name."""
-        try:
-            child = subprocess.Popen([*self._command, "--parent", str(self._life)], pass_fds=(self._life,))
-        except OSError as error:
-            return 1, f"a process that could not be started ({error.strerror})"
-        self._children.add(child)
-        tell(f"process {child.pid} started")
-        try:
-            if self._stopping.is_set():  # since it was asked for
-                child.send_signal(signal.SIGTERM)
-            return child.wait(), f"process {child.pid}"
-        finally:
-            self._children.discard(child)
+    def _begin(self, is_trial: bool) -> Generation:
+        generation = Generation(
+            self._command, self._number, self._burst, self._grace, self._period, self._say, self._is_loaded, is_trial
+        )
+        self._generations.append(generation)
+        gevent.spawn(self._live, generation)
+        return generation
+
+    def _live(self, generation: Generation) -> None:
+        generation.run()
+        self._generations.remove(generation)
+        if self._asked or generation not in self._retired:
+            self._codes += generation.codes
+        self._retired.discard(generation)
+        self._changed.set()
+
+    def _retire(self, generation: Generation) -> None:
+        self._retired.add(generation)
+        generation.stop()
+
+    def _announce(self, generation: Generation) -> None:
+        if generation.until_ready():
+            notify("READY=1")
+
+    def _begin_anew(self) -> None:
+        """Start others beside those that are there; when all of them work, these finish. If one fails, these go on."""
+        if self._trial is not None:
+            self._retire(self._trial)  # what it runs is old by now
+        notify_reloading()
+        before = [each for each in self._generations if not each.is_stopping]
+        self._say(f"pid {os.getpid()} begins anew: the processes that are there stop when {self._number} others work")
+        trial = self._trial = self._begin(is_trial=True)
+        is_good = trial.until_ready()
+        if self._trial is not trial or self._asked:
+            return  # another one has begun, or all is over
+        self._trial = None
+        if is_good:
+            trial.is_trial = False
+            for each in before:
+                self._retire(each)
+        else:
+            tell(f"pid {os.getpid()} can't begin anew: a new process failed; those that were there go on")
+            self._retire(trial)
+        notify("READY=1")
+
+    def _is_loaded(self, is_patched: bool) -> None:
+        banner, self._banner = self._banner, None
+        if banner is not None:
+            self._say(banner(is_patched))
+
+    # -- watching ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look at the processes, end those that stand still, and give signs of life while none does."""
+        while True:
+            now = monotonic()
+            self._terminal.look()
+            silences = [(child, child.silence(now)) for each in self._generations for child in each.children]
+            for child, seconds in silences:
+                if self._hang_timeout is not None and seconds >= self._hang_timeout + LAG:
+                    gevent.spawn(child.abort)
+            if self._banner is None and all(seconds < ALIVE for _, seconds in silences):
+                for sign in self._signs:
+                    sign()
+            gevent.sleep(self._period)
+
+    # -- signals -----------------------------------------------------------------------------------------------
+
+    def _hang_up(self) -> None:
+        if self._terminal.is_closing:
+            self._ask()
+        elif not self._asked:
+            self._begin_anew()
 
     def _ask(self) -> None:
         self._asked += 1
         if self._asked > 1:
             self._end()
             return
-        tell(f"pid {os.getpid()} stops {len(self._children)} processes")
-        self._stopping.set()
-        self._send(signal.SIGTERM)
-        gevent.spawn_later(self._grace, self._send, signal.SIGKILL)
+        notify("STOPPING=1")
+        count = sum(len(each.children) for each in self._generations)
+        self._say(f"pid {os.getpid()} stops {count} process{'es' * (count != 1)}")
+        for each in self._generations:
+            each.stop()
 
     def _end(self) -> None:
         self._asked = max(self._asked + 1, 2)
-        self._stopping.set()
-        self._send(signal.SIGQUIT)
-        gevent.spawn_later(AT_ONCE, self._send, signal.SIGKILL)
+        notify("STOPPING=1")
+        for each in self._generations:
+            each.end()
 
     def _pass_on_look(self) -> None:
-        self._send(signal.SIGUSR1)
-
-    def _send(self, number: int) -> None:
-        for child in list(self._children):
-            child.send_signal(number)
+        for each in self._generations:
+            each.send(signal.SIGUSR1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -11,22 +12,26 @@ from types import FrameType
 from typing import Any
 
 import gevent
-from gevent import getcurrent, socket
+from gevent import monkey, socket
 from gevent.event import Event
 
 import gstalk
-from gstalk.cli._greenlets import others, stack_of_handler
+from gstalk.cli._book import Book, logger
 from gstalk.cli._load import Handler, Unusable, load
+from gstalk.cli._lookout import Lookout
+from gstalk.cli._memory import resident
+from gstalk.cli._notify import notify, notify_reloading, watchdog_seconds
 from gstalk.cli._output import complain, exit_code, plural, tell
+from gstalk.cli._signals import STOPS, Terminal, is_at_once, is_hang_up_heard, let_signals_through
+from gstalk.cli._signs import PATCHED, READY, TURNED, UNPATCHED, Heartbeat, Pulse, ToParent, period
 from gstalk.cli._sources import Sources
 from gstalk.cli._tubes import until_empty
-from gstalk.connection.clock import monotonic
 
 __all__ = ["AGAIN", "Work", "Worker"]
 
-AGAIN = 75  # exit code of a child that wants to be started anew: after --max-jobs, or with changed files
-AT_ONCE = 2.0  # seconds that a worker told to end at once gets for it
-logger = logging.getLogger("gstalk.work")
+AGAIN = 75  # exit code of a child that wants to be started anew: after --max-jobs, grown, or with changed files
+SETTLING = 5.0  # seconds after which a worker counts as ready, also if no server is there
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,11 @@ class Work:
     config: gstalk.Config
     burst: bool
     max_jobs: int | None
+    max_memory: int | None
+    hang_timeout: float | None
+    heartbeat: str | None
     reload: bool
+    quiet: bool
     verbose: bool
     parent: int | None
 
@@ -49,56 +58,80 @@ class Worker:
 
     Args:
         work: What to do.
-        banner: What is said when the handler is there, unless a parent has said it.
+        banner: What is said when the handler is there, unless a parent says it; of whether the process is patched.
 
     Attributes:
-        is_changed: Whether it ended because a file has changed.
+        begins_anew: Whether it ended so that another one takes its place: at SIGHUP, grown, or when a file changed.
     """
 
-    def __init__(self, work: Work, banner: str) -> None:
-        self.is_changed = False
+    def __init__(self, work: Work, banner: Callable[[bool], str]) -> None:
+        self.begins_anew = False
         self._work = work
         self._banner = banner
+        self._parent = None if work.parent is None else ToParent(work.parent)
         self._consumer: gstalk.Consumer | None = None
-        self._asked = self._pressed = 0  # signals that asked to stop; those of them that asked to stop at once
+        self._stops: list[int] = []  # signals that asked to stop
+        self._pressed = 0  # so many of them asked to stop at once
         self._code = 0
         self._is_ending = False
-        self._begun = self._done = self._failed = self._cut = 0
-        self._current: dict[Any, tuple[gstalk.Job, float]] = {}  # what each greenlet works at, and since when
-        self._finished = Event()  # a job has
+        self._hung_up = Event()
+        self._terminal = Terminal()
+        self._book = Book(work.config.num_greenlets)
 
     def run(self) -> int:
         """Work until there is a reason to end; returns the exit code."""
-        # Python's own handlers run at once, also while a job's handler keeps the hub.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGUSR1, self._on_look)
+        self._listen_to_signals()
         sources = Sources() if self._work.reload else None
+        heartbeat = self._heartbeat()
         try:
             handler = self._load()
         except Exception as error:
             if sources is None or isinstance(error, Unusable):
                 raise
             complain(error)
-            gevent.wait([gevent.spawn(each) for each in self._reasons_to_end(sources)], count=1)
+            reasons: list[Callable[[], object]] = [lambda: self._hung_up.wait(), *self._reasons_to_end(sources)]
+            gevent.wait([gevent.spawn(each) for each in reasons], count=1)
             return AGAIN
-        if not logging.getLogger().handlers:
-            logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s")
-        if not logging.getLogger("gstalk").level:
-            logging.getLogger("gstalk").setLevel(logging.INFO)
-        logger.setLevel(logging.INFO if self._work.verbose else logging.WARNING)
-        if self._work.parent is None:
-            tell(self._banner)
-        config = self._work.config.replace(event_func=self._on_event)
+        self._set_up_logging()
+        is_patched = monkey.is_module_patched("socket")
+        if self._parent is None:
+            self._say(self._banner(is_patched))
+        else:
+            self._parent.say(PATCHED if is_patched else UNPATCHED)
+        config = self._work.config.replace(event_func=lambda event: self._book.end(event, self._is_ending))
         self._consumer = gstalk.Consumer(self._work.uris, self._work.tubes, config)
-        beside = [gevent.spawn(function) for function in self._reasons_to_end(sources)]
+        if self._is_ending:  # SIGHUP came before there was anything to stop
+            self._consumer = None
+            return AGAIN
+        pulse = Pulse(period(watchdog_seconds(), self._work.hang_timeout), self._signs(heartbeat))
+        lookout = Lookout(pulse, self._book, is_patched, self._work.hang_timeout, self._parent)
+        lookout.start()
+        beside = [gevent.spawn(each) for each in (pulse.run, self._get_ready, *self._reasons_to_end(sources))]
         try:
             self._consumer.receive(handler)
         finally:
             gevent.killall(beside)
+            lookout.stop()
             self._consumer = None
-        tell(f"pid {os.getpid()} stopped: {plural(self._done, 'job')} done, {self._failed} failed, {self._cut} cut off")
-        return 1 if self._cut or self._pressed else 0 if self._asked else self._code
+        book = self._book
+        self._say(
+            f"pid {os.getpid()} stopped: {plural(book.done, 'job')} done, {book.failed} failed, {book.cut} cut off"
+        )
+        if self.begins_anew and not self._stops:
+            return AGAIN
+        return 1 if book.cut or self._pressed else 0 if self._stops else self._code
+
+    def _set_up_logging(self) -> None:
+        if not logging.getLogger().handlers:
+            logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s")
+        if not logging.getLogger("gstalk").level:
+            logging.getLogger("gstalk").setLevel(logging.WARNING if self._work.quiet else logging.INFO)
+        logger.setLevel(logging.INFO if self._work.verbose else logging.WARNING)
+
+    def _say(self, text: str) -> None:
+        """Tell what goes as it should."""
+        if not self._work.quiet:
+            tell(text)
 
     # -- the handler -------------------------------------------------------------------------------------------
 
@@ -112,41 +145,60 @@ class Worker:
         return dict.fromkeys(self._work.tubes, self._guard(found)) if several else self._guard(found)
 
     def _guard(self, handler: Handler) -> Handler:
+        book, most = self._book, self._work.max_jobs
+
         def handle(job: gstalk.Job) -> Any:
-            if self._begun == self._work.max_jobs:
+            if book.begun == most:
                 # It was on its way when the last one began.
                 job.release()
                 return None
-            self._begun += 1
-            if self._begun == self._work.max_jobs:
+            book.begin(job)
+            if book.begun == most:
                 self._code = AGAIN
                 self._stop()
-            self._current[getcurrent()] = job, monotonic()
             return handler(job)
 
         return handle
 
-    def _on_event(self, event: gstalk.Event) -> None:
-        """In the greenlet that has handled a job."""
-        if event.kind != "handled" or getcurrent() not in self._current:
-            return  # the latter: a job too many
-        job, _ = self._current.pop(getcurrent())
-        error = event.exception
-        if error is None or isinstance(error, (gstalk.Retry, gstalk.Bury)):
-            self._done += 1
-            outcome = "done" if error is None else "buried" if isinstance(error, gstalk.Bury) else "released"
-            shown = "to be tried again" if outcome == "released" else outcome
-        elif isinstance(error, gevent.GreenletExit) and self._is_ending:
-            self._cut += 1
-            outcome, shown = "released", "cut off, and released"
+    # -- signs of life -----------------------------------------------------------------------------------------
+
+    def _heartbeat(self) -> Heartbeat | None:
+        """Under a parent it is the parent's: one file for all."""
+        return Heartbeat(self._work.heartbeat) if self._work.heartbeat and self._parent is None else None
+
+    def _signs(self, heartbeat: Heartbeat | None) -> list[Callable[[], object]]:
+        signs: list[Callable[[], object]] = []
+        if self._parent is not None:
+            parent = self._parent
+            signs.append(lambda: parent.say(TURNED))
         else:
-            self._failed += 1
-            outcome, shown = "failed", f"failed with {type(error).__name__}"
-        told = {name: getattr(event, name) for name in ("uri", "job_id", "attempt", "duration")}
-        known = {**told, "tube": job.tube, "outcome": outcome}
-        extra = {name: value for name, value in known.items() if value is not None}
-        logger.info("job %d of %s: %s, %.3f s", job.id, job.tube, shown, event.duration or 0.0, extra=extra)
-        self._finished.set()
+            signs.append(self._terminal.look)
+        if self._parent is None and watchdog_seconds() is not None:
+            signs.append(lambda: notify("WATCHDOG=1"))
+        if heartbeat is not None:
+            signs.append(heartbeat)
+        if self._work.max_memory is not None:
+            signs.append(self._weigh)
+        return signs
+
+    def _get_ready(self) -> None:
+        """Tell that this worker works, when it is connected, or has tried for a while: a server may well be down."""
+        if self._consumer is not None:
+            self._consumer.wait_connected(SETTLING)
+        if self._parent is not None:
+            self._parent.say(READY)
+        else:
+            notify("READY=1")
+
+    def _weigh(self) -> None:
+        """Stop when the process has grown too large. One job it takes in any case, or it might do nothing but begin."""
+        limit = (self._work.max_memory or 0) * MIB
+        if not self._is_ending and self._book.begun and (size := resident()) > limit:
+            self._say(
+                f"pid {os.getpid()} has grown to {size // MIB} MiB, beyond --max-memory {self._work.max_memory}: "
+                "starting anew"
+            )
+            self._begin_anew()
 
     # -- reasons to end ----------------------------------------------------------------------------------------
 
@@ -165,28 +217,9 @@ class Worker:
         if self._consumer is not None:
             self._consumer.stop(*seconds)
 
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        """SIGTERM and SIGINT: the first one politely, the second at once, as SIGQUIT does.
-
-        Under a parent both are polite however often they come: a terminal or a service manager may send one to all
-        processes, and the parent passes its own on. It sends SIGQUIT when it is asked a second time.
-        """
-        at_once = number == signal.SIGQUIT or (self._asked > 0 and self._work.parent is None)
-        self._asked += 1
-        if not at_once:
-            if self._consumer is None:
-                raise SystemExit(0)  # no job is in hand: the module is being imported, or all is over
-            if self._asked == 1:
-                tell(f"pid {os.getpid()} stops; {plural(len(self._current), 'job')} in hand")
-            self._stop()
-            return
-        self._pressed += 1
-        if self._consumer is None or self._pressed > 1:
-            os._exit(1)
-        # A handler that doesn't let go of the hub can't be killed in it. Its job goes back with our connection.
-        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))
-        signal.setitimer(signal.ITIMER_REAL, AT_ONCE)
-        self._stop(0)
+    def _begin_anew(self) -> None:
+        self.begins_anew, self._code = True, AGAIN
+        self._stop()
 
     def _until_orphaned(self) -> None:
         assert self._work.parent is not None
@@ -196,7 +229,7 @@ class Worker:
 
     def _until_empty(self) -> None:
         try:
-            until_empty(self._work.uris, self._work.tubes, self._finished)
+            until_empty(self._work.uris, self._work.tubes, self._book.finished)
         except gstalk.GstalkError as error:
             tell(str(error))
             self._code = exit_code(error)
@@ -206,20 +239,54 @@ class Worker:
         """Stop when a file has changed."""
         while (changed := sources.changed()) is None:
             gevent.sleep(0.5)
-        tell(f"{os.path.relpath(changed)} has changed: starting anew")
-        self.is_changed, self._code = True, AGAIN
-        self._stop()
+        self._say(f"{os.path.relpath(changed)} has changed: starting anew")
+        self._begin_anew()
 
-    # -- looking -----------------------------------------------------------------------------------------------
+    # -- signals -----------------------------------------------------------------------------------------------
+
+    def _listen_to_signals(self) -> None:
+        # Python's own handlers run at once, also while a job's handler keeps the hub.
+        for number in STOPS:
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_look)
+        if is_hang_up_heard():
+            signal.signal(signal.SIGHUP, self._on_hang_up)
+        let_signals_through()
+        if not faulthandler.is_enabled():
+            # SIGABRT, from systemd's watchdog or our parent, is the last means: it shows where a process stands that
+            # can't say it, since a C function has Python's lock.
+            faulthandler.enable()
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM, SIGINT and SIGQUIT: stop, politely or at once. A handler that blocks is the lookout's business."""
+        self._stops.append(number)
+        is_first = len(self._stops) == 1
+        if is_first and self._parent is None:
+            notify("STOPPING=1")
+        if not is_at_once(self._stops, self._parent is not None):
+            if self._consumer is None:
+                raise SystemExit(0)  # no job is in hand: the module is being imported, or all is over
+            if is_first:
+                self._say(f"pid {os.getpid()} stops; {plural(len(self._book), 'job')} in hand")
+            self._stop()
+            return
+        self._pressed += 1
+        if self._consumer is None or self._pressed > 1:
+            os._exit(1)
+        self._stop(0)
+
+    def _on_hang_up(self, number: int, frame: FrameType | None) -> None:
+        """SIGHUP: finish, and begin anew with the code as it is then. Under a parent that is the parent's business."""
+        if self._parent is not None or self._is_ending:
+            return
+        if self._terminal.is_closing:
+            self._on_stop(signal.SIGTERM, frame)
+            return
+        notify_reloading()
+        self._say(f"pid {os.getpid()} begins anew; {plural(len(self._book), 'job')} in hand")
+        self._hung_up.set()
+        self._begin_anew()
 
     def _on_look(self, number: int, frame: FrameType | None) -> None:
         """SIGUSR1: tell what each greenlet is doing, also if one of them keeps all others from running."""
-        now = monotonic()
-        lines = [
-            f"pid {os.getpid()}: {plural(self._done, 'job')} done, {self._failed} failed; "
-            f"{len(self._current)} of {self._work.config.num_greenlets} greenlets have a job"
-        ]
-        for greenlet, (job, began) in list(self._current.items()):
-            lines.append(f"  job {job.id} of {job.tube} for {now - began:.1f} s")
-            lines += stack_of_handler(greenlet, frame)
-        tell("\n".join([*lines, *others(set(self._current), frame)]))
+        tell(f"pid {os.getpid()}: " + "\n".join(self._book.look(frame)))

@@ -6,12 +6,7 @@ import os
 import re
 import signal
 import sys
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import click
 import gevent
@@ -19,43 +14,15 @@ import pytest
 
 import gstalk
 from gstalk.cli import _tubes
-from gstalk.cli._anew import interpreter_flags
 from gstalk.cli._load import Unusable, load
 from gstalk.cli.work import work
 from gstalk.testing import Beanstalkd
-from tests.cli.working import ROOT, TASKS, Working
+from tests.cli.working import ROOT, TASKS, Working, counts
 from tests.servers import Played, ok, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-Start = Callable[..., Working]
 BURST = ("--burst", "--auto-delete")
-
-
-@pytest.fixture
-def start(tmp_path: Path, server: Beanstalkd, tube: str) -> Iterator[Start]:
-    """Start a worker for the test's tube: ``start("tasks:quick", "--burst")``."""
-    with ExitStack() as stack:
-
-        def begin(target: str, *args: str, uri: str = "", tubes: tuple[str, ...] = (tube,), **options: Any) -> Working:
-            watched = [word for each in tubes for word in ("--tube", each)]
-            return stack.enter_context(Working(tmp_path, uri or server.uri, target, *watched, *args, **options))
-
-        yield begin
-
-
-def counts(conn: gstalk.Conn, tube: str) -> tuple[int | None, ...]:
-    """How many jobs are ready, reserved, delayed and buried."""
-    try:
-        stats = conn.stats_tube(tube)
-    except gstalk.NotFoundError:
-        return 0, 0, 0, 0
-    return (
-        stats.current_jobs_ready,
-        stats.current_jobs_reserved,
-        stats.current_jobs_delayed,
-        stats.current_jobs_buried,
-    )
 
 
 # -- the handler -------------------------------------------------------------------------------------------------
@@ -246,13 +213,26 @@ def test_second_signal_ends_it_at_once(start, conn, tube, args):
 
 
 def test_second_signal_ends_a_handler_that_keeps_the_hub(start, conn, tube):
+    """In Python, where signals are handled; or in C, where they aren't."""
+    conn.put_many(tube, [b"x"] * 2, ttr=1000)
+    blocked, deaf = start("tasks:blocks", "--greenlets", "1"), start("tasks:blocks_in_c", "--greenlets", "1")
+    blocked.wait_noted("begun", 2)
+    for worker in (blocked, deaf):
+        worker.signal(signal.SIGTERM)
+    blocked.wait_said("stops")
+    deaf.wait_said("can't stop yet")
+    for worker in (blocked, deaf):
+        worker.signal(signal.SIGTERM)
+    assert [worker.end(10) for worker in (blocked, deaf)] == [1, 1]
+    wait_until(lambda: counts(conn, tube) == (2, 0, 0, 0))
+
+
+def test_blocked_process_whose_parent_is_gone_ends_by_itself(start, conn, tube):
     conn.put(tube, b"x", ttr=1000)
-    worker = start("tasks:blocks")
+    worker = start("tasks:blocks", "--hang-timeout", "1")
     worker.wait_noted("begun")
-    worker.signal(signal.SIGTERM)
-    worker.wait_said("stops")
-    worker.signal(signal.SIGTERM)
-    assert worker.end(10) == 1
+    worker.signal(signal.SIGKILL)
+    assert worker.end(10) == -signal.SIGKILL  # all that have its standard error
     wait_until(lambda: counts(conn, tube) == (1, 0, 0, 0))
 
 
@@ -393,96 +373,6 @@ def test_without_patch_nothing_is_patched(start, tmp_path):
     assert start("patched:returns", *BURST).end() == 1
 
 
-SAYS_FLAGS = """
-import sys, warnings
-from gevent import monkey
-from tasks import note
-
-names = "optimize no_user_site no_site bytes_warning dont_write_bytecode ignore_environment isolated dev_mode".split()
-
-
-def handle(job):
-    values = [getattr(sys.flags, name) for name in names] + [getattr(sys.flags, "safe_path", None)]
-    values += [sys.stdout.write_through, sorted(sys._xoptions), sys.warnoptions, "site" in sys.modules]
-    note(repr(values).replace(" ", "").encode(), job)
-"""
-# The file that a pex or a zipapp begins with: it alone knows where the libraries are.
-PACKED = """
-import sys
-sys.path[:] = {path!r}
-from gstalk.cli import main
-main()
-"""
-ALL = ("-O", "-s", "-b", "-B", "-u", "-X", "importtime", "-X", "utf8", "-Wignore::ImportWarning", "-W", "once")
-FLAGS = [
-    ALL,
-    ("-OOsbbBu",),
-    ("-I", "-X", "dev", "-Wignore::ResourceWarning"),
-    ("-E", "-S"),
-    pytest.param(("-P",), marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")),
-]
-
-
-def said_flags(worker: Working) -> list[str]:
-    return [line.partition(b" ")[0].decode() for line in (worker.place / "log").read_bytes().splitlines()]
-
-
-@pytest.mark.parametrize("way", ["module", "packed"])
-@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
-def test_interpreters_flags_are_kept_by_whatever_starts_anew(start, conn, tube, tmp_path, flags, way):
-    """--patch begins anew in this process, --processes in others: all run as a plain `gstalk work` does."""
-    (tmp_path / "flags.py").write_text(SAYS_FLAGS)
-    packed = tmp_path / "packed.pyz"
-    with zipfile.ZipFile(packed, "w") as file:
-        file.writestr("__main__.py", PACKED.format(path=[str(ROOT), *sys.path]))
-    if way == "module" and "-S" in flags:
-        pytest.skip("without its site-packages the interpreter itself finds no gstalk")
-    program = (*flags, *(("-m", "gstalk") if way == "module" else (str(packed),)))
-    for args in [(), ("--patch",), ("--processes", "1"), ("--processes", "1", "--patch")]:
-        conn.put(tube, b"x")
-        worker = start("flags:handle", *BURST, *args, program=program)
-        assert worker.end() == 0, worker.errors
-    plain, *others = said_flags(worker)
-    assert others == [plain] * 3
-
-
-def test_reload_keeps_the_interpreters_flags(start, conn, tube, tmp_path):
-    (tmp_path / "flags.py").write_text(SAYS_FLAGS)
-    worker = start("flags:handle", "--reload", "--auto-delete", program=("-O", "-u", "-m", "gstalk"))
-    conn.put(tube, b"x")
-    wait_until(lambda: (tmp_path / "log").exists(), 30)
-    (tmp_path / "flags.py").write_text(f"{SAYS_FLAGS}\n")
-    worker.wait_said("starting anew")
-    conn.put(tube, b"x")
-    wait_until(lambda: len(said_flags(worker)) == 2, 30)
-    worker.signal(signal.SIGTERM)
-    assert worker.end() == 0
-    first, second = said_flags(worker)
-    assert first == second
-    assert first.startswith("[1,")
-
-
-@pytest.mark.parametrize(
-    ("said", "kept"),
-    [
-        ("-m gstalk work -O", ""),
-        ("-O -m gstalk", "-O"),
-        ("-Om gstalk", "-O"),
-        ("-OO -s -P -b -E -I -B -u -d -q -v /usr/bin/gstalk work", "-OO -s -P -b -E -I -B -u -d -q -v"),
-        ("-sEc program -O", "-sE"),
-        ("-W error -Wonce -bWignore -X dev -Xutf8 app.pyz", "-Werror -Wonce -bWignore -Xdev -Xutf8"),
-        ("-ix -Oi -xu app.py", "-O -u"),
-        ("--check-hash-based-pycs always -u app.py", "--check-hash-based-pycs always -u"),
-        ("-O -- -u", "-O"),
-        ("-u -", "-u"),
-        ("", ""),
-        ("work --tube mail", ""),
-    ],
-)  # fmt: skip
-def test_interpreters_flags_are_those_before_the_program(said, kept):
-    assert interpreter_flags(["python", *said.split()]) == kept.split()
-
-
 @pytest.mark.parametrize("args", [(), ("--processes", "1")], ids=["one", "child"])
 def test_reload_starts_anew_when_a_file_changes(start, conn, tube, tmp_path, args):
     (tmp_path / "helped.py").write_text("import tasks\ndef handle(job): tasks.returns(job)\n")
@@ -575,7 +465,7 @@ PAGE = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
 
 
 def test_page_names_every_option():
-    named = set(re.findall(r"^\| `(--[a-z-]+)|^\| `-v`, `(--verbose)", PAGE, re.MULTILINE))
+    named = set(re.findall(r"^\| `(--[a-z-]+)|^\| `-\w`, `(--[a-z-]+)", PAGE, re.MULTILINE))
     assert {one or other for one, other in named} == {
         parameter.opts[-1] for parameter in work.params if isinstance(parameter, click.Option) and not parameter.hidden
     }
@@ -597,14 +487,16 @@ def test_handler_of_the_page_works(start, conn, tube, tmp_path):
 @pytest.mark.limit(3000)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_random_signals_lose_no_job(start, conn, tube, rng, many, figures, processes):
-    """SIGTERM and SIGKILL at random moments, to the worker or to one of its children: each job is done, and few twice.
+    """SIGTERM, SIGKILL and SIGHUP at random moments, to the worker or a child of it: each job is done, and few twice.
 
-    Twice: what was in hand when a process was killed. A polite end repeats nothing and leaves nothing reserved.
+    Twice: what was in hand when a process was killed. A polite end, or a new beginning, repeats nothing, and leaves
+    nothing reserved.
     """
-    signals, greenlets = many(15, 100), 10
+    signals, greenlets = many(10, 100), 10
     args = ("--greenlets", str(greenlets), *(("--processes", str(processes)) if processes > 1 else ()))
     put = killed = 0
     worker: Working | None = None
+    begins_anew = False  # then it isn't known which children are there
     sent: Counter[str] = Counter()
     while sent.total() < signals:
         put += len(conn.put_many(tube, [b"%d" % (put + number) for number in range(200)]))
@@ -612,9 +504,14 @@ def test_random_signals_lose_no_job(start, conn, tube, rng, many, figures, proce
             worker = start("tasks:quick", *args)
             worker.wait_noted("begun", len(worker.noted("begun")) + 1)
         gevent.sleep(rng.uniform(0, 0.1))
-        number = rng.choice([signal.SIGTERM, signal.SIGKILL])
+        number = rng.choice([signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
         started = re.findall(r"process (\d+) started", worker.errors)
-        if processes > 1 and rng.random() < 0.4:
+        if number == signal.SIGHUP:
+            worker.signal(number)
+            sent["SIGHUP to the worker"] += 1
+            begins_anew = True
+            gevent.sleep(rng.uniform(0, 1.5))
+        elif processes > 1 and rng.random() < 0.4 and not begins_anew:
             child = rng.choice(started[-processes:])
             if f"process {child} " in worker.errors.replace(f"process {child} started", ""):
                 continue  # that one has ended, and the next one is not there yet
@@ -629,7 +526,7 @@ def test_random_signals_lose_no_job(start, conn, tube, rng, many, figures, proce
             if number == signal.SIGTERM:
                 assert counts(conn, tube)[1:] == (0, 0, 0), worker.errors
             sent[f"{number.name} to the worker"] += 1
-            worker = None
+            worker, begins_anew = None, False
         killed += number == signal.SIGKILL
     if worker is not None:
         worker.signal(signal.SIGTERM)

@@ -6,19 +6,20 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent import subprocess
 
+import gstalk
 from tests.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
 
 TASKS = """
-import asyncio, os, time
+import ctypes, os, time
 import gevent
 
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -62,6 +63,13 @@ def blocks(job):
     time.sleep(1000)
 
 
+def blocks_in_c(job):
+    note(b"begun", job)
+    lock = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+
 async def waits(job):
     pass
 
@@ -79,6 +87,27 @@ by_tube = {"a": returns, "b": fails}
 by_tube_async = {"c": waits}
 """
 
+# Has its standard input for its terminal, as a login has, and then is the program.
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def counts(conn: gstalk.Conn, tube: str) -> tuple[int | None, ...]:
+    """How many jobs are ready, reserved, delayed and buried."""
+    try:
+        stats = conn.stats_tube(tube)
+    except gstalk.NotFoundError:
+        return 0, 0, 0, 0
+    return (
+        stats.current_jobs_ready,
+        stats.current_jobs_reserved,
+        stats.current_jobs_delayed,
+        stats.current_jobs_buried,
+    )
+
 
 class Working:
     """A worker that runs, in a directory of its own where `tasks.py` is.
@@ -88,17 +117,30 @@ class Working:
         uri: The server.
         *args: Arguments of `gstalk work`.
         program: What starts `gstalk`, in words for the interpreter.
+        environment: What its environment has beyond ours.
+        terminal: The terminal that it is started from, if it is to have one.
     """
 
-    def __init__(self, place: Path, uri: str, *args: str, program: Sequence[str] = ("-m", "gstalk")) -> None:
+    def __init__(
+        self,
+        place: Path,
+        uri: str,
+        *args: str,
+        program: Sequence[str] = ("-m", "gstalk"),
+        environment: Mapping[str, str] | None = None,
+        terminal: int | None = None,
+    ) -> None:
         self.place = place
         if not (place / "tasks.py").exists():
             (place / "tasks.py").write_text(TASKS)
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+        words = [sys.executable, *program, "--uri", uri, "work", *args]
+        if terminal is not None:
+            words = [sys.executable, "-c", IN_TERMINAL, *words]
         # A session of its own: what it sends to its process group doesn't reach us.
         self.process: Any = subprocess.Popen(
-            [sys.executable, *program, "--uri", uri, "work", *args],
-            cwd=place, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+            words, cwd=place, env=env, stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self.errors = ""
         self._reader = gevent.spawn(self._read)
@@ -138,9 +180,15 @@ class Working:
         except AssertionError:
             raise AssertionError(f"it did not say {pattern!r}, but: {self.errors}") from None
 
-    def wait_noted(self, word: str, count: int = 1) -> None:
+    def wait_noted(self, word: str, count: int = 1, bodies: Set[bytes] = frozenset()) -> None:
+        """Wait for so many jobs, and for those with these bodies."""
+
+        def are_noted() -> bool:
+            noted = self.noted(word)
+            return len(noted) >= count and bodies <= {body for body, _ in noted}
+
         try:
-            wait_until(lambda: len(self.noted(word)) >= count, 30)
+            wait_until(are_noted, 30)
         except AssertionError:
             raise AssertionError(f"it did not note {count} {word!r}; it said: {self.errors}") from None
 
