@@ -32,11 +32,13 @@ class Book:
         failed: Those whose handler has failed.
         cut: Those whose handler was cut off by the worker's end.
         finished: Set when a handler has ended.
+        looked_at: When somebody has looked for the last time.
     """
 
     def __init__(self, greenlets: int) -> None:
         self.begun = self.done = self.failed = self.cut = 0
         self.finished = Event()
+        self.looked_at = float("-inf")
         self._greenlets = greenlets
         self._current: dict[Any, tuple[gstalk.Job, float]] = {}  # what each greenlet works at, and since when
 
@@ -76,7 +78,7 @@ class Book:
         Args:
             running: The frame in which the thread of the greenlets is.
         """
-        now = monotonic()
+        self.looked_at = now = monotonic()
         lines = [
             f"{plural(self.done, 'job')} done, {self.failed} failed; "
             f"{len(self._current)} of {self._greenlets} greenlets have a job"

@@ -104,7 +104,7 @@ class Lookout:
         silence = Silence(monotonic(), self._pulse.tick)
         turns = -1
         stops: list[int] = []
-        stopped_at = at_once_at = float("inf")
+        stopped_at = at_once_at = looked_for_at = float("inf")
         while not self._is_over or at_once_at < float("inf"):  # what runs at Python's end may be late, too
             signals = os.read(heard, 4096) if wait([heard], [], [], self._pulse.tick)[0] else b""
             now, before, turns = monotonic(), turns, self._pulse.turns
@@ -116,11 +116,21 @@ class Lookout:
             if now - at_once_at >= AT_ONCE:
                 # A handler that doesn't let go of the hub can't be killed in it. Its job goes back with our connection.
                 os._exit(1)
+            if signal.SIGUSR1 in signals:
+                looked_for_at = now
+            if now - looked_for_at > LONG:
+                if self._book.looked_at < looked_for_at - self._pulse.tick:  # Python's handler has not been called
+                    tell(f"pid {os.getpid()}: " + "\n".join(self._book.look(self._frame())))
+                looked_for_at = float("inf")
             seconds = silence.look(now, turns != before)
             new = to_tell(self._told, seconds, now - stopped_at, self._limit)
             if any(new) and not self._is_over:
                 self._told = Told(*(old or one for old, one in zip(self._told, new, strict=True)))
-                self._tell(new, seconds, sys._current_frames().get(self._watched))
+                self._tell(new, seconds, self._frame())
+
+    def _frame(self) -> FrameType | None:
+        """Where the thread of the event loop is."""
+        return sys._current_frames().get(self._watched)
 
     def _tell(self, new: Told, seconds: float, frame: FrameType | None) -> None:
         me, kept = f"pid {os.getpid()}", f"for {seconds:.1f} s: {self._book.whereabouts(frame)}"

@@ -15,6 +15,7 @@ import pytest
 import gstalk
 from gstalk.cli import _tubes
 from gstalk.cli._load import Unusable, load
+from gstalk.cli._lookout import LONG
 from gstalk.cli.work import work
 from gstalk.testing import Beanstalkd
 from tests.cli.working import ROOT, TASKS, Working, counts
@@ -401,7 +402,10 @@ def test_signal_ends_a_worker_that_waits_for_a_file_to_be_mended(start, tmp_path
 # -- a look at it ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("handler", "args"), [("hangs", ()), ("blocks", ()), ("hangs", ("--processes", "1"))])
+@pytest.mark.parametrize(
+    ("handler", "args"),
+    [("hangs", ()), ("blocks", ()), ("blocks_in_c", ()), ("hangs", ("--processes", "1"))],
+)
 def test_usr1_tells_what_each_greenlet_does(start, conn, tube, handler, args):
     job_id = conn.put(tube, b"secret")
     worker = start(f"tasks:{handler}", *args)
@@ -409,11 +413,14 @@ def test_usr1_tells_what_each_greenlet_does(start, conn, tube, handler, args):
     worker.signal(signal.SIGUSR1)
     worker.wait_said(" others in ")
     assert re.search(
-        rf"  job {job_id} of {tube} for \d+\.\d s\n    .*/tasks.py:\d+, in {handler}: .*sleep", worker.errors
+        rf"  job {job_id} of {tube} for \d+\.\d s\n    .*/tasks.py:\d+, in {handler}: .*(?:sleep|lock)", worker.errors
     )
     assert "1 of 10 greenlets have a job" in worker.errors
     assert "  9 others in " in worker.errors
     assert "secret" not in worker.errors
+    if handler == "blocks":
+        gevent.sleep(LONG + 0.5)  # nobody says it a second time, though the event loop stands still
+    assert worker.errors.count("greenlets have a job") == 1
     assert worker.process.poll() is None
 
 
