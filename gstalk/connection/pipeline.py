@@ -281,6 +281,9 @@ class Pipeline(Ending):
         self.section.is_hub_inside = True  # again
         if self.failure is not None:
             return
+        self._progress.replied_at = (
+            monotonic()
+        )  # one of those may have held the hub: only now can more be read, or sent
         if not self._out:
             self._flush_due = False
         elif len(self._out) >= len(self.requests) // 2 or not self.clear or self._appended - self.sent > LARGE:

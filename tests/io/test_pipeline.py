@@ -5,7 +5,8 @@ Room is passed on, everybody answered is wakened, and a connection counts as stu
 
 from __future__ import annotations
 
-from time import monotonic
+from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any
 
 import gevent
@@ -99,3 +100,26 @@ def test_large_body_that_stays_in_the_kernel_is_late_from_its_last_byte_that_got
         with pytest.raises(gstalk.CommandTimeoutError):
             conn.put("default", bytes(600_000))
         assert 1 <= monotonic() - began < 1.7
+
+
+CALLS: dict[str, Callable[[gstalk.Conn, gstalk.Job, str], object]] = {
+    "put": lambda conn, job, tube: conn.put(tube, b"x"),
+    "put_many": lambda conn, job, tube: conn.put_many(tube, [b"x", b"y"]),
+    "delete": lambda conn, job, tube: job.delete(),
+    "release": lambda conn, job, tube: job.release(),
+    "stats": lambda conn, job, tube: conn.stats(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_call_after_a_greenlet_has_blocked_the_hub_for_longer_than_the_limit_is_not_late(call, server, connect, tube):
+    """It blocks in the very turn in which a reply has woken it; what it sends then is due from that moment on."""
+    conn = connect(server.uri, conn_timeout=0.1)
+    conn.watch(tube)
+    for _ in range(5):
+        conn.put(tube, b"x")
+        job = conn.reserve()
+        sleep(0.15)  # not gevent's
+        CALLS[call](conn, job, tube)
+        if not job.is_finished:
+            job.delete()
