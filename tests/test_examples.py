@@ -20,6 +20,14 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 ALONE = {"patched", "threads"}  # in a process of their own: one patches it, the other blocks its hub
 SAYS = {
+    "changing_tubes": (
+        "open customer-a, now watching ['customers', 'customer-a']\n"
+        "apples for customer-a\n"
+        "no more for customer-a\n"
+        "close customer-a, now watching ['customers']\n"
+        "open customer-b, now watching ['customers', 'customer-b']\n"
+        "bread for customer-b\n"
+    ),
     "dead_letters": (
         "finished by given_up_func\n"
         "job 2: b'many apples' failed with ValueError(\"invalid literal for int() with base 10: 'many'\")\n"

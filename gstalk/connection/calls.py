@@ -8,13 +8,20 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from gevent import GreenletExit, getcurrent
+from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
 from gstalk.protocol.session import PENDING, Call
 
-__all__ = ["join", "wait_for", "wake", "whole"]
+__all__ = ["check_may_wait", "join", "wait_for", "wake", "whole"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def check_may_wait(hub: Hub) -> None:
+    """Refuse to be called where nothing can wait, before anything is sent."""
+    if getcurrent() is hub:
+        raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
 
 
 def join(hub: Hub, call: Call) -> None:

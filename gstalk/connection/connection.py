@@ -196,15 +196,15 @@ class Link:
         pipe.wait(slot)
 
     def watch(self, tube: str) -> int:
-        count: int = self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self._watching, tube)
+        count: int = self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self.watching, tube)
         return count
 
     def ignore(self, tube: str) -> int:
-        count: int = self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self._watching, tube)
+        count: int = self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self.watching, tube)
         return count
 
-    def _watching(self, slot: Slot) -> None:
-        """Remember what is watched, for the next dial; whoever still waits for the reply."""
+    def watching(self, slot: Slot) -> None:
+        """A watch or an ignore was answered: remember what is watched, for the next dial."""
         if slot.error is None:
             if slot.command is commands.IGNORE and slot.extra in self.watched:
                 self.watched.remove(slot.extra)
@@ -483,8 +483,8 @@ class Link:
             self._recall = Recall(old, new, partial(self._dial, self.used or "default"), self.server.id)
         except BaseException as error:  # a signal's
             self._adopt(self.pipe)
+            self.pipe.torn(error)  # first: whoever hears of the end asks this one why
             old.torn(error)
-            self.pipe.torn(error)
             raise
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:

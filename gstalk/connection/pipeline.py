@@ -38,11 +38,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gevent import GreenletExit, get_hub, getcurrent
-from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
 from gstalk.connection import forks
-from gstalk.connection.calls import wait_for, whole
+from gstalk.connection.calls import check_may_wait, wait_for, whole
 from gstalk.connection.clock import monotonic
 from gstalk.connection.critical import section_of
 from gstalk.connection.transport import READ, WRITE, Transport
@@ -184,8 +183,7 @@ class Pipeline:
 
     def check_may_wait(self) -> None:
         """Refuse to be called where nothing can wait, before anything is sent."""
-        if getcurrent() is self.hub:
-            raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
+        check_may_wait(self.hub)
 
     def hold_back(self, held: bool) -> None:
         """Have callers look before they append, since the server waits in a reserve; or no longer."""

@@ -2,6 +2,10 @@
 
 `Asking` in `schedule` decides which of them asks for how many jobs, who waits on its server, and who is recalled; here
 that is carried out, in the hub.
+
+The tubes that they watch may change meanwhile. Each connection is told in the stream of its commands, so every reserve
+behind that is one for the new tubes; a reserve that waits on the server is recalled first. A connection that is being
+dialed at that time is told before its first reserve.
 """
 
 from __future__ import annotations
@@ -20,12 +24,13 @@ from gstalk.connection.connection import Link
 from gstalk.connection.critical import section_of
 from gstalk.connection.damaged_job import bury_ruined
 from gstalk.connection.hooks import Hooks
-from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
+from gstalk.errors import ConnectionLostError, DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job
 from gstalk.pool.crew import ConsumerLane, Crew
 from gstalk.pool.keeper import Server
-from gstalk.pool.schedule import SILENT, Asking
+from gstalk.pool.schedule import SILENT, Asking, WatchList
 from gstalk.protocol import commands
+from gstalk.protocol.commands import Command
 from gstalk.protocol.session import Slot
 
 __all__ = ["Asker"]
@@ -38,6 +43,7 @@ class Asker:
         config: Of the Consumer.
         hooks: Told of reserves that fail.
         crew: Who gets the jobs.
+        watch_list: What the connections watch from their next reserve on, whenever it changes.
         aside: Where greenlets that tell are kept.
         on_change: Called when the first connection has come, with `True`, or the last one has gone, with `False`.
 
@@ -46,9 +52,16 @@ class Asker:
     """
 
     def __init__(
-        self, config: Config, hooks: Hooks, crew: Crew, aside: Group, on_change: Callable[[bool], object]
+        self,
+        config: Config,
+        hooks: Hooks,
+        crew: Crew,
+        watch_list: WatchList,
+        aside: Group,
+        on_change: Callable[[bool], object],
     ) -> None:
         self.is_over = False
+        self._watch_list = watch_list
         self._config = config
         self._hooks = hooks
         self._crew = crew
@@ -65,7 +78,10 @@ class Asker:
 
     def up(self, server: Server, link: Link) -> None:
         """A connection is there."""
-        self._lanes[link] = lane = ConsumerLane(server.uri, link, self._config.num_greenlets)
+        dialed, tubes = tuple(link.watched), self._watch_list.tubes
+        if dialed != tubes:  # they have changed meanwhile: it is told in `_look_at`
+            tubes = dialed
+        self._lanes[link] = lane = ConsumerLane(server.uri, link, tubes, self._config.num_greenlets)
         self._asking.lanes.append(lane)
         link.reserved.on_settled = self.look_soon  # one that holds no job any more may wait on its server
         self._on_change(True)
@@ -90,6 +106,42 @@ class Asker:
                 lane.wait.duty = None
                 lane.wait = None
                 lane.link.leave_wait()
+
+    # -- what to watch -----------------------------------------------------------------------------------------
+
+    def follow(self, before: tuple[str, ...]) -> list[Slot]:
+        """Tell all connections that the watch list has changed; in a greenlet, inside the section.
+
+        Args:
+            before: What was watched until now.
+
+        Returns:
+            Slots: when they are answered, so is all that was sent.
+        """
+        slots: list[Slot] = []
+        if self.is_over:
+            return slots
+        watch, ignore = self._watch_list.since(before)
+        try:
+            for lane in list(self._lanes.values()):  # a send that fails takes its connection out
+                if lane.tubes is not before:
+                    continue  # it has just come, and is told in `_look_at`
+                if watch or ignore:
+                    slots += self._tell_tubes(lane, watch, ignore)
+                elif lane.wait is None:  # somebody's change of the same kind may be under way
+                    slots.append(_fence(lane.link))
+        except BaseException as error:
+            self.torn(error)
+            raise
+        return slots
+
+    def _tell_tubes(self, lane: ConsumerLane, watch: list[str], ignore: list[str]) -> list[Slot]:
+        """Tell a connection what to watch, and what no longer."""
+        if self._end_wait(lane):
+            self._asking.watching_changed(lane, monotonic())
+        lane.tubes = self._watch_list.tubes
+        slots = [_tell_tube(lane.link, commands.WATCH, tube) for tube in watch]  # first: one tube must remain
+        return slots + [_tell_tube(lane.link, commands.IGNORE, tube) for tube in ignore]
 
     # -- what to ask -------------------------------------------------------------------------------------------
 
@@ -145,6 +197,8 @@ class Asker:
 
     def _look_at(self, lane: ConsumerLane, now: float) -> bool:
         """Take note of how a connection is; tell whether it holds jobs."""
+        if lane.tubes is not self._watch_list.tubes:
+            self._tell_tubes(lane, *self._watch_list.since(lane.tubes))
         pipe = lane.link.pipe
         # Late, or so it seems: the hub may have been blocked, and the answer be there.
         if lane.asks and lane.is_late(now):
@@ -153,7 +207,7 @@ class Asker:
         lane.busy = bool(pipe.slots) or not pipe.attached
         if lane.held and not lane.busy and now - pipe.read_at > SILENT:
             # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
-            pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.slot(commands.LIST_TUBE_USED))
+            _fence(lane.link)
         return lane.held
 
     @whole
@@ -169,12 +223,18 @@ class Asker:
 
     def _recall(self, lane: ConsumerLane) -> None:
         """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
-        if lane.wait is not None:
-            lane.wait.duty = None
-            lane.wait = None
-            lane.link.recall()
+        if self._end_wait(lane):
             self._asking.recalled(lane, monotonic())
             self.look_soon()
+
+    def _end_wait(self, lane: ConsumerLane) -> bool:
+        """Tell whether there was one; a job that still comes of it goes back by itself."""
+        if lane.wait is None:
+            return False
+        lane.wait.duty = None
+        lane.wait = None
+        lane.link.recall()
+        return True
 
     # -- answers -----------------------------------------------------------------------------------------------
 
@@ -221,3 +281,23 @@ class Asker:
                 message += f"; job {job_id} has no end, the server has ruined it: buried"
                 known |= {"job_id": job_id, "outcome": "buried"}
         self._hooks.error(error, message, **known)
+
+
+def _tell_tube(link: Link, command: Command, tube: str) -> Slot:
+    """Send a watch or an ignore. If the server refuses, the connection ends: it would go on with the wrong tubes."""
+
+    def answered(slot: Slot) -> None:
+        link.watching(slot)
+        if slot.error is not None:
+            link.pipe.fail(ConnectionLostError, str(slot.error), slot.error)
+
+    slot = link.pipe.slot(command, tube.encode("ascii"), answered, tube)
+    link.pipe.append(commands.by_tube(command, tube), slot)
+    return slot
+
+
+def _fence(link: Link) -> Slot:
+    """Send a command that changes nothing. Replies come in order: when it is answered, so is all that went before."""
+    slot = link.pipe.slot(commands.LIST_TUBE_USED)
+    link.pipe.append(commands.plain(commands.LIST_TUBE_USED), slot)
+    return slot

@@ -34,13 +34,15 @@ class ConsumerLane(Lane):
 
     Attributes:
         link: The connection.
+        tubes: What it will watch when all that has been sent is answered.
         fresh: How many jobs more of it are looked at before their handler runs.
         wait: The reserve that waits on its server.
     """
 
-    def __init__(self, server: str, link: Link, fresh: int) -> None:
+    def __init__(self, server: str, link: Link, tubes: tuple[str, ...], fresh: int) -> None:
         super().__init__(server)
         self.link = link
+        self.tubes = tubes
         self.fresh = fresh
         self.wait: Slot | None = None
 
@@ -95,6 +97,11 @@ class Crew:
         """How many handlers are at work, or about to be."""
         self._handed = [call for call in self._handed if call.waiter is not None]
         return len(self.working) + len(self._jobs) + len(self._handed)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is a job that no greenlet has begun to look at."""
+        return self.running > len(self.working)
 
     def fill(self) -> None:
         """Have as many greenlets as there are to be."""

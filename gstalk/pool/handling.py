@@ -62,32 +62,66 @@ class Handling:
 
     Args:
         handler: One for all jobs, or a mapping from tube to handler.
-        tubes: The tubes watched, each of which such a mapping must name.
+        tubes: The tubes watched, each of which needs a handler.
+        given: Handlers of tubes that `Consumer.watch` was given, and that such a mapping need not name.
 
     Raises:
         TypeError: A handler can't be called with one argument, or a call of it would run nothing.
-        InvalidArgumentError: A tube has no handler.
+        InvalidArgumentError: A tube has no handler, or one of its own beside the one for all.
     """
 
     def __init__(
-        self, handler: Handler | Mapping[str, Handler], tubes: Sequence[str], config: Config, hooks: Hooks
+        self,
+        handler: Handler | Mapping[str, Handler],
+        tubes: Sequence[str],
+        given: Mapping[str, Handler],
+        config: Config,
+        hooks: Hooks,
     ) -> None:
         self._config = config
         self._hooks = hooks
+        self._named: Mapping[str, Handler] = {}  # by the mapping: they stay when their tube is ignored
         self._by_tube: Mapping[str, Handler] | None = None
         self._handler: Handler | None = None
         if isinstance(handler, Mapping):
-            self._by_tube = by_tube = checks.by_tube(handler)
+            self._named = checks.by_tube(handler)
+            self._by_tube = by_tube = {**given, **self._named}
             missing = [tube for tube in tubes if tube not in by_tube]
             if missing:
                 raise InvalidArgumentError(f"no handler for tube {missing[0]!r}")
         else:
             self._handler = handler
+            for tube in given:
+                raise InvalidArgumentError(_two_kinds(tube))
         for each in [self._handler] if self._by_tube is None else self._by_tube.values():
             checks.check_callable("handler", each, 1)
         self.is_copy = False  # a forked child's: the jobs are the parent's, and what ends a handler ends it as it likes
         self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
         self.aside = Group()  # greenlets that see to jobs which their handlers have left
+
+    def names(self, tube: str) -> bool:
+        """Whether there is a mapping from tube to handler that names this tube."""
+        return tube in self._named
+
+    def watch(self, tube: str, handler: Handler | None) -> None:
+        """Take the handler for a tube's jobs that come from now on; `None`: the one that the mapping names.
+
+        Raises:
+            InvalidArgumentError: There is none, or one of its own beside the one for all.
+        """
+        if self._by_tube is None:
+            if handler is not None:
+                raise InvalidArgumentError(_two_kinds(tube))
+            return
+        handler = handler or self._named.get(tube)
+        if handler is None:
+            raise InvalidArgumentError(f"no handler for tube {tube!r}")
+        self._by_tube = {**self._by_tube, tube: handler}  # another mapping: jobs in hand keep theirs
+
+    def forget(self, tube: str) -> None:
+        """Let go of the handler of a tube that no more jobs come from."""
+        if self._by_tube is not None:
+            self._by_tube = {name: handler for name, handler in self._by_tube.items() if name != tube}
 
     @calls_handlers
     def handle(self, link: Link, job: Job, look: bool) -> None:
@@ -103,12 +137,13 @@ class Handling:
         config = self._config
         touching = _Touching(link, job) if config.auto_touch else None
         telling = _Telling(self._hooks, job) if self._hooks.listens else None
+        by_tube = self._by_tube  # as it is now: the tube may be ignored while the server is asked for its name
         stats: JobStats | None = None
         fate: Fate | None = None
         is_called = False
         try:
             look = look and config.retry.max_attempts is not None
-            if look or (self._by_tube is not None and job.tube is None):
+            if look or (by_tube is not None and job.tube is None):
                 stats = job.stats()
                 if telling is not None:
                     telling.stats = stats
@@ -116,7 +151,7 @@ class Handling:
                     attempts = stats.reserves or 0
                     why = f"job {job.id} was lost with its worker too often: {attempts} attempts"
                     raise RetriesExhaustedError(why, job.id, attempts)
-            handler = self._handler if self._by_tube is None else self._find(job)
+            handler = self._handler if by_tube is None else _find(by_tube, job)
             if telling is not None and job._state == "held":
                 telling.begin()
             if self.is_copy:  # that has forked
@@ -168,14 +203,6 @@ class Handling:
         if not isinstance(error, (Retry, Bury, JobLostError, DisconnectedError)):
             message = f"job {job.id} of {job.uri}: its handler failed in a forked child"
             self._hooks.error(error, message, **_known(job, None, None))
-
-    def _find(self, job: Job) -> Handler:
-        """Find the handler of the job's tube."""
-        assert self._by_tube is not None
-        handler = self._by_tube.get(str(job.tube))
-        if handler is None:
-            raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
-        return handler
 
     def _settle(self, failure: _Failure, telling: _Telling | None) -> None:
         """Give a job its fate, and tell. A timeout that the handler forgot, or another kill, may hit us meanwhile."""
@@ -240,6 +267,18 @@ class Handling:
         failure = _Failure(link, job, slot.error, NOT_DONE[slot.command], None)
         failure.lost = "it may run again"
         self.aside.spawn(context.run, self._settle, failure, None)
+
+
+def _find(by_tube: Mapping[str, Handler], job: Job) -> Handler:
+    """Find the handler of the job's tube."""
+    handler = by_tube.get(str(job.tube))
+    if handler is None:
+        raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
+    return handler
+
+
+def _two_kinds(tube: str) -> str:
+    return f"a handler for tube {tube!r} alone, and one for all tubes: give receive a mapping from tube to handler"
 
 
 class _Failure:

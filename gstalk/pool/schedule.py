@@ -3,11 +3,13 @@
 - `Backoff`: when a connection is dialed again.
 - `Health`: whether puts may go to a server.
 - `judge`: whether a put that failed may be tried again, and what its failure says of the server.
+- `WatchList`: which tubes a Consumer watches.
 - `Asking`: which connection of a Consumer asks for how many jobs, who waits on its server, and who is called back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from gstalk.errors import (
@@ -18,13 +20,14 @@ from gstalk.errors import (
     ExpectedCrlfError,
     GstalkError,
     JobTooBigError,
+    NotIgnoredError,
     OutOfMemoryError,
     ProtocolError,
     PutTimeoutError,
     UnknownCommandError,
 )
 
-__all__ = ["ALONE", "SILENT", "Action", "Asking", "Backoff", "Health", "Judgement", "Lane", "judge"]
+__all__ = ["ALONE", "SILENT", "Action", "Asking", "Backoff", "Health", "Judgement", "Lane", "WatchList", "judge"]
 
 FIRST_RETRY = 0.5  # seconds: the first pauses after a loss are random parts of this, the next ones of more and more
 SHORTEST = 0.1  # of a pause's longest: all but the first take at least so much
@@ -134,6 +137,34 @@ def judge(error: GstalkError, maybes: int, others: int, *, once: bool, retry_amb
     if isinstance(error, ProtocolError):
         return Judgement(again and others > 0, True, "broken")
     return Judgement(again, True)
+
+
+class WatchList:
+    """The tubes that a Consumer watches.
+
+    Attributes:
+        tubes: All of them. A change makes another tuple: whether a connection has been told is seen by identity.
+    """
+
+    __slots__ = ("tubes",)
+
+    def __init__(self, tubes: Iterable[str]) -> None:
+        self.tubes = tuple(tubes)
+
+    def watch(self, tube: str) -> None:
+        if tube not in self.tubes:
+            self.tubes = (*self.tubes, tube)
+
+    def ignore(self, tube: str) -> None:
+        if self.tubes == (tube,):
+            raise NotIgnoredError(f"ignore {tube!r}: the last tube watched can't be ignored")
+        if tube in self.tubes:
+            self.tubes = tuple(each for each in self.tubes if each != tube)
+
+    def since(self, tubes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+        """List what a connection that watches these tubes has to watch, and after that what it has to ignore."""
+        old, new = set(tubes), set(self.tubes)
+        return [tube for tube in self.tubes if tube not in old], [tube for tube in tubes if tube not in new]
 
 
 class Lane:
@@ -285,6 +316,12 @@ class Asking:
         self._end_ask(lane, now)
         lane.hot = False
         lane.next_ask = now + QUIET
+
+    def watching_changed(self, lane: Lane, now: float) -> None:
+        """A wait was called back for its connection to watch other tubes, where jobs may be: it asks at once."""
+        self.recalled(lane, now)
+        lane.next_ask = now
+        lane.pause = FIRST_PAUSE
 
     def recalled(self, lane: Lane, now: float) -> None:
         """A wait was called back."""

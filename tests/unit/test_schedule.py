@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gstalk import errors
-from gstalk.pool.schedule import Asking, Backoff, Health, Judgement, Lane, judge
+from gstalk.pool.schedule import Asking, Backoff, Health, Judgement, Lane, WatchList, judge
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 0.999])
@@ -86,6 +86,38 @@ FULL = errors.OutOfMemoryError("no")
 )
 def test_judge_put_that_failed(error, maybes, others, options, judgement):
     assert judge(error, maybes, others, **{"once": False, "retry_ambiguous": True, **options}) == judgement
+
+
+def test_watch_list_is_another_tuple_only_where_something_has_changed():
+    tubes = WatchList(["a", "b"])
+    before = tubes.tubes
+    tubes.watch("a")
+    tubes.ignore("c")
+    assert tubes.tubes is before
+    tubes.watch("c")
+    tubes.ignore("a")
+    assert (tubes.tubes, before) == (("b", "c"), ("a", "b"))
+
+
+def test_watch_list_keeps_its_last_tube():
+    tubes = WatchList(["a"])
+    tubes.ignore("b")
+    with pytest.raises(errors.NotIgnoredError):
+        tubes.ignore("a")
+    assert tubes.tubes == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("was", "watch", "ignore"),
+    [
+        ((), ["b", "c"], []),
+        (("a",), ["b", "c"], ["a"]),
+        (("c", "b"), [], []),
+        (("d", "b", "a"), ["c"], ["d", "a"]),
+    ],
+)
+def test_watch_list_says_what_a_connection_must_watch_and_then_ignore(was, watch, ignore):
+    assert WatchList(["b", "c"]).since(was) == (watch, ignore)
 
 
 def asking(permits: int, *servers: str) -> tuple[Asking, list[Lane]]:
@@ -266,3 +298,14 @@ def test_late_answers_come_before_those_of_later_asks():
     assert ("ask", 1, 1) in carry_out(schedule, 12.01)
     assert (lanes[1].asks, lanes[1].overdue) == (1, 0)
     assert not lanes[1].is_late(13)
+
+
+def test_connection_whose_tubes_have_changed_asks_at_once_and_waits_again_soon():
+    schedule, lanes = asking(2, "a")
+    assert carry_out(schedule, 10) == [("wait", 0, 1)]
+    schedule.watching_changed(lanes[0], 11)
+    assert carry_out(schedule, 11) == [("ask", 0, 1)]
+    schedule.answered(lanes[0], False, 11.001)
+    assert carry_out(schedule, 11.002) == [("ask", 0, 1)]
+    schedule.answered(lanes[0], False, 11.003)
+    assert carry_out(schedule, 11.06) == [("wait", 0, 1)]
