@@ -30,12 +30,11 @@ from gstalk.connection.critical import AGAIN
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol import commands
+from gstalk.protocol.pauses import FIRST_PAUSE, QUIET, longer
 from gstalk.protocol.session import PENDING, Call, Slot
 
 __all__ = ["Caller", "ReserveLine"]
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-QUIET = 0.25  # after DEADLINE_SOON: the server would say it thousands of times in that second
 INFINITY = float("inf")
 GRACE = 0.1  # how much later than a caller's own clock the server's may be
 
@@ -238,7 +237,7 @@ class ReserveLine:
                 self._ask(self._callers[0])
             else:
                 self._set_timer(self._pause)
-                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                self._pause = longer(self._pause)
 
     def _dismiss(self) -> None:
         """Tell "none" to all whose time is over and whose last ask was answered."""
