@@ -219,22 +219,17 @@ class Consumer:
             return
         with CtrlC() as ctrl_c:
             # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
-            run = self._run = _Run(
-                self._addresses,
-                self._watch_list,
-                self._config,
-                self._hooks,
-                handling,
-                self._connected,
-                self._requests,
-                ctrl_c,
-            )
+            run = self._run = self._new_run(handling, ctrl_c)
             try:
                 run.receive()
             finally:
                 if self._run is run:  # else it is the copy of the parent's, and this process has begun its own
                     self._run = None
                     self._connected.clear()
+
+    def _new_run(self, handling: Handling, ctrl_c: CtrlC) -> _Run:
+        addresses, watch_list, config, hooks = self._addresses, self._watch_list, self._config, self._hooks
+        return _Run(addresses, watch_list, config, hooks, handling, self._connected, self._requests, ctrl_c)
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.

@@ -81,7 +81,9 @@ class Asker:
         dialed, tubes = tuple(link.watched), self._watch_list.tubes
         if dialed != tubes:  # they have changed meanwhile: it is told in `_look_at`
             tubes = dialed
-        self._sources[link] = source = JobSource(server.uri, link, tubes, self._config.num_greenlets)
+        # Jobs that were lost with their worker come first when there is a new one: those are asked about.
+        looks = 0 if self._config.retry.max_attempts is None else self._config.num_greenlets
+        self._sources[link] = source = JobSource(server.uri, link, tubes, looks)
         self._asking.sources.append(source)
         link.reserved.on_settled = self.look_soon  # one that holds no job any more may wait on its server
         self._on_change(True)

@@ -35,15 +35,15 @@ class JobSource(Source):
     Attributes:
         link: The connection.
         tubes: What it will watch when all that has been sent is answered.
-        fresh: How many jobs more of it are looked at before their handler runs.
+        looks: How many jobs more of it the server is asked about before their handler runs.
         wait: The reserve that waits on its server.
     """
 
-    def __init__(self, server: str, link: Link, tubes: tuple[str, ...], fresh: int) -> None:
+    def __init__(self, server: str, link: Link, tubes: tuple[str, ...], looks: int) -> None:
         super().__init__(server)
         self.link = link
         self.tubes = tubes
-        self.fresh = fresh
+        self.looks = looks
         self.wait: Slot | None = None
 
 
@@ -156,8 +156,8 @@ class Crew:
                 return
             source, job = item
             self.working[me] = item
-            look = source.fresh > 0
-            source.fresh -= look
+            look = source.looks > 0
+            source.looks -= look
             try:
                 self._handling.handle(source.link, job, look)
             except KeyboardInterrupt as error:

@@ -34,7 +34,7 @@ from gstalk.errors import (
     RetriesExhaustedError,
     Retry,
 )
-from gstalk.job import Job
+from gstalk.job import Job, state_of
 from gstalk.protocol import checks, commands
 from gstalk.protocol.session import Slot
 from gstalk.protocol.stats import JobStats
@@ -43,7 +43,7 @@ from gstalk.retry import Fate, RetryPolicy, judged
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
 _ENDS = (SystemExit, KeyboardInterrupt, GreenletExit)  # what gevent ends a process or a greenlet with
-BLOWS = 3  # that may hit the decision about one job, before it is just released
+MOST_INTERRUPTIONS = 3  # of the decision about one job; after the last of them it is simply released
 PAUSE = 1.0  # seconds before a job goes back whose release or bury the server has refused: it would run at once again
 NOT_DONE = {commands.DELETE: "not deleted", commands.RELEASE: "not released", commands.BURY: "not buried"}
 
@@ -128,8 +128,7 @@ class Handling:
         """Run the handler, and see that the job has a fate.
 
         Args:
-            link: The connection that holds the job.
-            look: Whether to ask first if the job has been lost with its worker too often.
+            look: Ask first whether the job was lost with its worker too often.
 
         Raises:
             GreenletExit, KeyboardInterrupt: They hit the handler; the job has been given back.
@@ -142,23 +141,14 @@ class Handling:
         fate: Fate | None = None
         is_called = False
         try:
-            look = look and config.retry.max_attempts is not None
             if look or (by_tube is not None and job.tube is None):
                 stats = job.stats()
-                if telling is not None:
-                    telling.stats = stats
-                if look and (fate := Fate.of_reserved(config.retry, stats)) is not None:
-                    attempts = stats.reserves or 0
-                    why = f"job {job.id} was lost with its worker too often: {attempts} attempts"
-                    raise RetriesExhaustedError(why, job.id, attempts)
+                fate = self._looked(stats, look, telling)
+                if fate is not None:
+                    raise _lost_too_often(job, stats)
             handler = self._handler if by_tube is None else _find(by_tube, job)
-            if telling is not None and job._state == "held":
-                telling.begin()
-            if self.is_copy:  # that has forked
-                return
-            if job._state != "held":  # lost while it waited for its handler, or for the hook: nobody has failed
-                if telling is not None:
-                    telling.error = JobLostError(f"the server has taken job {job.id} back before its handler ran")
+            # `_state`, not `state_of`, here and below: it is cheaper, and this is for every job.
+            if (telling is not None or job._state != "held") and not self._begin(job, telling):
                 return
             is_called = True
             if config.time_limit is None:
@@ -166,26 +156,13 @@ class Handling:
             else:
                 with TimeLimitExceeded(config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
                     result = handler(job)  # type: ignore[misc]
-            if self.is_copy:
-                return
-            if result is not None:
-                checks.check_returned("handler", result)
-            if job._state == "held":
-                if not config.auto_delete:
-                    raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
-                link.delete_unwaited(job)
-            elif job._state == "lost":
-                raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
+            if (result is not None or job._state != "finished") and not self.is_copy:
+                self._returned(link, job, result)
         except BaseException as error:
             if telling is not None:
                 telling.error = error
-            if self.is_copy:
-                self._end_copy(job, error)
-            elif isinstance(error, KeyboardInterrupt):
-                link.return_job(job)
-            elif is_called or job._state != "lost" or not isinstance(error, GstalkError):  # else nobody has failed
-                what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
-                self._settle(_Failure(link, job, error, what, stats, fate), telling)
+            what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
+            self._failed(_Failure(link, job, error, what, stats, fate), is_called, telling)
             if isinstance(error, (KeyboardInterrupt, GreenletExit)):
                 raise
         finally:
@@ -195,6 +172,46 @@ class Handling:
                 touching.stop()
             if telling is not None and not self.is_copy:
                 telling.end()
+
+    def _looked(self, stats: JobStats, look: bool, telling: _Telling | None) -> Fate | None:
+        """The server has told of a job before its handler: `None` if that is to run."""
+        if telling is not None:
+            telling.stats = stats
+        return Fate.of_reserved(self._config.retry, stats) if look else None
+
+    def _begin(self, job: Job, telling: _Telling | None) -> bool:
+        """Tell that the handler begins, unless the job is lost; `False` if it must not run, though nobody failed."""
+        if telling is not None and state_of(job) == "held":
+            telling.begin()
+        if self.is_copy:  # somebody has forked, and the job is the parent's
+            return False
+        if state_of(job) == "held":
+            return True
+        if telling is not None:  # lost while it waited for its handler, or for the hook
+            telling.error = JobLostError(f"the server has taken job {job.id} back before its handler ran")
+        return False
+
+    def _returned(self, link: Link, job: Job, result: object) -> None:
+        """The handler has returned: it has failed if the job isn't finished, or is somebody else's by now."""
+        if result is not None:
+            checks.check_returned("handler", result)
+        state = state_of(job)
+        if state == "held":
+            if not self._config.auto_delete:
+                raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
+            link.delete_unwaited(job)
+        elif state == "lost":
+            raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
+
+    def _failed(self, failure: _Failure, is_called: bool, telling: _Telling | None) -> None:
+        """The handler, or what comes before it, has ended with an exception."""
+        job, error = failure.job, failure.error
+        if self.is_copy:
+            self._end_copy(job, error)
+        elif isinstance(error, KeyboardInterrupt):
+            failure.link.return_job(job)
+        elif is_called or not job.is_lost or not isinstance(error, GstalkError):  # else nobody has failed
+            self._settle(failure, telling)
 
     def _end_copy(self, job: Job, error: BaseException) -> None:
         """In a forked child: the job is the parent's, and so are all errors that come of that."""
@@ -211,20 +228,20 @@ class Handling:
             link.return_job(job)  # as `stop` does with all of them; that is no failure of the handler's
             return
         killed: BaseException | None = None
-        blows = 0
+        interruptions = 0
         done = ""
         while not done:
             try:
                 done = failure.settle(self._config.retry, self._give_up)
-            except BaseException as blow:
-                if self.is_copy and isinstance(blow, _ENDS):  # a hook has forked
+            except BaseException as hit:
+                if self.is_copy and isinstance(hit, _ENDS):  # a hook has forked
                     raise
-                blows += 1
-                if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
-                    killed = blow
+                interruptions += 1
+                if isinstance(hit, (GreenletExit, KeyboardInterrupt)):
+                    killed = hit
                 else:
-                    self._hooks.error(blow, failure.message("hit while its fate was decided"), **failure.known)
-                if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
+                    self._hooks.error(hit, failure.message("hit while its fate was decided"), **failure.known)
+                if self.is_killing or isinstance(hit, KeyboardInterrupt) or interruptions == MOST_INTERRUPTIONS:
                     link.return_job(job)
                     failure.outcome = done = "released"
         if self.is_copy:  # `given_up_func` has forked: the job is the parent's, who tells of it
@@ -236,7 +253,7 @@ class Handling:
                 _tell(self._hooks, "given_up", job, failure.stats, failure.raised, None)
             if not isinstance(failure.error, (Retry, Bury)):
                 self._hooks.error(failure.error, failure.message(failure.what, done), **failure.known)
-            if job._state == "held" and killed is None and link.is_connected:  # the server has refused it
+            if state_of(job) == "held" and killed is None and link.is_connected:  # the server has refused it
                 self._pause(failure)
         finally:
             link.return_job(job)
@@ -258,8 +275,8 @@ class Handling:
             gevent.sleep(PAUSE)
         except (GreenletExit, KeyboardInterrupt):
             raise
-        except BaseException as blow:
-            self._hooks.error(blow, failure.message("hit before it was given back"), **failure.known)
+        except BaseException as hit:
+            self._hooks.error(hit, failure.message("hit before it was given back"), **failure.known)
 
     def _left(self, link: Link, job: Job, context: Context, slot: Slot) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
@@ -275,6 +292,13 @@ def _find(by_tube: Mapping[str, Handler], job: Job) -> Handler:
     if handler is None:
         raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
     return handler
+
+
+def _lost_too_often(job: Job, stats: JobStats) -> RetriesExhaustedError:
+    attempts = stats.reserves or 0
+    return RetriesExhaustedError(
+        f"job {job.id} was lost with its worker too often: {attempts} attempts", job.id, attempts
+    )
 
 
 def _two_kinds(tube: str) -> str:
@@ -344,32 +368,32 @@ class _Failure:
             What was done, in words.
         """
         job = self.job
-        was = job._state
+        was = state_of(job)
         try:
             if self.stats is None and was != "held":
                 self.stats = self._ask()
-            if job._state == "held":
+            if state_of(job) == "held":
                 stats = self.stats = self.stats or job.stats()
-            if job._state == "held":
+            if state_of(job) == "held":
                 self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random())
                 if self._fate.is_given_up and not self._is_told:
                     self._give_up(self._fate, give_up)
-            if self._is_told and job._state == "settling" and not self._is_carried_out:
+            if self._is_told and state_of(job) == "settling" and not self._is_carried_out:
                 self._ask()  # `given_up_func` was interrupted in a delete, release or bury: the server may refuse it
-            if job._state == "held" and self._fate is not None:
+            if state_of(job) == "held" and self._fate is not None:
                 self._carry_out(self._fate)
         except GstalkError as refusal:
-            if job._state == "settling":
+            if state_of(job) == "settling":
                 raise  # not the server's
-            if job._state == "held" or isinstance(refusal, BuriedError):
-                self.outcome = "released" if job._state == "held" else "buried"
-                done = "released" if job._state == "held" else "buried by the server"
+            if state_of(job) == "held" or isinstance(refusal, BuriedError):
+                self.outcome = "released" if state_of(job) == "held" else "buried"
+                done = "released" if state_of(job) == "held" else "buried by the server"
                 if isinstance(self.error, (Retry, Bury)):
                     # Without its traceback, which holds this frame, and so us.
                     self.error, self.what = refusal.with_traceback(None), "could not be retried or buried"
                     return done
                 return f"{done}, since it could not be retried: {refusal}"
-        if job._state == "lost":
+        if state_of(job) == "lost":
             self.outcome = "lost"
             return self.lost if was == "lost" else "the job goes back by itself"
         if self._fate is not None and self._is_carried_out:
@@ -481,7 +505,7 @@ class _Touching:
     def _touch(self) -> None:
         if not self._link.section.is_free:
             return  # somebody stands in the middle of a step; the next time comes before the job's time is over
-        state = self._job._state
+        state = state_of(self._job)
         if state == "held":
             self._link.touch_unwaited(self._job)
         elif state != "settling":  # that may be refused, and the job is held again
