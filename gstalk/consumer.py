@@ -15,10 +15,10 @@ from gevent import get_hub, getcurrent
 from gevent.event import Event
 
 from gstalk.config import LEFT_OUT, Config, Options, Unpack, configure
-from gstalk.connection import forks
+from gstalk.connection import forks, recall
 from gstalk.connection.calls import check_may_wait, join
 from gstalk.connection.clock import monotonic
-from gstalk.connection.critical import critical, section_of
+from gstalk.connection.critical import critical, refusal, section_of
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.interrupts import CtrlC
 from gstalk.errors import WrongHubError
@@ -94,6 +94,7 @@ class Consumer:
             InvalidArgumentError: The tube; or it has no handler, or one of its own beside the one for all.
             TypeError: The tube; or the handler, as in `receive`.
             WrongHubError: The `receive` runs in another thread.
+            BlockingSwitchOutError: Nothing can wait here, in a signal handler for instance: spawn a greenlet for it.
 
         Blocks:
             During a `receive`, until each server that is connected has answered. If it is interrupted, the change is
@@ -129,7 +130,7 @@ class Consumer:
         Raises:
             NotIgnoredError: It is the last one.
             InvalidArgumentError, TypeError: The tube.
-            WrongHubError: The `receive` runs in another thread.
+            WrongHubError, BlockingSwitchOutError: As `watch`.
 
         Blocks:
             As `watch`.
@@ -393,6 +394,8 @@ class _Run:
             why = "this Consumer's receive runs in another thread; call it there, in a handler for instance"
             raise WrongHubError(f"{what}: {why}")
         check_may_wait(self.hub)
+        if recall.is_under_way_here():
+            raise refusal()
         if self.section.owner is not None:
             self.section.wait()
 

@@ -20,6 +20,7 @@ from gstalk.connection.hooks import Hooks
 from gstalk.pool.handling import Handling
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.conftest import SOAK
+from tests.faults.test_entered_twice import Handler
 from tests.faults.test_signal_everywhere import Signal
 from tests.io.working import Worker, state
 from tests.servers import Played, wait_until
@@ -639,3 +640,28 @@ def test_change_that_a_signal_strikes_at_any_line_leaves_all_connections_as_tube
         if not signal.where:
             break
     assert number > 100
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_change_in_a_signal_handler_amid_another_change_is_made_or_refused(own_server, looker, work, rng):
+    """At some lines: of the caller's greenlet, of the hub, or of the greenlet that ends a wait."""
+    worker = work(Jobs(), own_server.uri, ["a", "b", "c"], multiply=2)
+    consumer = worker.consumer
+
+    def toggle(tube: str) -> None:
+        (consumer.ignore if tube in consumer.tubes else consumer.watch)(tube)
+
+    step = 2 if SOAK else 37
+    for number in range(rng.randint(1, step), 700, step):
+        wait_until(lambda: looker.stats().current_waiting == 1)
+        before = consumer.tubes
+        handler = Handler(number, lambda: toggle("b"))
+        handler.run(lambda: toggle("a"))
+        assert ("a" in consumer.tubes) != ("a" in before)
+        if not handler.where:
+            break
+        assert ("b" in consumer.tubes) != ("b" in before) or isinstance(handler.result, BlockingSwitchOutError)
+        for name in ("a", "b", "c"):
+            wait_for_watching(looker, name, 2 if name in consumer.tubes else 0)
+    assert worker.errors == []
