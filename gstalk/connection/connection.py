@@ -24,7 +24,7 @@ from gstalk.config import Config
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connect import dial
-from gstalk.connection.critical import critical, section_of
+from gstalk.connection.critical import critical, refusal, section_of
 from gstalk.connection.hooks import Hooks, Outcomes
 from gstalk.connection.pipeline import Pipeline, drop
 from gstalk.connection.recall import Recall
@@ -117,6 +117,8 @@ class Link:
             self.pipe.check_may_wait()
         if self.section.owner is not None:
             self.section.wait()
+        if self._recall is not None and self._recall.greenlet is getcurrent():
+            raise refusal()  # a signal handler has struck there, and would wait for what this greenlet has to do
 
     def gone(self, what: str) -> DisconnectedError:
         """Build the error of a command that comes after the connection's end."""
@@ -196,12 +198,10 @@ class Link:
         pipe.wait(slot)
 
     def watch(self, tube: str) -> int:
-        count: int = self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self.watching, tube)
-        return count
+        return int(self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self.watching, tube))
 
     def ignore(self, tube: str) -> int:
-        count: int = self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self.watching, tube)
-        return count
+        return int(self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self.watching, tube))
 
     def watching(self, slot: Slot) -> None:
         """A watch or an ignore was answered: remember what is watched, for the next dial."""
@@ -477,6 +477,7 @@ class Link:
         old, new = self.pipe, Pipeline(self.uri, self.hub, self._limit)
         try:
             self._end_wait = None
+            new.clear = False  # until there is a transport: whoever comes looks first where he is (`check`)
             self.pipe = self._holder[0] = new
             self._adopt(new)
             old.on_failure = None

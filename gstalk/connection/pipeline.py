@@ -219,10 +219,11 @@ class Pipeline:
         self._reader = loop.io(transport.fileno(), READ, ref=False)
         self._reader.start(self._on_readable)
         self._flush_due = False
+        self.clear = not self._held_back and self._has_room()
         if self.slots:
             self._begin()
             self._flush_whole()
-        elif self._room:
+        if self._room:
             self._offer_room()
 
     @property
