@@ -7,7 +7,7 @@ let go of everything when `receive` returns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gevent
@@ -15,16 +15,21 @@ from gevent import get_hub, getcurrent
 from gevent.event import Event
 
 from gstalk.config import LEFT_OUT, Config, Options, Unpack, configure
-from gstalk.connection import forks
+from gstalk.connection import forks, recall
+from gstalk.connection.calls import check_may_wait, join
 from gstalk.connection.clock import monotonic
+from gstalk.connection.critical import critical, refusal, section_of
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.interrupts import CtrlC
+from gstalk.errors import WrongHubError
 from gstalk.job import Seconds
 from gstalk.pool.asking import Asker
 from gstalk.pool.crew import Crew
 from gstalk.pool.handling import Handler, Handling
 from gstalk.pool.keeper import Pool
+from gstalk.pool.schedule import WatchList
 from gstalk.protocol import checks
+from gstalk.protocol.request import Request
 from gstalk.traces import forgetful
 from gstalk.uri import Address, validate_uris
 
@@ -57,7 +62,8 @@ class Consumer:
     ) -> None:
         self._config = configure(config, options)
         self._addresses = validate_uris(uris)
-        self._tubes = checks.check_tubes(tubes)
+        self._watch_list = WatchList(checks.check_tubes(tubes))
+        self._handlers: dict[str, Handler] = {}  # those that `watch` was given
         self._hooks = Hooks(self._config)
         self._run: _Run | None = None
         self._was_run = False
@@ -68,6 +74,95 @@ class Consumer:
     def is_connected(self) -> bool:
         """Whether at least one connection is usable; `False` outside of `receive`."""
         return self._run is not None and self._run.pool.is_connected
+
+    @property
+    def tubes(self) -> list[str]:
+        """The tubes that are watched; outside of `receive`, those that the next one will watch."""
+        return list(self._watch_list.tubes)
+
+    def watch(self, tube: str, handler: Handler | None = None) -> None:
+        """Watch a tube more, on all connections, from their next reserve on; during a `receive` or before it.
+
+        Of a tube that is watched already only the handler changes, if one is given.
+
+        Args:
+            tube: As `Conn.put` takes it.
+            handler: For this tube's jobs. Needed where `receive` has a mapping from tube to handler that doesn't name
+                the tube, and refused where it has one handler for all.
+
+        Raises:
+            InvalidArgumentError: The tube; or it has no handler, or one of its own beside the one for all.
+            TypeError: The tube; or the handler, as in `receive`.
+            WrongHubError: The `receive` runs in another thread.
+            BlockingSwitchOutError: Nothing can wait here, in a signal handler for instance: spawn a greenlet for it.
+
+        Blocks:
+            During a `receive`, until each server that is connected has answered. If it is interrupted, the change is
+            made all the same, and `tubes` tells so. Who isn't connected, or loses its connection, isn't waited for:
+            its next connection watches the right tubes from the beginning.
+
+        Protocol:
+            ``watch <tube>`` -> ``WATCHING``. A connection that waits in a reserve is dialed anew; one whose server
+            refuses is closed, and dialed anew.
+        """
+        tube = checks.check_tube(tube)
+        if handler is not None:
+            checks.check_callable("handler", handler, 1)
+
+        def change(handling: Handling | None) -> None:
+            if handling is not None:
+                handling.watch(tube, handler or self._handlers.get(tube))
+            if handler is not None:
+                self._handlers[tube] = handler
+            self._watch_list.watch(tube)
+
+        self._change("watch", change)
+
+    def ignore(self, tube: str) -> None:
+        """Watch a tube no longer, on all connections, from their next reserve on; during a `receive` or before it.
+
+        When this has returned, no more jobs of the tube are reserved. Jobs in hand are not touched: their handlers run
+        to their end. To ignore a tube that isn't watched changes nothing.
+
+        Args:
+            tube: As `Conn.put` takes it.
+
+        Raises:
+            NotIgnoredError: It is the last one.
+            InvalidArgumentError, TypeError: The tube.
+            WrongHubError, BlockingSwitchOutError: As `watch`.
+
+        Blocks:
+            As `watch`.
+
+        Protocol:
+            ``ignore <tube>`` -> ``WATCHING``; connections as with `watch`.
+        """
+        tube = checks.check_tube(tube)
+
+        def change(_: Handling | None) -> None:
+            self._watch_list.ignore(tube)
+            self._handlers.pop(tube, None)
+
+        self._change("ignore", change)
+        if self._run is not None and tube not in self._watch_list.tubes:
+            self._run.forget(tube)
+
+    @critical
+    def _change(self, what: str, change: Callable[[Handling | None], None]) -> None:
+        """Change the watch list; during a `receive`, wait until the servers have answered that they know."""
+        run = self._run
+        if run is None or run.is_copy:
+            change(None)
+            return
+        run.check(what)
+        with run.section:
+            run.look_at_tubes_soon()  # first: a signal may strike below, and the change be made without being told
+            before = self._watch_list.tubes
+            change(run.handling)
+            requests = run.follow(before)
+        for request in requests:
+            join(run.hub, request)  # if it fails, its connection is over, and the next one watches the right tubes
 
     def wait_connected(self, timeout: Seconds | None = None) -> bool:
         """Wait until a `receive` has a usable connection.
@@ -97,12 +192,13 @@ class Consumer:
 
         Args:
             handler: Called with each `Job`, in one of `num_greenlets` greenlets; or a mapping from tube to handler
-                that names every tube watched. It must run to its end when it is called: no `async def`, no generator.
+                that names every tube watched, but for those whose handler `watch` was given. It must run to its end
+                when it is called: no `async def`, no generator.
 
         Raises:
             RuntimeError: A `receive` of this Consumer is running.
             TypeError: A handler can't be called with one argument, or a call of it would run nothing.
-            InvalidArgumentError: A tube has no handler.
+            InvalidArgumentError: A tube has no handler, or one of its own beside the one for all.
             KeyboardInterrupt: Ctrl-C was pressed, or a handler raised it; as `stop`.
 
         Blocks:
@@ -116,29 +212,25 @@ class Consumer:
             raise RuntimeError("a receive of this Consumer is running already")
         if self._was_run:
             self._requests.clear()  # made after the last one had returned
-        handling = Handling(handler, self._tubes, self._config, self._hooks)
+        handling = Handling(handler, self._watch_list.tubes, self._handlers, self._config, self._hooks)
+        self._handlers = {tube: given for tube, given in self._handlers.items() if not handling.names(tube)}
         self._was_run = True
         if self._requests:
             self._requests.clear()
             return
         with CtrlC() as ctrl_c:
             # A signal handler may call `stop` at any of these lines: the run looks at its requests when it begins.
-            run = self._run = _Run(
-                self._addresses,
-                self._tubes,
-                self._config,
-                self._hooks,
-                handling,
-                self._connected,
-                self._requests,
-                ctrl_c,
-            )
+            run = self._run = self._new_run(handling, ctrl_c)
             try:
                 run.receive()
             finally:
                 if self._run is run:  # else it is the copy of the parent's, and this process has begun its own
                     self._run = None
                     self._connected.clear()
+
+    def _new_run(self, handling: Handling, ctrl_c: CtrlC) -> _Run:
+        addresses, watch_list, config, hooks = self._addresses, self._watch_list, self._config, self._hooks
+        return _Run(addresses, watch_list, config, hooks, handling, self._connected, self._requests, ctrl_c)
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Have `receive` reserve no more jobs, let its handlers finish, and return. Returns at once.
@@ -168,7 +260,7 @@ class _Run:
     def __init__(
         self,
         addresses: list[Address],
-        tubes: list[str],
+        watch_list: WatchList,
         config: Config,
         hooks: Hooks,
         handling: Handling,
@@ -177,12 +269,19 @@ class _Run:
         ctrl_c: CtrlC,
     ) -> None:
         self._config = config
-        self._handling = handling
-        self._hub = get_hub()
+        self.handling = handling
+        self.hub = get_hub()
+        self.section = section_of(self.hub)
         self._crew = Crew(config, hooks, handling, self._look_again, self._interrupted)
         self._aside = handling.aside  # here also greenlets that tell of reserves which failed
+        self._watch_list = watch_list
         self._asker = Asker(
-            config, hooks, self._crew, self._aside, lambda has: connected.set() if has else connected.clear()
+            config,
+            hooks,
+            self._crew,
+            watch_list,
+            self._aside,
+            lambda has: connected.set() if has else connected.clear(),
         )
         self._crew.on_free = self._asker.look_soon
         self._changed = Event()  # the receiving greenlet is to look
@@ -192,11 +291,11 @@ class _Run:
         self.is_copy = False
         self._leaving: list[gevent.Greenlet[..., Any]] = []  # of the servers, since `_finished_at`
         self._finished_at = 0.0
-        self._async = self._hub.loop.async_(ref=False)
+        self._async = self.hub.loop.async_(ref=False)
         self._async.start(self._on_request)
         self._ctrl_c = ctrl_c
         ctrl_c.working, ctrl_c.wake = self._crew.working, self.look
-        self.pool = Pool(addresses, config, tuple(tubes), hooks, self._asker.up, self._asker.down)
+        self.pool = Pool(addresses, config, watch_list.tubes, hooks, self._asker.up, self._asker.down)
         forks.register("consumer", self, _Run._forked)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
@@ -248,7 +347,7 @@ class _Run:
             self._crew.dismiss()
             assert self._stop_at is not None
             left = self._stop_at - monotonic()
-            if left <= 0 and self._handling.is_killing:
+            if left <= 0 and self.handling.is_killing:
                 return  # they had their last words
             if left <= 0:
                 self._crew.kill()
@@ -287,15 +386,42 @@ class _Run:
         """Have the receiving greenlet look: a greenlet of the crew is gone, or another one."""
         self._changed.set()
 
+    # -- the tubes ---------------------------------------------------------------------------------------------
+
+    def check(self, what: str) -> None:
+        """Refuse a change of the tubes where one can't wait for the answers, before anything has changed."""
+        if get_hub() is not self.hub:
+            why = "this Consumer's receive runs in another thread; call it there, in a handler for instance"
+            raise WrongHubError(f"{what}: {why}")
+        check_may_wait(self.hub)
+        if recall.is_under_way_here():
+            raise refusal()
+        if self.section.owner is not None:
+            self.section.wait()
+
+    def look_at_tubes_soon(self) -> None:
+        """Have the asker compare what is watched with what each connection was told, in the hub."""
+        self._asker.look_soon()
+
+    def follow(self, before: tuple[str, ...]) -> list[Request]:
+        """The watch list was this and may have changed: tell all connections, and return what was sent."""
+        self.pool.tubes = self._watch_list.tubes
+        return self._asker.follow(before)
+
+    def forget(self, tube: str) -> None:
+        """All have answered that they ignore a tube. Its handler may go, unless a job is there that may need it."""
+        if not self._crew.is_behind:
+            self.handling.forget(tube)
+
     # -- in a forked child -------------------------------------------------------------------------------------
 
     def _forked(self) -> None:
         """In a child: nothing is reserved or handled here, and the copy of `receive` is to end."""
-        self.is_copy = self._handling.is_copy = self._crew.is_copy = True
+        self.is_copy = self.handling.is_copy = self._crew.is_copy = True
         self._asker.is_over = True
         self._stop_at = None
         self._requests.clear()
-        if forks.is_here(self._hub):
+        if forks.is_here(self.hub):
             self._async.close()
             self._asker.stop_timer()
             self._crew.dismiss()

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 from gstalk.protocol.stats import JobStats
 from gstalk.traces import forget, forgetful
 
-__all__ = ["Job", "Owner", "State"]
+__all__ = ["Job", "Owner", "State", "state_of"]
 
 State = Literal["peeked", "held", "settling", "finished", "lost"]
 Seconds = int | float | timedelta
@@ -191,3 +191,8 @@ class Job:
         """
         stats = self.stats()
         return float(stats.time_left or 0) if stats.state == "reserved" else 0.0
+
+
+def state_of(job: Job) -> State:
+    """The state of a job, for the rooms of gstalk that decide about it."""
+    return job._state

@@ -35,6 +35,14 @@ SAYS = {
     "circuit_breaker": "failed: no answer\nopen: no answer\n5 calls done\n",
     "claim_check": "11 bytes, of which the server had 12\n150000 bytes, of which the server had 65\n",
     "crontab": "{'cron-figures': 1, 'cron-backup': 1, 'cron-bills': 1}\n",
+    "changing_tubes": (
+        "open customer-a, now watching ['customers', 'customer-a']\n"
+        "apples for customer-a\n"
+        "no more for customer-a\n"
+        "close customer-a, now watching ['customers']\n"
+        "open customer-b, now watching ['customers', 'customer-b']\n"
+        "bread for customer-b\n"
+    ),
     "dead_letters": (
         "finished by given_up_func\n"
         "job 2: b'many apples' failed with ValueError(\"invalid literal for int() with base 10: 'many'\")\n"

@@ -46,6 +46,8 @@ SIGNATURES = {
     "Consumer.receive": "handler",
     "Consumer.stop": "timeout=...",
     "Consumer.wait_connected": "timeout=None",
+    "Consumer.watch": "tube, handler=None",
+    "Consumer.ignore": "tube",
     "Conn.put": "tube, body, params=None, *, priority=None, delay=None, ttr=None",
     "Conn.put_many": "tube, bodies, params=None, *, priority=None, delay=None, ttr=None",
     "Conn.reserve": "",
@@ -84,7 +86,7 @@ PROPERTIES = {
     "Conn": {"uri", "is_connected"},
     "Job": {"id", "body", "tube", "reserved_at", "is_finished", "is_lost", "uri"},
     "Producer": {"is_connected"},
-    "Consumer": {"is_connected"},
+    "Consumer": {"is_connected", "tubes"},
     "Address": {"is_tls"},
 }
 CONTEXT_MANAGERS = ("Conn", "Producer")

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from gevent import getcurrent
+from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
 from gstalk.protocol.request import PENDING, Outcome
 
-__all__ = ["join", "wait_for"]
+__all__ = ["check_may_wait", "join", "wait_for"]
+
+
+def check_may_wait(hub: Hub) -> None:
+    """Refuse to be called where nothing can wait, before anything is sent."""
+    if getcurrent() is hub:
+        raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
 
 
 def join(hub: Hub, call: Outcome) -> None:

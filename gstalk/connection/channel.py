@@ -18,7 +18,7 @@ from gstalk.config import Config
 from gstalk.connection import used_tube
 from gstalk.connection.calls import join
 from gstalk.connection.connect import dial
-from gstalk.connection.critical import critical, section_of
+from gstalk.connection.critical import critical, refusal, section_of
 from gstalk.connection.ending import drop
 from gstalk.connection.hooks import Hooks, Outcomes
 from gstalk.connection.pipeline import Pipeline
@@ -99,6 +99,8 @@ class Channel:
             self.pipe.check_may_wait()
         if self.section.owner is not None:
             self.section.wait()
+        if self._recall is not None and self._recall.greenlet is getcurrent():
+            raise refusal()  # a signal handler has struck there, and would wait for what this greenlet has to do
 
     def gone(self, what: str) -> DisconnectedError:
         """Build the error of a command that comes after the connection's end."""
@@ -176,13 +178,13 @@ class Channel:
         pipe.wait(request)
 
     def watch(self, tube: str) -> int:
-        return int(self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self._watching, tube))
+        return int(self.call(commands.WATCH, commands.by_tube(commands.WATCH, tube), None, self.watching, tube))
 
     def ignore(self, tube: str) -> int:
-        return int(self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self._watching, tube))
+        return int(self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self.watching, tube))
 
-    def _watching(self, request: Request) -> None:
-        """Remember what is watched, for the next dial; whoever still waits for the reply."""
+    def watching(self, request: Request) -> None:
+        """A watch or an ignore was answered: remember what is watched, for the next dial."""
         if request.error is None:
             if request.command is commands.IGNORE and request.subject in self.watched:
                 self.watched.remove(request.subject)
@@ -196,14 +198,15 @@ class Channel:
         old, new = self.pipe, Pipeline(self.uri, self.hub, self._limit)
         try:
             self._end_wait = None
+            new.clear = False  # until there is a transport: whoever comes looks first where he is (`check`)
             self.pipe = self._holder[0] = new
             self._adopt(new)
             old.on_failure = None
             self._recall = Recall(old, new, partial(self._dial, self.used or "default"), self.server.id)
         except BaseException as error:  # a signal's
             self._adopt(self.pipe)
+            self.pipe.struck(error)  # first: whoever hears of the end asks this one why
             old.struck(error)
-            self.pipe.struck(error)
             raise
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:

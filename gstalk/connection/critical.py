@@ -32,7 +32,7 @@ from gevent import getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
-__all__ = ["AGAIN", "CriticalSection", "critical", "section_of"]
+__all__ = ["AGAIN", "CriticalSection", "critical", "refusal", "section_of"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -86,10 +86,7 @@ class CriticalSection:
         """
         while not self.is_free:
             if self.owner is getcurrent():
-                raise BlockingSwitchOutError(
-                    "gstalk was interrupted in the middle of a step, perhaps by a signal handler, and can't be called "
-                    "from there: spawn a greenlet for it"
-                )
+                raise refusal()
             timer = self.hub.loop.timer(AGAIN)
             try:
                 self.hub.wait(timer)
@@ -110,6 +107,14 @@ class CriticalSection:
         while frame is not None and frame.f_code not in _codes:
             frame = frame.f_back
         return frame is not None
+
+
+def refusal() -> BlockingSwitchOutError:
+    """Build the error of a call in the middle of a step, with nothing sent."""
+    return BlockingSwitchOutError(
+        "gstalk was interrupted in the middle of a step, perhaps by a signal handler, and can't be called "
+        "from there: spawn a greenlet for it"
+    )
 
 
 def critical(function: Function) -> Function:

@@ -35,11 +35,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from gevent import getcurrent
-from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
-from gstalk.connection.calls import wait_for
+from gstalk.connection.calls import check_may_wait, wait_for
 from gstalk.connection.clock import monotonic
 from gstalk.connection.ending import Ending
 from gstalk.connection.loop import fail_stop
@@ -153,8 +151,7 @@ class Pipeline(Ending):
 
     def check_may_wait(self) -> None:
         """Refuse to be called where nothing can wait, before anything is sent."""
-        if getcurrent() is self.hub:
-            raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
+        check_may_wait(self.hub)
 
     def hold_back(self, held: bool) -> None:
         """Have callers look before they append, since the server waits in a reserve; or no longer."""
@@ -173,10 +170,11 @@ class Pipeline(Ending):
         transport.count_anew()
         self._reader = self.watch(transport.fileno(), READ, self._on_readable)
         self._flush_due = False
+        self.clear = not self._held_back and self._has_room()
         if self.requests:
             self._begin()
             self._flush_guarded()
-        elif self._room:
+        if self._room:
             self._offer_room()
 
     @property

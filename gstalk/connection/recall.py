@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import gevent
+from gevent import getcurrent
 
 from gstalk.connection.critical import critical
 from gstalk.connection.pipeline import Pipeline
@@ -18,9 +19,18 @@ from gstalk.connection.transport import Transport
 from gstalk.errors import CommandTimeoutError, ConnectError, ConnectionClosedError, ConnectionLostError
 from gstalk.protocol.stats import ServerStats
 
-__all__ = ["Recall"]
+__all__ = ["Recall", "is_under_way_here"]
 
 Dial = Callable[[], tuple[Transport, ServerStats]]
+
+
+class _RecallGreenlet(gevent.Greenlet):  # type: ignore[type-arg]  # it takes none at run time
+    """One that ends a wait."""
+
+
+def is_under_way_here() -> bool:
+    """Tell whether this greenlet ends a wait: a signal handler in it can't wait for what is answered after that."""
+    return isinstance(getcurrent(), _RecallGreenlet)
 
 
 class Recall:
@@ -43,7 +53,7 @@ class Recall:
         self._new = new
         self._dial: Dial | None = dial
         self._server_id = server_id
-        self.greenlet = gevent.spawn(self._run)
+        self.greenlet = _RecallGreenlet.spawn(self._run)
         self.greenlet.rawlink(self._ended)
 
     def cut(self) -> None:

@@ -29,12 +29,11 @@ from gstalk.connection.loop import InHub, fail_stop
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
 from gstalk.protocol import commands
+from gstalk.protocol.pauses import FIRST_PAUSE, QUIET, longer
 from gstalk.protocol.request import PENDING, Outcome, Request
 
 __all__ = ["Caller", "ReserveLine"]
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-QUIET = 0.25  # after DEADLINE_SOON: the server would say it thousands of times in that second
 INFINITY = float("inf")
 GRACE = 0.1  # how much later than a caller's own clock the server's may be
 
@@ -240,7 +239,7 @@ class ReserveLine(InHub):
                 self._ask(self._callers[0])
             else:
                 self._set_timer(self._pause)
-                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                self._pause = longer(self._pause)
 
     def _dismiss(self) -> None:
         """Tell "none" to all whose time is over and whose last ask was answered."""

@@ -2,6 +2,10 @@
 
 `Asking` in `schedule` decides which of them asks for how many jobs, who waits on its server, and who is recalled; here
 that is carried out, in the hub.
+
+The tubes that they watch may change meanwhile. Each connection is told in the stream of its commands, so every reserve
+behind that is one for the new tubes; a reserve that waits on the server is recalled first. A connection that is being
+dialed at that time is told before its first reserve.
 """
 
 from __future__ import annotations
@@ -20,12 +24,13 @@ from gstalk.connection.critical import section_of
 from gstalk.connection.damaged_job import bury_ruined
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import InHub
-from gstalk.errors import DeadlineSoonError, DisconnectedError, ProtocolError
+from gstalk.errors import ConnectionLostError, DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job
-from gstalk.pool.crew import ConsumerLane, Crew
+from gstalk.pool.crew import Crew, JobSource
 from gstalk.pool.keeper import Server
-from gstalk.pool.schedule import SILENT, Asking
+from gstalk.pool.schedule import SILENT, Action, Asking, WatchList
 from gstalk.protocol import commands
+from gstalk.protocol.commands import Command
 from gstalk.protocol.request import Request
 
 __all__ = ["Asker"]
@@ -38,6 +43,7 @@ class Asker(InHub):
         config: Of the Consumer.
         hooks: Told of reserves that fail.
         crew: Who gets the jobs.
+        watch_list: What the connections watch from their next reserve on, whenever it changes.
         aside: Where greenlets that tell are kept.
         on_change: Called when the first connection has come, with `True`, or the last one has gone, with `False`.
 
@@ -46,9 +52,16 @@ class Asker(InHub):
     """
 
     def __init__(
-        self, config: Config, hooks: Hooks, crew: Crew, aside: Group, on_change: Callable[[bool], object]
+        self,
+        config: Config,
+        hooks: Hooks,
+        crew: Crew,
+        watch_list: WatchList,
+        aside: Group,
+        on_change: Callable[[bool], object],
     ) -> None:
         self.is_over = False
+        self._watch_list = watch_list
         self._config = config
         self._hooks = hooks
         self._crew = crew
@@ -57,7 +70,7 @@ class Asker(InHub):
         self.hub = get_hub()
         self.section = section_of(self.hub)
         self._asking = Asking(config.num_greenlets)
-        self._lanes: dict[Link, ConsumerLane] = {}
+        self._sources: dict[Link, JobSource] = {}
         self._due = False  # a look at what to ask
         self._timer: Any = None
 
@@ -65,19 +78,24 @@ class Asker(InHub):
 
     def up(self, server: Server, link: Link) -> None:
         """A connection is there."""
-        self._lanes[link] = lane = ConsumerLane(server.uri, link, self._config.num_greenlets)
-        self._asking.lanes.append(lane)
+        dialed, tubes = tuple(link.watched), self._watch_list.tubes
+        if dialed != tubes:  # they have changed meanwhile: it is told in `_look_at`
+            tubes = dialed
+        # Jobs that were lost with their worker come first when there is a new one: those are asked about.
+        looks = 0 if self._config.retry.max_attempts is None else self._config.num_greenlets
+        self._sources[link] = source = JobSource(server.uri, link, tubes, looks)
+        self._asking.sources.append(source)
         link.reserved.on_settled = self.look_soon  # one that holds no job any more may wait on its server
         self._on_change(True)
         self.look_soon()
 
     def down(self, server: Server, link: Link) -> None:
         """A connection is gone."""
-        lane = self._lanes.get(link)
-        if lane in self._asking.lanes:  # else a signal has struck here before
-            self._asking.lanes.remove(lane)
-        self._lanes.pop(link, None)
-        if not self._lanes:
+        source = self._sources.get(link)
+        if source in self._asking.sources:  # else a signal has struck here before
+            self._asking.sources.remove(source)
+        self._sources.pop(link, None)
+        if not self._sources:
             self._on_change(False)
         self.look_soon()
 
@@ -85,11 +103,47 @@ class Asker(InHub):
         """Ask for no more jobs: waits leave at once, and an ask that still finds one gives it back."""
         self.is_over = True
         self.stop_timer()
-        for lane in list(self._lanes.values()):
-            if lane.wait is not None:
-                lane.wait.then = None
-                lane.wait = None
-                lane.link.leave_wait()
+        for source in list(self._sources.values()):
+            if source.wait is not None:
+                source.wait.then = None
+                source.wait = None
+                source.link.leave_wait()
+
+    # -- what to watch -----------------------------------------------------------------------------------------
+
+    def follow(self, before: tuple[str, ...]) -> list[Request]:
+        """Tell all connections that the watch list has changed; in a greenlet, inside the section.
+
+        Args:
+            before: What was watched until now.
+
+        Returns:
+            Requests: when they are answered, so is all that was sent.
+        """
+        requests: list[Request] = []
+        if self.is_over:
+            return requests
+        watch, ignore = self._watch_list.since(before)
+        try:
+            for source in list(self._sources.values()):  # a send that fails takes its connection out
+                if source.tubes is not before:
+                    continue  # it has just come, and is told in `_look_at`
+                if watch or ignore:
+                    requests += self._tell_tubes(source, watch, ignore)
+                elif source.wait is None:  # somebody's change of the same kind may be under way
+                    requests.append(_fence(source.link))
+        except BaseException as error:
+            self.struck(error)
+            raise
+        return requests
+
+    def _tell_tubes(self, source: JobSource, watch: list[str], ignore: list[str]) -> list[Request]:
+        """Tell a connection what to watch, and what no longer."""
+        if self._end_wait(source):
+            self._asking.watching_changed(source, monotonic())
+        source.tubes = self._watch_list.tubes
+        requests = [_tell_tube(source.link, commands.WATCH, tube) for tube in watch]  # first: one tube must remain
+        return requests + [_tell_tube(source.link, commands.IGNORE, tube) for tube in ignore]
 
     # -- what to ask -------------------------------------------------------------------------------------------
 
@@ -103,7 +157,7 @@ class Asker(InHub):
     def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
         self._due = False
-        for link in list(self._lanes):
+        for link in list(self._sources):
             link.pipe.struck(error)
         self.look_soon()
 
@@ -115,41 +169,47 @@ class Asker(InHub):
             return
         now = monotonic()
         any_held = False
-        for lane in list(self._lanes.values()):  # a send that fails takes its connection out
-            any_held |= self._look_at(lane, now)
+        for source in list(self._sources.values()):  # a send that fails takes its connection out
+            any_held |= self._look_at(source, now)
         self._asking.running = self._crew.running
-        actions, again = self._asking.decide(now)
-        for what, each, count in actions:
-            assert isinstance(each, ConsumerLane)
-            if what == "ask":
-                each.asks += count
-                for _ in range(count):
-                    each.link.ask(0, partial(self._got, each))
-            elif what == "wait":
-                each.asks += 1
-                each.waiting = True
-                seconds = int(self._config.reserve_timeout)  # type: ignore[arg-type]
-                each.wait = each.link.ask(seconds, partial(self._got, each), partial(self._recall, each))
-            else:
-                self._recall(each)
+        decision = self._asking.decide(now)
+        for action in decision.actions:
+            self._carry_out(action, now)
+        again = decision.again
         self.stop_timer()
         if any_held:
             again = min(again, SILENT)
         if again < float("inf"):
             self._timer = self.once(again, self._on_timer)
 
-    def _look_at(self, lane: ConsumerLane, now: float) -> bool:
+    def _carry_out(self, action: Action, now: float) -> None:
+        source = action.source
+        assert isinstance(source, JobSource)
+        if action.what == "recall":
+            self._recall(source)
+            return
+        self._asking.began(action, now)
+        if action.what == "wait":
+            seconds = int(self._config.reserve_timeout)  # type: ignore[arg-type]
+            source.wait = source.link.ask(seconds, partial(self._got, source), partial(self._recall, source))
+        else:
+            for _ in range(action.times):
+                source.link.ask(0, partial(self._got, source))
+
+    def _look_at(self, source: JobSource, now: float) -> bool:
         """Take note of how a connection is; tell whether it holds jobs."""
-        pipe = lane.link.pipe
+        if source.tubes is not self._watch_list.tubes:
+            self._tell_tubes(source, *self._watch_list.since(source.tubes))
+        pipe = source.link.pipe
         # Late, or so it seems: the hub may have been blocked, and the answer be there.
-        if lane.asks and lane.is_late(now):
+        if source.asks and source.is_late(now):
             pipe.catch_up()
-        lane.held = bool(lane.link.reserved.by_id)
-        lane.busy = bool(pipe.requests) or not pipe.attached
-        if lane.held and not lane.busy and now - pipe.read_at > SILENT:
+        source.held = bool(source.link.reserved.by_id)
+        source.busy = bool(pipe.requests) or not pipe.attached
+        if source.held and not source.busy and now - pipe.read_at > SILENT:
             # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
-            pipe.append(commands.plain(commands.LIST_TUBE_USED), pipe.request(commands.LIST_TUBE_USED))
-        return lane.held
+            _fence(source.link)
+        return source.held
 
     def _on_timer(self) -> None:
         self.stop_timer()
@@ -161,57 +221,83 @@ class Asker(InHub):
             self._timer.close()
             self._timer = None
 
-    def _recall(self, lane: ConsumerLane) -> None:
+    def _recall(self, source: JobSource) -> None:
         """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
-        if lane.wait is not None:
-            lane.wait.then = None
-            lane.wait = None
-            lane.link.recall()
-            self._asking.recalled(lane, monotonic())
+        if self._end_wait(source):
+            self._asking.recalled(source, monotonic())
             self.look_soon()
+
+    def _end_wait(self, source: JobSource) -> bool:
+        """Tell whether there was one; a job that still comes of it goes back by itself."""
+        if source.wait is None:
+            return False
+        source.wait.then = None
+        source.wait = None
+        source.link.recall()
+        return True
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    def _got(self, lane: ConsumerLane, request: Request) -> None:
+    def _got(self, source: JobSource, request: Request) -> None:
         """In the hub: the answer to an ask."""
-        now = lane.link.pipe.read_at
-        waited, lane.wait = lane.waiting, None
+        now = source.link.pipe.read_at
+        waited, source.wait = source.waiting, None
         if request.error is not None:
             if isinstance(request.error, DeadlineSoonError):
-                self._asking.deadline_soon(lane, now)
+                self._asking.deadline_soon(source, now)
             else:
-                self._asking.answered(lane, False, now)
+                self._asking.answered(source, False, now)
                 if not isinstance(request.error, DisconnectedError):
-                    self._aside.spawn(self._tell_failure, lane, request.error)
+                    self._aside.spawn(self._tell_failure, source, request.error)
         elif request.result is None:
             if waited:
-                self._asking.slice_over(lane, now)
+                self._asking.slice_over(source, now)
             else:
-                self._asking.answered(lane, False, now)
+                self._asking.answered(source, False, now)
         else:
-            was_overdue = lane.overdue > 0
-            self._asking.answered(lane, True, now)
+            was_overdue = source.overdue > 0
+            self._asking.answered(source, True, now)
             job: Job = request.result
             if self.is_over:
-                lane.link.give_back(job)
+                source.link.give_back(job)
                 return
             if was_overdue:
                 self._asking.running = self._crew.running
             if was_overdue and not self._asking.has_room():  # its permit has been used elsewhere
-                lane.link.give_back(job)
+                source.link.give_back(job)
             else:
-                self._crew.offer(lane, job)
+                self._crew.offer(source, job)
         self.look_soon()
 
-    def _tell_failure(self, lane: ConsumerLane, error: BaseException) -> None:
+    def _tell_failure(self, source: JobSource, error: BaseException) -> None:
         """Tell; and put a job that the server has ruined out of the way, or nobody would get beyond it."""
         if self._crew.is_copy:
             return
-        message = f"reserve at {lane.server} failed"
-        known: dict[str, Any] = {"uri": lane.server}
+        message = f"reserve at {source.server} failed"
+        known: dict[str, Any] = {"uri": source.server}
         if isinstance(error, ProtocolError) and error.job_id is not None:
-            link, job_id = lane.link, error.job_id
+            link, job_id = source.link, error.job_id
             if bury_ruined(self.hub, link.address, self._config, link.server.id, job_id):
                 message += f"; job {job_id} has no end, the server has ruined it: buried"
                 known |= {"job_id": job_id, "outcome": "buried"}
         self._hooks.error(error, message, **known)
+
+
+def _tell_tube(link: Link, command: Command, tube: str) -> Request:
+    """Send a watch or an ignore. If the server refuses, the connection ends: it would go on with the wrong tubes."""
+
+    def answered(request: Request) -> None:
+        link.watching(request)
+        if request.error is not None:
+            link.pipe.fail(ConnectionLostError, str(request.error), request.error)
+
+    request = link.pipe.request(command, tube.encode("ascii"), answered, tube)
+    link.pipe.append(commands.by_tube(command, tube), request)
+    return request
+
+
+def _fence(link: Link) -> Request:
+    """Send a command that changes nothing. Replies come in order: when it is answered, so is all that went before."""
+    request = link.pipe.request(commands.LIST_TUBE_USED)
+    link.pipe.append(commands.plain(commands.LIST_TUBE_USED), request)
+    return request

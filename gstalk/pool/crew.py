@@ -22,26 +22,28 @@ from gstalk.connection.connection import Link
 from gstalk.connection.hooks import Hooks
 from gstalk.job import Job
 from gstalk.pool.handling import Handling
-from gstalk.pool.schedule import Lane
+from gstalk.pool.schedule import Source
 from gstalk.protocol.request import Outcome, Request
 from gstalk.traces import forget
 
-__all__ = ["ConsumerLane", "Crew"]
+__all__ = ["Crew", "JobSource"]
 
 
-class ConsumerLane(Lane):
+class JobSource(Source):
     """A connection that jobs come from.
 
     Attributes:
         link: The connection.
-        fresh: How many jobs more of it are looked at before their handler runs.
+        tubes: What it will watch when all that has been sent is answered.
+        looks: How many jobs more of it the server is asked about before their handler runs.
         wait: The reserve that waits on its server.
     """
 
-    def __init__(self, server: str, link: Link, fresh: int) -> None:
+    def __init__(self, server: str, link: Link, tubes: tuple[str, ...], looks: int) -> None:
         super().__init__(server)
         self.link = link
-        self.fresh = fresh
+        self.tubes = tubes
+        self.looks = looks
         self.wait: Request | None = None
 
 
@@ -70,7 +72,7 @@ class Crew:
         on_end: Callable[[], None],
         on_interruption: Callable[[BaseException], None],
     ) -> None:
-        self.working: dict[Any, tuple[ConsumerLane, Job]] = {}
+        self.working: dict[Any, tuple[JobSource, Job]] = {}
         self.is_leaving = False
         self.is_copy = False
         self._size = config.num_greenlets
@@ -84,7 +86,7 @@ class Crew:
         self._greenlets = GreenletPool(config.num_greenlets)
         self._idle: list[Outcome] = []  # greenlets that wait for a job
         self._handed: list[Outcome] = []  # those that were handed one, and may not have wakened yet
-        self._jobs: deque[tuple[ConsumerLane, Job]] = deque()  # reserved while a killed greenlet was being replaced
+        self._jobs: deque[tuple[JobSource, Job]] = deque()  # reserved while a killed greenlet was being replaced
 
     def __len__(self) -> int:
         """How many greenlets there are."""
@@ -96,23 +98,28 @@ class Crew:
         self._handed = [call for call in self._handed if call.waiter is not None]
         return len(self.working) + len(self._jobs) + len(self._handed)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is a job that no greenlet has begun to look at."""
+        return self.running > len(self.working)
+
     def fill(self) -> None:
         """Have as many greenlets as there are to be."""
         while len(self._greenlets) < self._size and not self.is_leaving:
             self._greenlets.spawn(self._work).rawlink(self._ended)
 
-    def offer(self, lane: ConsumerLane, job: Job) -> None:
+    def offer(self, source: JobSource, job: Job) -> None:
         """In the hub: hand a job to a greenlet."""
         idle = self._idle
         while idle and idle[-1].waiter is None:  # a signal has struck below, and he is at work
             idle.pop()
         if idle:
-            idle[-1].succeed((lane, job))
+            idle[-1].succeed((source, job))
             self._handed.append(idle[-1])
-            lane.link.pipe.complete(idle[-1])
+            source.link.pipe.complete(idle[-1])
             idle.pop()  # last: a signal that comes between must not lose him
         else:
-            self._jobs.append((lane, job))
+            self._jobs.append((source, job))
 
     def dismiss(self) -> None:
         """Have those leave that wait for a job, and the others when their handlers have ended."""
@@ -126,8 +133,8 @@ class Crew:
     def kill(self) -> None:
         """Kill those that still work, and give their jobs back."""
         self._handling.is_killing = True
-        for lane, job in list(self.working.values()):
-            lane.link.return_job(job)
+        for source, job in list(self.working.values()):
+            source.link.return_job(job)
         self._greenlets.kill(block=False)
 
     def tell_nobody(self) -> None:
@@ -147,12 +154,12 @@ class Crew:
                 forks.look()
             if self.is_copy:  # the job was handed over before the fork, and the parent handles it
                 return
-            lane, job = item
+            source, job = item
             self.working[me] = item
-            look = lane.fresh > 0
-            lane.fresh -= look
+            look = source.looks > 0
+            source.looks -= look
             try:
-                self._handling.handle(lane.link, job, look)
+                self._handling.handle(source.link, job, look)
             except KeyboardInterrupt as error:
                 if self.is_copy:
                     raise
@@ -161,7 +168,7 @@ class Crew:
                 del self.working[me]
                 self.on_free()
 
-    def _wait(self) -> tuple[ConsumerLane, Job] | None:
+    def _wait(self) -> tuple[JobSource, Job] | None:
         """Wait for a job; `None`: there will be none."""
         while True:
             call = Outcome()
@@ -179,14 +186,14 @@ class Crew:
                 if self._jobs:
                     return self._jobs.popleft()
                 continue
-            item: tuple[ConsumerLane, Job] | None = call.result
+            item: tuple[JobSource, Job] | None = call.result
             return item
 
     def _ended(self, greenlet: Any) -> None:
         """A greenlet is gone."""
         if self._jobs and self.is_leaving and not self.is_copy:
-            for lane, job in self._jobs:
-                lane.link.give_back(job)
+            for source, job in self._jobs:
+                source.link.give_back(job)
             self._jobs.clear()
         if isinstance(greenlet.value, BaseException):  # what killed it, and it hold each other
             forget(greenlet.value)

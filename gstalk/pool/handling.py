@@ -35,7 +35,7 @@ from gstalk.errors import (
     RetriesExhaustedError,
     Retry,
 )
-from gstalk.job import Job
+from gstalk.job import Job, state_of
 from gstalk.protocol import checks, commands
 from gstalk.protocol.request import Request
 from gstalk.protocol.stats import JobStats
@@ -44,7 +44,7 @@ from gstalk.retry import Fate, RetryPolicy, judged
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
 _ENDS = (SystemExit, KeyboardInterrupt, GreenletExit)  # what gevent ends a process or a greenlet with
-BLOWS = 3  # that may hit the decision about one job, before it is just released
+MOST_INTERRUPTIONS = 3  # of the decision about one job; after the last of them it is simply released
 PAUSE = 1.0  # seconds before a job goes back whose release or bury the server has refused: it would run at once again
 NOT_DONE = {commands.DELETE: "not deleted", commands.RELEASE: "not released", commands.BURY: "not buried"}
 
@@ -63,40 +63,73 @@ class Handling:
 
     Args:
         handler: One for all jobs, or a mapping from tube to handler.
-        tubes: The tubes watched, each of which such a mapping must name.
+        tubes: The tubes watched, each of which needs a handler.
+        given: Handlers of tubes that `Consumer.watch` was given, and that such a mapping need not name.
 
     Raises:
         TypeError: A handler can't be called with one argument, or a call of it would run nothing.
-        InvalidArgumentError: A tube has no handler.
+        InvalidArgumentError: A tube has no handler, or one of its own beside the one for all.
     """
 
     def __init__(
-        self, handler: Handler | Mapping[str, Handler], tubes: Sequence[str], config: Config, hooks: Hooks
+        self,
+        handler: Handler | Mapping[str, Handler],
+        tubes: Sequence[str],
+        given: Mapping[str, Handler],
+        config: Config,
+        hooks: Hooks,
     ) -> None:
         self._config = config
         self._hooks = hooks
+        self._named: Mapping[str, Handler] = {}  # by the mapping: they stay when their tube is ignored
         self._by_tube: Mapping[str, Handler] | None = None
         self._handler: Handler | None = None
         if isinstance(handler, Mapping):
-            self._by_tube = by_tube = checks.by_tube(handler)
+            self._named = checks.by_tube(handler)
+            self._by_tube = by_tube = {**given, **self._named}
             missing = [tube for tube in tubes if tube not in by_tube]
             if missing:
                 raise InvalidArgumentError(f"no handler for tube {missing[0]!r}")
         else:
             self._handler = handler
+            for tube in given:
+                raise InvalidArgumentError(_two_kinds(tube))
         for each in [self._handler] if self._by_tube is None else self._by_tube.values():
             checks.check_callable("handler", each, 1)
         self.is_copy = False  # a forked child's: the jobs are the parent's, and what ends a handler ends it as it likes
         self.is_killing = False  # from here on a kill comes from `stop`, and is no failure of the handler's
         self.aside = Group()  # greenlets that see to jobs which their handlers have left
 
+    def names(self, tube: str) -> bool:
+        """Whether there is a mapping from tube to handler that names this tube."""
+        return tube in self._named
+
+    def watch(self, tube: str, handler: Handler | None) -> None:
+        """Take the handler for a tube's jobs that come from now on; `None`: the one that the mapping names.
+
+        Raises:
+            InvalidArgumentError: There is none, or one of its own beside the one for all.
+        """
+        if self._by_tube is None:
+            if handler is not None:
+                raise InvalidArgumentError(_two_kinds(tube))
+            return
+        handler = handler or self._named.get(tube)
+        if handler is None:
+            raise InvalidArgumentError(f"no handler for tube {tube!r}")
+        self._by_tube = {**self._by_tube, tube: handler}  # another mapping: jobs in hand keep theirs
+
+    def forget(self, tube: str) -> None:
+        """Let go of the handler of a tube that no more jobs come from."""
+        if self._by_tube is not None:
+            self._by_tube = {name: handler for name, handler in self._by_tube.items() if name != tube}
+
     @calls_handlers
     def handle(self, link: Link, job: Job, look: bool) -> None:
         """Run the handler, and see that the job has a fate.
 
         Args:
-            link: The connection that holds the job.
-            look: Whether to ask first if the job has been lost with its worker too often.
+            look: Ask first whether the job was lost with its worker too often.
 
         Raises:
             GreenletExit, KeyboardInterrupt: They hit the handler; the job has been given back.
@@ -104,27 +137,19 @@ class Handling:
         config = self._config
         touching = _Touching(link, job) if config.auto_touch else None
         telling = _Telling(self._hooks, job) if self._hooks.listens else None
+        by_tube = self._by_tube  # as it is now: the tube may be ignored while the server is asked for its name
         stats: JobStats | None = None
         fate: Fate | None = None
         is_called = False
         try:
-            look = look and config.retry.max_attempts is not None
-            if look or (self._by_tube is not None and job.tube is None):
+            if look or (by_tube is not None and job.tube is None):
                 stats = job.stats()
-                if telling is not None:
-                    telling.stats = stats
-                if look and (fate := Fate.of_reserved(config.retry, stats)) is not None:
-                    attempts = stats.reserves or 0
-                    why = f"job {job.id} was lost with its worker too often: {attempts} attempts"
-                    raise RetriesExhaustedError(why, job.id, attempts)
-            handler = self._handler if self._by_tube is None else self._find(job)
-            if telling is not None and job._state == "held":
-                telling.begin()
-            if self.is_copy:  # that has forked
-                return
-            if job._state != "held":  # lost while it waited for its handler, or for the hook: nobody has failed
-                if telling is not None:
-                    telling.error = JobLostError(f"the server has taken job {job.id} back before its handler ran")
+                fate = self._looked(stats, look, telling)
+                if fate is not None:
+                    raise _lost_too_often(job, stats)
+            handler = self._handler if by_tube is None else _find(by_tube, job)
+            # `_state`, not `state_of`, here and below: it is cheaper, and this is for every job.
+            if (telling is not None or job._state != "held") and not self._begin(job, telling):
                 return
             is_called = True
             if config.time_limit is None:
@@ -132,26 +157,13 @@ class Handling:
             else:
                 with TimeLimitExceeded(config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
                     result = handler(job)  # type: ignore[misc]
-            if self.is_copy:
-                return
-            if result is not None:
-                checks.check_returned("handler", result)
-            if job._state == "held":
-                if not config.auto_delete:
-                    raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
-                link.delete_unwaited(job)
-            elif job._state == "lost":
-                raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
+            if (result is not None or job._state != "finished") and not self.is_copy:
+                self._returned(link, job, result)
         except BaseException as error:
             if telling is not None:
                 telling.error = error
-            if self.is_copy:
-                self._end_copy(job, error)
-            elif isinstance(error, KeyboardInterrupt):
-                link.return_job(job)
-            elif is_called or job._state != "lost" or not isinstance(error, GstalkError):  # else nobody has failed
-                what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
-                self._settle(_Failure(link, job, error, what, stats, fate), telling)
+            what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
+            self._failed(_Failure(link, job, error, what, stats, fate), is_called, telling)
             if isinstance(error, (KeyboardInterrupt, GreenletExit)):
                 raise
         finally:
@@ -162,6 +174,46 @@ class Handling:
             if telling is not None and not self.is_copy:
                 telling.end()
 
+    def _looked(self, stats: JobStats, look: bool, telling: _Telling | None) -> Fate | None:
+        """The server has told of a job before its handler: `None` if that is to run."""
+        if telling is not None:
+            telling.stats = stats
+        return Fate.of_reserved(self._config.retry, stats) if look else None
+
+    def _begin(self, job: Job, telling: _Telling | None) -> bool:
+        """Tell that the handler begins, unless the job is lost; `False` if it must not run, though nobody failed."""
+        if telling is not None and state_of(job) == "held":
+            telling.begin()
+        if self.is_copy:  # somebody has forked, and the job is the parent's
+            return False
+        if state_of(job) == "held":
+            return True
+        if telling is not None:  # lost while it waited for its handler, or for the hook
+            telling.error = JobLostError(f"the server has taken job {job.id} back before its handler ran")
+        return False
+
+    def _returned(self, link: Link, job: Job, result: object) -> None:
+        """The handler has returned: it has failed if the job isn't finished, or is somebody else's by now."""
+        if result is not None:
+            checks.check_returned("handler", result)
+        state = state_of(job)
+        if state == "held":
+            if not self._config.auto_delete:
+                raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
+            link.delete_unwaited(job)
+        elif state == "lost":
+            raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
+
+    def _failed(self, failure: _Failure, is_called: bool, telling: _Telling | None) -> None:
+        """The handler, or what comes before it, has ended with an exception."""
+        job, error = failure.job, failure.error
+        if self.is_copy:
+            self._end_copy(job, error)
+        elif isinstance(error, KeyboardInterrupt):
+            failure.link.return_job(job)
+        elif is_called or not job.is_lost or not isinstance(error, GstalkError):  # else nobody has failed
+            self._settle(failure, telling)
+
     def _end_copy(self, job: Job, error: BaseException) -> None:
         """In a forked child: the job is the parent's, and so are all errors that come of that."""
         if isinstance(error, _ENDS):
@@ -170,14 +222,6 @@ class Handling:
             message = f"job {job.id} of {job.uri}: its handler failed in a forked child"
             self._hooks.error(error, message, **_known(job, None, None))
 
-    def _find(self, job: Job) -> Handler:
-        """Find the handler of the job's tube."""
-        assert self._by_tube is not None
-        handler = self._by_tube.get(str(job.tube))
-        if handler is None:
-            raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
-        return handler
-
     def _settle(self, failure: _Failure, telling: _Telling | None) -> None:
         """Give a job its fate, and tell. A timeout that the handler forgot, or another kill, may hit us meanwhile."""
         link, job = failure.link, failure.job
@@ -185,20 +229,20 @@ class Handling:
             link.return_job(job)  # as `stop` does with all of them; that is no failure of the handler's
             return
         killed: BaseException | None = None
-        blows = 0
+        interruptions = 0
         done = ""
         while not done:
             try:
                 done = failure.settle(self._config.retry, self._give_up)
-            except BaseException as blow:
-                if self.is_copy and isinstance(blow, _ENDS):  # a hook has forked
+            except BaseException as hit:
+                if self.is_copy and isinstance(hit, _ENDS):  # a hook has forked
                     raise
-                blows += 1
-                if isinstance(blow, (GreenletExit, KeyboardInterrupt)):
-                    killed = blow
+                interruptions += 1
+                if isinstance(hit, (GreenletExit, KeyboardInterrupt)):
+                    killed = hit
                 else:
-                    self._hooks.error(blow, failure.message("hit while its fate was decided"), **failure.known)
-                if self.is_killing or isinstance(blow, KeyboardInterrupt) or blows == BLOWS:
+                    self._hooks.error(hit, failure.message("hit while its fate was decided"), **failure.known)
+                if self.is_killing or isinstance(hit, KeyboardInterrupt) or interruptions == MOST_INTERRUPTIONS:
                     link.return_job(job)
                     failure.outcome = done = "released"
         if self.is_copy:  # `given_up_func` has forked: the job is the parent's, who tells of it
@@ -210,7 +254,7 @@ class Handling:
                 _tell(self._hooks, "given_up", job, failure.stats, failure.raised, None)
             if not isinstance(failure.error, (Retry, Bury)):
                 self._hooks.error(failure.error, failure.message(failure.what, done), **failure.known)
-            if job._state == "held" and killed is None and link.is_connected:  # the server has refused it
+            if state_of(job) == "held" and killed is None and link.is_connected:  # the server has refused it
                 self._pause(failure)
         finally:
             link.return_job(job)
@@ -232,8 +276,8 @@ class Handling:
             gevent.sleep(PAUSE)
         except (GreenletExit, KeyboardInterrupt):
             raise
-        except BaseException as blow:
-            self._hooks.error(blow, failure.message("hit before it was given back"), **failure.known)
+        except BaseException as hit:
+            self._hooks.error(hit, failure.message("hit before it was given back"), **failure.known)
 
     def _left(self, link: Link, job: Job, context: Context, request: Request) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
@@ -241,6 +285,25 @@ class Handling:
         failure = _Failure(link, job, request.error, NOT_DONE[request.command], None)
         failure.lost = "it may run again"
         self.aside.spawn(context.run, self._settle, failure, None)
+
+
+def _find(by_tube: Mapping[str, Handler], job: Job) -> Handler:
+    """Find the handler of the job's tube."""
+    handler = by_tube.get(str(job.tube))
+    if handler is None:
+        raise InvalidArgumentError(f"no handler for tube {job.tube!r}")
+    return handler
+
+
+def _lost_too_often(job: Job, stats: JobStats) -> RetriesExhaustedError:
+    attempts = stats.reserves or 0
+    return RetriesExhaustedError(
+        f"job {job.id} was lost with its worker too often: {attempts} attempts", job.id, attempts
+    )
+
+
+def _two_kinds(tube: str) -> str:
+    return f"a handler for tube {tube!r} alone, and one for all tubes: give receive a mapping from tube to handler"
 
 
 class _Failure:
@@ -306,32 +369,32 @@ class _Failure:
             What was done, in words.
         """
         job = self.job
-        was = job._state
+        was = state_of(job)
         try:
             if self.stats is None and was != "held":
                 self.stats = self._ask()
-            if job._state == "held":
+            if state_of(job) == "held":
                 stats = self.stats = self.stats or job.stats()
-            if job._state == "held":
+            if state_of(job) == "held":
                 self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random())
                 if self._fate.is_given_up and not self._is_told:
                     self._give_up(self._fate, give_up)
-            if self._is_told and job._state == "settling" and not self._is_carried_out:
+            if self._is_told and state_of(job) == "settling" and not self._is_carried_out:
                 self._ask()  # `given_up_func` was interrupted in a delete, release or bury: the server may refuse it
-            if job._state == "held" and self._fate is not None:
+            if state_of(job) == "held" and self._fate is not None:
                 self._carry_out(self._fate)
         except GstalkError as refusal:
-            if job._state == "settling":
+            if state_of(job) == "settling":
                 raise  # not the server's
-            if job._state == "held" or isinstance(refusal, BuriedError):
-                self.outcome = "released" if job._state == "held" else "buried"
-                done = "released" if job._state == "held" else "buried by the server"
+            if state_of(job) == "held" or isinstance(refusal, BuriedError):
+                self.outcome = "released" if state_of(job) == "held" else "buried"
+                done = "released" if state_of(job) == "held" else "buried by the server"
                 if isinstance(self.error, (Retry, Bury)):
                     # Without its traceback, which holds this frame, and so us.
                     self.error, self.what = refusal.with_traceback(None), "could not be retried or buried"
                     return done
                 return f"{done}, since it could not be retried: {refusal}"
-        if job._state == "lost":
+        if state_of(job) == "lost":
             self.outcome = "lost"
             return self.lost if was == "lost" else "the job goes back by itself"
         if self._fate is not None and self._is_carried_out:
@@ -445,7 +508,7 @@ class _Touching(InHub):
         """A signal's exception: the next time comes before the job's time is over."""
 
     def _touch(self) -> None:
-        state = self._job._state
+        state = state_of(self._job)
         if state == "held":
             self._link.touch_unwaited(self._job)
         elif state != "settling":  # that may be refused, and the job is held again

@@ -63,10 +63,13 @@ class Pool:
     Args:
         addresses: The servers.
         config: For all connections.
-        tubes: What they watch.
+        tubes: What they watch, instead of `default`.
         hooks: Told of outages.
         up: Called with a server and a link that has just connected, from its keeper; may not switch.
         down: Called with the same when it is over, from its keeper or from the hub; may not switch.
+
+    Attributes:
+        tubes: What connections that are dialed from now on watch; the owner may change it.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Pool:
         down: Callable[[Server, Link], None],
     ) -> None:
         self._config = config
-        self._tubes = tubes
+        self.tubes = tubes
         self._hooks = hooks
         # Weak: the pool's owner holds the pool, and must go when nobody refers to him.
         self._up = weakref.WeakMethod(up)
@@ -168,7 +171,7 @@ class Pool:
                 return
             began = monotonic()
             try:
-                link = Link(server.address, self._config, self._tubes)
+                link = Link(server.address, self._config, self.tubes)
             except GstalkError as error:
                 if self.is_stopped:
                     return

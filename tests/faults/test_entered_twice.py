@@ -469,3 +469,36 @@ def test_real_signals_at_random_moments_of_many_puts_swap_no_reply(server, other
     assert sum(outcomes.values()) > 100
     figures |= {**outcomes}
     conn.close()
+
+
+class InRecall(Handler):
+    """Strikes the greenlet that ends a wait alone."""
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if frame.f_code.co_filename.endswith("gstalk/connection/recall.py"):
+            return super().trace(frame, event, _)
+        return self.trace if event == "call" else None
+
+
+@pytest.mark.parametrize("what", ["put", "stats", "delete", "reserve"])
+def test_handler_in_the_greenlet_that_ends_a_wait_is_refused_with_nothing_sent(connect, tube, what):
+    """It would wait for what only the interrupted lines can bring about."""
+
+    def strike(number: int) -> InRecall:
+        conn = connect()
+        conn.watch("nobody-puts-here")
+        conn.ignore(tube)
+        calls = {"put": lambda: conn.put(tube, b"x"), "delete": lambda: conn.delete(1)}
+        waiting = gevent.spawn(conn.reserve)
+        wait_until(lambda: not conn._link.pipe.clear)
+        handler = InRecall(number, calls.get(what) or getattr(conn, what))
+        assert handler.run(lambda: conn.put(f"{tube}-other", b"")) > 0
+        waiting.kill()
+        conn.close()
+        return handler
+
+    results = {each.where: each.result for each in map(strike, range(1, 40))}
+    refused = [where for where, result in results.items() if isinstance(result, BlockingSwitchOutError)]
+    assert len([where for where in refused if " in _run" in where or " in _end_wait" in where]) > 5
+    stored = [result for result in results.values() if isinstance(result, int)]  # when the new connection was there
+    assert connect().stats_tube(tube).current_jobs_ready == len(stored)

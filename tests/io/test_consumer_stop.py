@@ -330,8 +330,8 @@ def test_stop_while_a_wait_is_called_back_the_server_has_let_go_of_what_that_won
         worker = work(lambda job: None, proxy.uri, "t")
         wait_until(lambda: conn.stats().current_waiting == 1)
         proxy.delay(0.3, "up")
-        [lane] = worker.consumer._run._asker._lanes.values()
-        worker.consumer._run._asker._recall(lane)
+        [source] = worker.consumer._run._asker._sources.values()
+        worker.consumer._run._asker._recall(source)
         conn.put("t", b"x")
         assert conn.stats().current_jobs_reserved == 1
         worker.stop()

@@ -365,7 +365,7 @@ def test_job_not_ours_any_more_is_not_handled(play, now):
         ran: list[gstalk.Job] = []
         told: list[Any] = []
         config = gstalk.Config(error_func=lambda *error: told.append(error), event_func=told.append)
-        Handling(ran.append, ["default"], config, Hooks(config)).handle(link, job, False)
+        Handling(ran.append, ["default"], {}, config, Hooks(config)).handle(link, job, False)
         assert (ran, told) == ([], [])
         link.reserved.unattended.clear()
         job._state = "held"

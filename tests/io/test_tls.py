@@ -342,6 +342,29 @@ def test_tls_producer_and_consumer(terminator, trusting, tube):
     assert sorted(done) == ids
 
 
+def test_tls_consumer_watches_and_ignores_while_it_waits_in_a_reserve(terminator, trusting, conn, tube):
+    done: list[bytes] = []
+
+    def handler(job: gstalk.Job) -> None:
+        job.delete()
+        done.append(job.body)
+
+    one, two = f"{tube}-a", f"{tube}-b"
+    consumer = gstalk.Consumer(terminator.uri("good"), one, tls_context=trusting)
+    receiver = gevent.spawn(consumer.receive, handler)
+    assert consumer.wait_connected(5)
+    wait_until(lambda: conn.stats_tube(one).current_waiting == 1)
+    consumer.watch(two)
+    consumer.ignore(one)
+    left = conn.put(one, b"left")
+    conn.put(two, b"done")
+    wait_until(lambda: done == [b"done"])
+    wait_until(lambda: conn.stats_job(left).state == "ready")
+    conn.delete(left)
+    consumer.stop()
+    receiver.get(timeout=10)
+
+
 def test_tls_producer_bad_certificate_is_an_outage_with_its_cause(terminator):
     errors: list[BaseException] = []
     uri = terminator.uri("self-signed")

@@ -73,7 +73,11 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
 
         def quiet() -> tuple[int, int, int]:
             asking: Any = consumer._run._asker._asking  # type: ignore[union-attr]
-            return sum(lane.asks for lane in asking.lanes), sum(lane.waiting for lane in asking.lanes), asking.running
+            return (
+                sum(source.asks for source in asking.sources),
+                sum(source.waiting for source in asking.sources),
+                asking.running,
+            )
 
         wait_until(all_there)
         run = consumer._run
@@ -87,7 +91,7 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
             assert left_open() <= before
             assert sum(lane.in_flight for lane in lanes._lanes.values()) == 0
             assert lanes._queue.qsize() == len(lanes._lanes) == CONNECTIONS
-            assert len(run._asker._lanes) == len(run._asker._asking.lanes) == CONNECTIONS
+            assert len(run._asker._sources) == len(run._asker._asking.sources) == CONNECTIONS
             assert (len(run._crew), len(run._crew._jobs)) == (10, 0)
             old = {*lanes.pool.links, *run.pool.links}
             if rng.random() < 0.3:

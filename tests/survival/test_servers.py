@@ -263,13 +263,13 @@ def holding(
 
 def is_asked_in_turn(consumer: Any, server: Beanstalkd) -> bool:
     """Whether no wait is begun there any more, as it is while the other server isn't connected yet."""
-    lanes = [lane for lane in consumer._run._asker._asking.lanes if lane.server == server.uri]
+    lanes = [lane for lane in consumer._run._asker._asking.sources if lane.server == server.uri]
     return all(lane.link.pipe.attached and not lane.waiting for lane in lanes)
 
 
 def owes(consumer: Any, server: Beanstalkd) -> bool:
     """Whether a server has been asked for a job, and says nothing; not even what it said before it stopped."""
-    lanes = [lane for lane in consumer._run._asker._asking.lanes if lane.server == server.uri]
+    lanes = [lane for lane in consumer._run._asker._asking.sources if lane.server == server.uri]
     return any(lane.asks and monotonic() - lane.asked_at > 0.3 for lane in lanes)
 
 
@@ -356,7 +356,7 @@ def test_hub_that_was_blocked_takes_no_answer_for_late(many_servers):
             wait_until(lambda: all(is_asked_in_turn(consumer, server) for server in servers))
             for conn in conns:
                 conn.put_many("t", [b""] * 10)
-            wait_until(lambda: any(lane.asks for lane in consumer._run._asker._asking.lanes))
+            wait_until(lambda: any(lane.asks for lane in consumer._run._asker._asking.sources))
             sleep(1.1)
             wait_until(lambda: len(releases) == 20 * number)  # noqa: B023
         assert set(releases) == {0}

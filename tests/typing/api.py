@@ -83,6 +83,11 @@ def consumer() -> None:
     consumer = gstalk.Consumer("q1", ["t", "u"], auto_delete=True)
     assert_type(consumer.is_connected, bool)
     assert_type(consumer.wait_connected(), bool)
+    assert_type(consumer.tubes, list[str])
+    consumer.watch("v")
+    consumer.watch("v", job)
+    consumer.watch("v", handler=lambda job: job.delete())
+    consumer.ignore("v")
     consumer.receive(job)
     consumer.receive({"t": job, "u": lambda job: None})
     consumer.receive(lambda job: job.delete())
@@ -143,6 +148,7 @@ def refused_async(consumer: gstalk.Consumer) -> None:
     consumer.receive(lambda job: async_handler(job))  # type: ignore[arg-type,return-value]
     consumer.receive(yielding)  # type: ignore[arg-type]
     consumer.receive({"t": async_handler})  # type: ignore[dict-item]
+    consumer.watch("t", async_handler)  # type: ignore[arg-type]
     gstalk.Config(info_func=async_told)  # type: ignore[arg-type]
     gstalk.Config(error_func=async_told)  # type: ignore[arg-type]
     gstalk.Config(event_func=async_told)  # type: ignore[arg-type]

@@ -1,0 +1,18 @@
+"""How long to pause between reserves that are asked with timeout 0, by a Conn and by a Consumer alike.
+
+A reserve that found nothing is followed by the next one after a pause that grows from `FIRST_PAUSE` to `LONGEST_PAUSE`.
+When a job was found, the pauses begin with the first one again.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "QUIET", "longer"]
+
+FIRST_PAUSE = 0.001  # seconds
+LONGEST_PAUSE = 0.05
+QUIET = 0.25  # seconds without a reserve after DEADLINE_SOON: the server would say it thousands of times in that second
+
+
+def longer(pause: float) -> float:
+    """The pause that follows this one, if nothing is found again."""
+    return min(pause * 2, LONGEST_PAUSE)
