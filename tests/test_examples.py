@@ -34,7 +34,7 @@ SAYS = {
     "priorities": "[b'alarm', b'first order', b'second order', b'first order', b'clean up']\n",
     "rate_limit": "10 calls in ",
     "repeat": "failed: no space left\nran 3 times\n",
-    "threads": "belongs to another thread's hub\n20 jobs done\n",
+    "threads": "; a Producer puts from any thread\n20 jobs done\n",
     "tubes": "['sent mail to nobody', 'sent mail to somebody', 'shrank cat.jpg']\n",
 }
 

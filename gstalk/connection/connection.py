@@ -21,12 +21,13 @@ from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
 from gstalk.config import Config
+from gstalk.connection import threads
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connect import dial
 from gstalk.connection.critical import critical, section_of
 from gstalk.connection.hooks import Hooks, Outcomes
-from gstalk.connection.pipeline import Pipeline, drop
+from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.recall import Recall
 from gstalk.connection.reserved import SETTLING, ReservedJobs
 from gstalk.connection.transport import Transport
@@ -39,7 +40,6 @@ from gstalk.errors import (
     JobFinishedError,
     JobLostError,
     ProtocolError,
-    WrongHubError,
 )
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
@@ -84,7 +84,7 @@ class Link:
         self.address = address
         self.uri = str(address)
         self.config = config
-        self.hub: Hub = get_hub()
+        self.hub: Hub = threads.enter()
         self.section = section_of(self.hub)
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.reserved = ReservedJobs()
@@ -100,7 +100,7 @@ class Link:
         self.pipe.check_may_wait()
         transport, self.server = self._dial()
         self._holder = [self.pipe]
-        self._finalizer = weakref.finalize(self, drop, self._holder)
+        self._finalizer = weakref.finalize(self, threads.drop, self._holder)
         self._finalizer.atexit = False
         self._adopt(self.pipe)
         self.pipe.attach(transport)
@@ -110,7 +110,7 @@ class Link:
     def check(self, what: str) -> None:
         """Refuse a command that can't be sent from here, or any more, before its arguments are looked at."""
         if get_hub() is not self.hub and self.pipe.failure is None:
-            raise WrongHubError(f"{what} at {self.uri}: this connection belongs to another thread's hub")
+            raise threads.wrong_hub(f"{what} at {self.uri}")
         if self._closed or self.pipe.failure is not None:
             raise self.gone(what)
         if getcurrent() is self.hub:
@@ -510,7 +510,7 @@ class Link:
     def close(self) -> None:
         """Let what settles jobs finish, at most `conn_timeout`, and close; idempotent."""
         if get_hub() is not self.hub:
-            raise WrongHubError(f"close of {self.uri}: this connection belongs to another thread's hub")
+            raise threads.wrong_hub(f"close of {self.uri}")
         if self._closed:
             return
         if self.section.owner is not None and getcurrent() is not self.hub:

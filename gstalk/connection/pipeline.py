@@ -32,16 +32,15 @@ collected, its finalizer calls `fail`, and the socket closes.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from gevent import GreenletExit, get_hub, getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
-from gstalk.connection import forks
+from gstalk.connection import forks, threads
 from gstalk.connection.calls import wait_for, whole
 from gstalk.connection.clock import monotonic
 from gstalk.connection.critical import section_of
@@ -57,7 +56,7 @@ from gstalk.protocol.progress import UNLIMITED, Progress
 from gstalk.protocol.session import PENDING, Call, Session, Slot, lost
 from gstalk.traces import bare
 
-__all__ = ["Pipeline", "drop"]
+__all__ = ["Pipeline"]
 
 MAX_SLOTS = 1024  # commands in flight: memory stays bounded, and more would not be faster
 MAX_BYTES = 1 << 20  # bytes waiting to be sent
@@ -283,11 +282,14 @@ class Pipeline:
             self._wake_soon()  # also those of an end that it has hit
 
     def forsake(self, why: str = "its thread has ended") -> None:
-        """Close the socket, no more: the thread has ended, and with it its loop, its watchers and all who waited."""
+        """Close the socket, no more: the thread has ended, and with it its loop and all who waited."""
         self.failure = (ConnectionClosedError, why, None)
         self.clear = False
+        threads.close_watchers(self.hub, self._watchers())
         if self._transport is not None:
             self._transport.close()
+        if self.on_failure is not None:  # its jobs are lost
+            self.on_failure()
 
     def _forked(self) -> None:
         """In a child: the connection is the parent's, who goes on and sends all of it."""
@@ -296,8 +298,6 @@ class Pipeline:
             self.fail(ConnectionClosedError, why, sent=self._appended)
         elif self.failure is None:
             self.forsake(why)
-            if self.on_failure is not None:  # its jobs are lost
-                self.on_failure()
 
     def error(self, what: str) -> DisconnectedError:
         """Build the error of a command that came too late."""
@@ -497,6 +497,21 @@ class Pipeline:
         if left is not None and left > 0 and self._timer is None:
             self._set_timer(left)
 
+    @whole
+    def look(self) -> None:
+        """In a greenlet, inside the section: take in what has come while the loop had no turn. It may be the end."""
+        try:
+            while self.attached and (data := self._transport.read()) is not None:  # type: ignore[union-attr]
+                self._take(data)
+        except ConnectionLostError as error:
+            self.fail(ConnectionLostError, str(error), error)
+        self._wake_soon()
+
+    def sever(self) -> None:
+        """From another thread: have the server see the end. The rest is for this connection's own hub to do."""
+        if (transport := self._transport) is not None:
+            transport.sever()
+
     def catch_up(self) -> None:
         """In the hub, which may have been blocked: take what has arrived, and use the room that is in the socket."""
         if self._progress.is_blocked:
@@ -524,9 +539,8 @@ class Pipeline:
     def _finish(self, sent: int) -> None:
         """Let go of everything, and tell all who wait; each step may come twice."""
         self.clear = False
-        for watcher in (self._reader, self._writer, self._timer, self._holder):
-            if watcher is not None:
-                watcher.close()
+        for watcher in self._watchers():
+            watcher.close()
         self._reader = self._writer = self._timer = self._holder = None
         self._out.clear()
         self._flush_due = True  # so that an `append` in whose middle this happens does nothing more
@@ -553,21 +567,11 @@ class Pipeline:
         if self.on_failure is not None:
             self.on_failure()
 
+    def _watchers(self) -> list[Any]:
+        return [each for each in (self._reader, self._writer, self._timer, self._holder) if each is not None]
+
     def _fail_slot(self, slot: Slot) -> None:
         slot.error = self.error(slot.command.name)
         if slot.duty is not None:
             slot.duty(slot)
         self.complete(slot)
-
-
-def drop(holder: list[Pipeline]) -> None:
-    """Close the socket of a connection that nobody refers to any more."""
-    pipe = holder[0]
-    if pipe.failure is None:
-        if pipe.hub.loop is None:
-            pipe.forsake()
-        elif get_hub() is pipe.hub:
-            pipe.fail(ConnectionClosedError, "nobody referred to it any more")
-        else:  # the collector ran in another thread
-            pipe.hub.loop.run_callback_threadsafe(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
-        warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)  # last: it may be an error
