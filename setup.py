@@ -43,6 +43,7 @@ setup(
         "otel": ["opentelemetry-api>=1.30"],
         "test": [
             "beanstalkc3>=0.4",
+            "django>=4.2",
             "flask>=3",
             "freezegun>=1.5",
             "greenstalk>=2",
