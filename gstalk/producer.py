@@ -261,8 +261,8 @@ class Producer:
             return
         if under_way:
             look()
-        self._finalizer.detach()
         self._hubs.end(seconds)
+        self._finalizer.detach()
 
 
 def _limit(timeout: Any) -> float | None:

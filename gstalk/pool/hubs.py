@@ -60,9 +60,12 @@ class Hubs:
             for hub, each in list(self._lanes.items()):
                 if each.is_parents:
                     del self._lanes[hub]
-            lanes = Lanes(self._addresses, self._config, self._hooks, self._outages)
-            self._lanes[lanes.hub] = lanes
-            threads.register(lanes, self._thread_ended)
+            made = Lanes(self._addresses, self._config, self._hooks, self._outages)
+            lanes = self._lanes.setdefault(made.hub, made)
+            if lanes is made:
+                threads.register(made, self._thread_ended)
+            else:  # a signal handler that puts has come between
+                made.pool.cut()
         return lanes
 
     def _thread_ended(self, lanes: Lanes) -> Sequence[gevent.Greenlet[..., Any]]:
@@ -131,5 +134,5 @@ def _wait_idle(theirs: list[Lanes], deadline: float | None) -> None:
         if left <= 0:
             return
         gevent.sleep(left)
-        if not any(lanes.puts > 0 and lanes.hub.loop is not None for lanes in theirs):
+        if not any(lanes.puts > 0 and not lanes.is_forsaken for lanes in theirs):
             return

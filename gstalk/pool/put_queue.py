@@ -376,6 +376,11 @@ class Lanes:
         return self.pool.forsake()
 
     @property
+    def is_forsaken(self) -> bool:
+        """The thread has ended, or its hub: nobody goes on with what is under way."""
+        return self.pool.is_stopped or self.hub.loop is None
+
+    @property
     def is_parents(self) -> bool:
         """This is a forked child's copy."""
         return not (self.is_ready or self.is_ending)

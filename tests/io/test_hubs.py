@@ -18,6 +18,7 @@ from gevent.threadpool import ThreadPool
 
 import gstalk
 from gstalk.connection.threads import get_hub_if_exists
+from gstalk.pool.put_queue import Lanes
 from gstalk.testing import Beanstalkd
 from tests.servers import Terminator, wait_until
 
@@ -473,6 +474,54 @@ def test_thread_that_ends_while_a_server_is_left_alone(play):
     with pytest.raises(gstalk.DrainingError):
         Thread(partial(producer.put, "t", b"x")).join()
     wait_until(lambda: played.open == 1)
+    producer.stop()
+
+
+def test_stop_does_not_wait_for_puts_of_a_thread_that_ends_meanwhile(play):
+    """Nobody goes on with them, and nobody counts them any more: also where the hub is another's."""
+    played = play({"put": b""})
+    producer = gstalk.Producer(played.uri)
+    assert producer.wait_connected(5)
+    go_on = threading.Event()
+
+    def run() -> Hub:
+        hub = get_hub()
+        gevent.spawn(producer.put, "t", b"x")
+        while not played.count("put"):
+            gevent.sleep(0.001)
+        go_on.wait()
+        return hub
+
+    thread = Thread(run)
+    wait_until(lambda: played.count("put"))
+    stopping = gevent.spawn(producer.stop)
+    gevent.sleep(0.05)
+    assert not stopping.ready()
+    go_on.set()
+    hub = thread.join()
+    stopping.get(timeout=2)
+    hub.destroy(destroy_loop=True)
+
+
+def test_put_of_a_signal_handler_while_connections_are_made_shares_them(play, monkeypatch):
+    """What was made beside them is let go."""
+    played = play()
+    producer = gstalk.Producer(played.uri)
+    assert producer.wait_connected(5)
+    made: list[Lanes] = []
+
+    def make(*args: Any) -> Lanes:
+        lanes = Lanes(*args)
+        made.append(lanes)
+        if len(made) == 1:
+            producer.put("t", b"signal's")
+        return lanes
+
+    monkeypatch.setattr("gstalk.pool.hubs.Lanes", make)
+    assert Thread(partial(producer.put, "t", b"x")).join() == 2
+    assert [lanes.pool.is_stopped for lanes in made] == [True, True]
+    wait_until(lambda: played.open == 1)
+    made.clear()
     producer.stop()
 
 

@@ -147,12 +147,12 @@ def test_threaded_server_loses_no_put(name, start, durable, many, figures):
     web = start(name)
     load = Load(web.port, "/jobs/work", CLIENTS)
     for _ in range(many(1, 20)):
-        more(load, 100)
+        more(load, 50)
         if "gthread" in name:
             web.reload()
-            more(load, 100)
+            more(load, 50)
         durable.restart()
-        more(load, 100)
+        more(load, 50)
     load.stop()
     figures |= load.figures()
     found = bodies(durable.uri)
