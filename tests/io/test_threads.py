@@ -43,6 +43,15 @@ def test_many_threads_at_once_leave_nothing(own_server, many, figures):
     assert after == before
 
 
+def test_pools_of_gevents_threads_leave_nothing(own_server, many, figures):
+    count = many(20, 500)
+    [said] = run("threaded", "gevents_pools", own_server.uri, count)
+    figures |= said
+    before, after = said["before"], said["after"]
+    assert after.pop("blocks") < before.pop("blocks") + NOISE + 10 * count  # gevent's own
+    assert after == before
+
+
 def test_forks_in_a_threaded_program_leave_each_process_its_own(own_server, connect, many):
     rounds = many(5, 100)
     [said] = run("threaded", "forks", own_server.uri, rounds)

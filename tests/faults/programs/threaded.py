@@ -13,6 +13,7 @@ from time import perf_counter, sleep
 
 import gevent
 from gevent.hub import Hub
+from gevent.threadpool import ThreadPool
 
 import gstalk
 
@@ -94,6 +95,23 @@ def many_at_once() -> None:
     producer.stop()
 
 
+def gevents_pools() -> None:
+    """Pools of gevent's threads, which destroy their hubs themselves, but not what waits there."""
+    producer = gstalk.Producer(URI)
+
+    def put() -> None:
+        pool = ThreadPool(2)
+        pool.map(lambda number: producer.put("t", b"%d" % number), range(4))
+        pool.kill()
+
+    put()
+    before = left()
+    for _ in range(NUMBER):
+        put()
+    say({"before": before, "after": left()})
+    producer.stop()
+
+
 def forks() -> None:
     """Forks while threads put: each process goes on with what is its own."""
     producer = gstalk.Producer(URI)
@@ -151,7 +169,7 @@ def ends() -> None:
     ready.wait()
 
 
-SCENARIOS = {function.__name__: function for function in (short_lived, many_at_once, forks, ends)}
+SCENARIOS = {function.__name__: function for function in (short_lived, many_at_once, gevents_pools, forks, ends)}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]]()
