@@ -1,6 +1,7 @@
-"""Threads, unpatched: each has a hub of its own, so each dials a connection of its own.
+"""Threads, unpatched: they share a Producer, and each that works dials a connection of its own.
 
-A thread that waits doesn't hold up the others. One that uses another's connection is told so, and sends nothing.
+The Producer has connections for each thread, which end with it. A thread that waits doesn't hold up the others. One
+that uses another's connection is told so, and sends nothing.
 
 Run: python examples/threads.py [URI]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import gstalk
 
@@ -17,8 +19,11 @@ JOBS = 20
 
 
 def main(uri: str = "localhost:11300") -> None:
+    with gstalk.Producer(uri) as producer, ThreadPoolExecutor(4) as executor:
+        ids = list(executor.map(lambda number: producer.put("threads", b"job %d" % number), range(JOBS)))
+        print(len(set(ids)), "jobs put")
+
     with gstalk.dial(uri) as conn:
-        conn.put_many("threads", [b"job %d" % number for number in range(JOBS)])
         refused: queue.Queue[gstalk.WrongHubError] = queue.Queue()
         done: queue.Queue[bytes] = queue.Queue()
 

@@ -176,7 +176,10 @@ class PutTimeoutError(DisconnectedError, TimeoutError):
 
 
 class WrongHubError(GstalkError, RuntimeError):
-    """Used from another thread's hub; nothing was sent."""
+    """A Conn, or a Job of it, was used from another thread's hub; nothing was sent.
+
+    Use both in the thread that dialed, or dial in each thread. A `Producer` may be used from any thread.
+    """
 
 
 class PutManyError(GstalkError):

@@ -1,17 +1,16 @@
 """A pool to put with: a put takes a connection from the queue, and where it fails another one.
 
-`pool.put_queue` has the queue, `pool.puts` what becomes of a put that failed. Nothing is buffered: a returned id is the
-only success.
+`pool.hubs` has the connections of each thread, `pool.put_queue` the queue of them, `pool.puts` what becomes of a put
+that failed. Nothing is buffered: a returned id is the only success.
 """
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from gevent import get_hub, getcurrent
+from gevent import getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
 from gstalk.config import LEFT_OUT, Config, Options, PutParams, Unpack, configure
@@ -19,8 +18,10 @@ from gstalk.conn import merge
 from gstalk.connection.clock import monotonic
 from gstalk.connection.forks import look, under_way
 from gstalk.connection.hooks import Hooks
-from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError, WrongHubError
+from gstalk.connection.threads import get_hub_if_exists
+from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError
 from gstalk.job import Seconds
+from gstalk.pool.hubs import Hubs
 from gstalk.pool.put_queue import Lanes
 from gstalk.pool.puts import Batch, Put, run
 from gstalk.protocol import checks, commands
@@ -37,7 +38,9 @@ _DEFAULTS = PutParams()
 class Producer:
     """A pool of connections to put jobs with. Also a context manager, which stops it.
 
-    One that nobody refers to any more closes its connections, with a `ResourceWarning`.
+    May be used from any thread: each has connections of its own, made at its first put (or `wait_connected`), and
+    closed when the thread has ended. One that nobody refers to any more closes its connections, with a
+    `ResourceWarning`.
 
     Args:
         uris: The servers, or one.
@@ -53,14 +56,10 @@ class Producer:
 
     def __init__(self, uris: str | Iterable[str], config: Config | None = None, **options: Unpack[Options]) -> None:
         self._config = configure(config, options)
-        self._addresses = validate_uris(uris)
         self._hooks = Hooks(self._config)
-        self._stopped = False
-        self._start()
-
-    def _start(self) -> None:
-        self._lanes = Lanes(self._addresses, self._config, self._hooks)
-        self._finalizer = weakref.finalize(self, _drop, self._lanes)
+        self._hubs = Hubs(validate_uris(uris), self._config, self._hooks)
+        self._lanes = self._hubs.enter()  # those of one hub, which are looked at first
+        self._finalizer = weakref.finalize(self, Hubs.drop, self._hubs)
         self._finalizer.atexit = False
 
     def __enter__(self) -> Producer:
@@ -71,11 +70,15 @@ class Producer:
 
     @property
     def is_connected(self) -> bool:
-        """Whether at least one connection is usable."""
-        return self._lanes.is_ready and self._lanes.pool.is_connected
+        """Whether at least one connection of this thread's is usable."""
+        lanes = self._hubs.find()
+        if lanes is None or not lanes.is_ready:
+            return False
+        lanes.look()
+        return lanes.pool.is_connected
 
     def wait_connected(self, timeout: Seconds | None = None) -> bool:
-        """Wait until a connection is usable.
+        """Wait until a connection of this thread's is usable; it makes them, if there are none.
 
         Args:
             timeout: Seconds; `None`: for ever.
@@ -86,7 +89,7 @@ class Producer:
         pool = self._check("wait_connected").pool
         limit = _limit(timeout)
         deadline = None if limit is None else monotonic() + limit
-        while not self.is_connected and not self._stopped and not pool.is_stopped:
+        while not self.is_connected and not self._hubs.is_over and not pool.is_stopped:
             left = None if deadline is None else deadline - monotonic()
             if (left is not None and left <= 0) or not pool.wait_change(left):
                 break
@@ -133,7 +136,7 @@ class Producer:
             As `Conn.put`.
         """
         lanes = self._lanes
-        if not lanes.is_ready or under_way or get_hub() is not lanes.hub or getcurrent() is lanes.hub:
+        if not lanes.is_ready or under_way or get_hub_if_exists() is not lanes.hub or getcurrent() is lanes.hub:
             lanes = self._check("put")
         if params is None and priority is None and delay is None and ttr is None:
             params = _DEFAULTS
@@ -225,23 +228,26 @@ class Producer:
         return results  # type: ignore[return-value]
 
     def _check(self, what: str) -> Lanes:
-        if self._stopped:
+        if self._hubs.is_over:
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
         if under_way:
             look()
-        if not self._lanes.is_ready:  # forked: the parent's connections are not ours
-            self._start()
-        hub = self._lanes.hub
-        if get_hub() is not hub:
-            raise WrongHubError(f"{what}: this Producer belongs to another thread's hub")
-        if getcurrent() is hub:
+        lanes = self._hubs.enter()
+        if self._hubs.is_over:  # in another thread, before it could know of these
+            lanes.close()
+            raise ConnectionClosedError(f"{what}: this Producer is stopped")
+        if not self._lanes.is_ready or self._lanes.hub.loop is None:  # forked, or that thread has ended
+            self._lanes = lanes
+        if getcurrent() is lanes.hub:
             raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
-        if self._lanes.section.owner is not None:
-            self._lanes.section.wait()
-        return self._lanes
+        if lanes.section.owner is not None:
+            lanes.section.wait()
+        return lanes
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
-        """Let puts under way finish, and close the connections. Idempotent; later puts raise `ConnectionClosedError`.
+        """Let puts under way finish, and close the connections, those of all threads, from whichever it is called.
+
+        Idempotent; later puts raise `ConnectionClosedError`.
 
         Args:
             timeout: Seconds that puts under way may take. Left out: `Config.stop_timeout`; `None`: no limit.
@@ -251,24 +257,12 @@ class Producer:
         """
         limit = self._config.stop_timeout if timeout is LEFT_OUT else timeout
         seconds = None if limit is None else checks.seconds("timeout", limit)
-        lanes = self._lanes
-        if get_hub() is not lanes.hub:
-            raise WrongHubError("stop: this Producer belongs to another thread's hub")
-        if self._stopped:
+        if self._hubs.is_over:
             return
-        if lanes.section.owner is not None:
-            lanes.section.wait()
-        if getcurrent() is lanes.hub and lanes.puts > 0 and seconds != 0:
-            raise BlockingSwitchOutError("stop: puts are under way, and the hub can't wait: spawn a greenlet for it")
-        self._stopped = True
+        if under_way:
+            look()
+        self._hubs.end(seconds)
         self._finalizer.detach()
-        forked, lanes.is_ready = not lanes.is_ready, False
-        lanes.begin_end()
-        try:
-            if not forked:
-                lanes.wait_idle(seconds)
-        finally:
-            lanes.close()
 
 
 def _limit(timeout: Any) -> float | None:
@@ -285,14 +279,3 @@ def _run_telling(put: Put) -> int | GstalkError:
         raise
     put.tell(outcome)
     return outcome
-
-
-def _drop(lanes: Lanes) -> None:
-    """Close the connections of a Producer that nobody refers to any more. Never switches."""
-    if lanes.hub.loop is not None and not lanes.pool.is_stopped:  # it is in a forked child
-        if get_hub() is lanes.hub:
-            lanes.pool.cut()
-        else:  # it was dropped in another thread
-            lanes.hub.loop.run_callback_threadsafe(lanes.pool.cut)
-        uris = ", ".join(server.uri for server in lanes.pool.servers)
-        warnings.warn(f"a Producer of {uris} was not stopped", ResourceWarning, stacklevel=2)  # last: may be an error

@@ -46,6 +46,7 @@ class Played:
         self.lines: list[bytes] = []
         self.reads: list[bytes] = []
         self.connections = 0
+        self.open = 0  # how many of them the other side has not closed
         self._ids = itertools.count(1)
         self._server = StreamServer(("127.0.0.1", 0), self._serve, spawn=Pool())
         self._server.start()
@@ -59,6 +60,13 @@ class Played:
 
     def _serve(self, sock: socket.socket, address: object) -> None:
         self.connections += 1
+        self.open += 1
+        try:
+            self._answer(sock)
+        finally:
+            self.open -= 1
+
+    def _answer(self, sock: socket.socket) -> None:
         state: dict[str, Any] = {"used": b"default", "watched": {b"default"}}
         buffer = b""
         while True:

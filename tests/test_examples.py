@@ -73,7 +73,7 @@ SAYS = {
         "no such address - job 1 ['asked for the address of job 1']\n"
         "no such address - job 2 ['asked for the address of job 2']\n"
     ),
-    "threads": "belongs to another thread's hub\n20 jobs done\n",
+    "threads": "; a Producer puts from any thread\n20 jobs done\n",
     "tube_prefix": "done: [b'cat.jpg', b'to a colleague']\nleft for others: {'production-mail': 1}\n",
     "tubes": "['sent mail to nobody', 'sent mail to somebody', 'shrank cat.jpg']\n",
     "unique_jobs": "put: [1, None, 2, None]\nput again: 3\n",

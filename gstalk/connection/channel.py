@@ -15,7 +15,7 @@ from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
 from gstalk.config import Config
-from gstalk.connection import used_tube
+from gstalk.connection import threads, used_tube
 from gstalk.connection.calls import join
 from gstalk.connection.connect import dial
 from gstalk.connection.critical import critical, refusal, section_of
@@ -25,7 +25,7 @@ from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.recall import Recall
 from gstalk.connection.reserved import ReservedJobs, settles
 from gstalk.connection.transport import Transport
-from gstalk.errors import ConnectionClosedError, DisconnectedError, WrongHubError
+from gstalk.errors import ConnectionClosedError, DisconnectedError
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.request import Request, Then
@@ -66,7 +66,7 @@ class Channel:
         self.address = address
         self.uri = str(address)
         self.config = config
-        self.hub: Hub = get_hub()
+        self.hub: Hub = threads.enter()
         self.section = section_of(self.hub)
         self.outcomes = None if config.event_func is None else Outcomes(self.uri, self.hub, Hooks(config))
         self.reserved = ReservedJobs()
@@ -92,7 +92,7 @@ class Channel:
     def check(self, what: str) -> None:
         """Refuse a command that can't be sent from here, or any more, before its arguments are looked at."""
         if get_hub() is not self.hub and self.pipe.failure is None:
-            raise WrongHubError(f"{what} at {self.uri}: this connection belongs to another thread's hub")
+            raise threads.wrong_hub(f"{what} at {self.uri}")
         if self._closed or self.pipe.failure is not None:
             raise self.gone(what)
         if getcurrent() is self.hub:
@@ -232,7 +232,7 @@ class Channel:
     def close(self) -> None:
         """Let what settles jobs finish, at most `conn_timeout`, and close; idempotent."""
         if get_hub() is not self.hub:
-            raise WrongHubError(f"close of {self.uri}: this connection belongs to another thread's hub")
+            raise threads.wrong_hub(f"close of {self.uri}")
         if self._closed:
             return
         if self.section.owner is not None and getcurrent() is not self.hub:

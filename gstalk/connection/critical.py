@@ -28,7 +28,7 @@ from types import CodeType, FrameType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from gevent import getcurrent
+from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
@@ -46,15 +46,13 @@ class CriticalSection:
     """What one greenlet of a hub at a time may be inside of. Also a context manager, for steps that aren't hot.
 
     Attributes:
-        hub: The same.
         owner: The greenlet that is inside; `None`: nobody. A hot path sets it itself, in a `try`.
         is_hub_inside: Whether a callback of ours is under way in the hub (`connection.loop`).
     """
 
-    __slots__ = ("hub", "is_hub_inside", "owner")
+    __slots__ = ("is_hub_inside", "owner")
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self) -> None:
         self.owner: Any = None
         self.is_hub_inside = False
 
@@ -69,7 +67,7 @@ class CriticalSection:
     @property
     def is_interrupted(self) -> bool:
         """Whether this runs in the middle of a callback of ours in the hub: in a signal handler, or a finalizer."""
-        return self.is_hub_inside and getcurrent() is self.hub
+        return self.is_hub_inside and isinstance(getcurrent(), Hub)
 
     @property
     def is_free(self) -> bool:
@@ -87,9 +85,10 @@ class CriticalSection:
         while not self.is_free:
             if self.owner is getcurrent():
                 raise refusal()
-            timer = self.hub.loop.timer(AGAIN)
+            hub = get_hub()  # not kept: the hubs of threads that have ended are to go
+            timer = hub.loop.timer(AGAIN)
             try:
-                self.hub.wait(timer)
+                hub.wait(timer)
             finally:
                 timer.close()
 
@@ -131,5 +130,5 @@ def section_of(hub: Hub) -> CriticalSection:
     """The hub's one section."""
     section = _sections.get(hub)
     if section is None:
-        section = _sections[hub] = CriticalSection(hub)
+        section = _sections[hub] = CriticalSection()
     return section

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from gevent import GreenletExit, get_hub
+from gevent import GreenletExit
 from gevent.hub import Hub
 
-from gstalk.connection import forks
+from gstalk.connection import forks, threads
 from gstalk.connection.transport import Transport
 from gstalk.connection.waking import Waking
 from gstalk.errors import ConnectionClosedError, ConnectionLostError, DisconnectedError
@@ -43,6 +44,10 @@ class Ending(Waking):
         self._appended = 0  # where the stream ends that has been appended
         self._transport: Transport | None = None
         forks.register("pipeline", self, Ending._forked)
+
+    def watchers(self) -> list[Any]:
+        """Those of the loop's that are active."""
+        raise NotImplementedError
 
     def let_go(self) -> None:
         """Let go of the loop and the socket, and tell those who wait for room; each step may come twice."""
@@ -82,11 +87,19 @@ class Ending(Waking):
             self._wake_soon()  # also those of an end that it has hit
 
     def abandon(self, why: str = "its thread has ended") -> None:
-        """Close the socket, no more: the thread has ended, and with it its loop, its watchers and all who waited."""
+        """Close the socket, no more: the thread has ended, and with it its loop and all who waited."""
         self.failure = (ConnectionClosedError, why, None)
         self.clear = False
+        threads.close_watchers(self.hub, self.watchers())
         if self._transport is not None:
             self._transport.close()
+        if self.on_failure is not None:  # its jobs are lost
+            self.on_failure()
+
+    def sever(self) -> None:
+        """From another thread: have the server see the end. The rest is for this connection's own hub to do."""
+        if (transport := self._transport) is not None:
+            transport.sever()
 
     def _forked(self) -> None:
         """In a child: the connection is the parent's, who goes on and sends all of it."""
@@ -95,8 +108,6 @@ class Ending(Waking):
             self.fail(ConnectionClosedError, why, sent=self._appended)
         elif self.failure is None:
             self.abandon(why)
-            if self.on_failure is not None:  # its jobs are lost
-                self.on_failure()
 
     def error(self, what: str) -> DisconnectedError:
         """Build the error of a command that came too late."""
@@ -141,16 +152,14 @@ class Ending(Waking):
 
 
 def drop(holder: list[Any]) -> None:
-    """Close the socket of a connection that nobody refers to any more."""
+    """Close the socket of a connection that nobody refers to any more, in whichever thread that is noticed."""
     pipe: Ending = holder[0]
     if pipe.failure is None:
-        how = ConnectionClosedError, "nobody referred to it any more"
+        fail = partial(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
         if pipe.hub.loop is None:
             pipe.abandon()
-        elif get_hub() is not pipe.hub:  # the collector ran in another thread
-            pipe.hub.loop.run_callback_threadsafe(pipe.fail, *how)
-        elif pipe.section.is_interrupted:
-            pipe.hub.loop.run_callback(pipe.fail, *how)
+        elif threads.get_hub_if_exists() is not pipe.hub or pipe.section.is_interrupted:
+            threads.call(pipe.hub, fail)
         else:
-            pipe.fail(*how)
+            fail()
         warnings.warn(f"unclosed connection to {pipe.uri}", ResourceWarning, stacklevel=2)  # last: it may be an error

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from gevent import GreenletExit
+from gevent import GreenletExit, get_hub
 from gevent.hub import Hub
 
 from gstalk.connection.critical import AGAIN, CriticalSection
@@ -108,4 +108,4 @@ def wake(section: CriticalSection, call: Outcome) -> None:
     except GreenletExit:  # the hub's own end
         raise
     except BaseException:  # a raw greenlet that dies of it ends here, not the hub's work
-        section.hub.handle_error(waiter, *sys.exc_info())
+        get_hub().handle_error(waiter, *sys.exc_info())

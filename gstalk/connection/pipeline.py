@@ -356,6 +356,16 @@ class Pipeline(Ending):
             self._set_timer(left)
 
     @fail_stop
+    def look(self) -> None:
+        """In a greenlet, inside the section: take in what has come while the loop had no turn. It may be the end."""
+        try:
+            while self.attached and (data := self._transport.read()) is not None:  # type: ignore[union-attr]
+                self._take(data)
+        except ConnectionLostError as error:
+            self.fail(ConnectionLostError, str(error), error)
+        self._wake_soon()
+
+    @fail_stop
     def catch_up(self) -> None:
         """In the hub, which may have been blocked: take what has arrived, and use the room that is in the socket."""
         if self._progress.is_blocked:
@@ -380,10 +390,12 @@ class Pipeline(Ending):
             pass
         self.fail(kind, why, cause)
 
+    def watchers(self) -> list[Any]:
+        return [each for each in (self._reader, self._writer, self._timer, self._holder) if each is not None]
+
     def let_go(self) -> None:
-        for watcher in (self._reader, self._writer, self._timer, self._holder):
-            if watcher is not None:
-                watcher.close()
+        for watcher in self.watchers():
+            watcher.close()
         self._reader = self._writer = self._timer = self._holder = None
         self._out.clear()
         self._flush_due = True  # so that an `append` in whose middle this happens does nothing more

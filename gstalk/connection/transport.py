@@ -145,6 +145,18 @@ class Transport:
             return False
         return True
 
+    def sever(self) -> None:
+        """End both directions, and keep the descriptor: for another thread, since only its own may close it.
+
+        A number that is free could be another file's in the next moment, and the thread may be about to use it.
+        """
+        if under_way:
+            look()
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
     def close(self) -> None:
         """Close at once, with nothing said."""
         self._sock.close()

@@ -31,7 +31,7 @@ REPLACEMENT = 0.1  # seconds until a keeper that a signal has ended is replaced
 
 
 class Server:
-    """One server, however many connections it has; its outage is told once.
+    """One server, however many connections it has.
 
     Attributes:
         error: What failed last there.
@@ -44,7 +44,6 @@ class Server:
         self.uri = str(address)
         self.error: BaseException = ConnectError(f"no connection to {self.uri} yet")
         self.health = Health()
-        self.is_down = False
         self.links = 0
 
     @property
@@ -64,9 +63,10 @@ class Pool:
         addresses: The servers.
         config: For all connections.
         tubes: What they watch, instead of `default`.
-        hooks: Told of outages.
+        hooks: Told of outages, once of each.
         up: Called with a server and a link that has just connected, from its keeper; may not switch.
         down: Called with the same when it is over, from its keeper or from the hub; may not switch.
+        outages: Where the servers stand that are known to be down; several pools may share it.
 
     Attributes:
         tubes: What connections that are dialed from now on watch; the owner may change it.
@@ -80,6 +80,7 @@ class Pool:
         hooks: Hooks,
         up: Callable[[Server, Link], None],
         down: Callable[[Server, Link], None],
+        outages: set[str] | None = None,
     ) -> None:
         self._config = config
         self.tubes = tubes
@@ -87,6 +88,7 @@ class Pool:
         # Weak: the pool's owner holds the pool, and must go when nobody refers to him.
         self._up = weakref.WeakMethod(up)
         self._down = weakref.WeakMethod(down)
+        self._outages = set() if outages is None else outages
         self._wanted = 0
         self._timers: set[Any] = set()
         self._changed = Event()
@@ -143,6 +145,20 @@ class Pool:
         self.stop_dialing()
         for link in list(self.links):
             link.cut()
+
+    def sever(self) -> None:
+        """From another thread: have the servers see the end of all connections, and make no new ones."""
+        self.is_stopped = True
+        for link in list(self.links):
+            link.pipe.sever()
+
+    def abandon(self) -> list[gevent.Greenlet[..., Any]]:
+        """The thread has ended: close all sockets, and no more; returns the greenlets that nobody wakes again."""
+        self.is_stopped = True
+        for link in self.links:
+            link.on_failure = None  # nobody is there to be told
+            link.pipe.abandon()
+        return list(self.keepers)
 
     def _forked(self) -> None:
         """In a child: no new connections; the keepers' copies end at their next wake."""
@@ -211,8 +227,8 @@ class Pool:
             if (up := self._up()) is not None:
                 up(server, link)
             del up  # it would be held for as long as this connection lives
-            if server.is_down:
-                server.is_down = False
+            if server.uri in self._outages:
+                self._outages.discard(server.uri)
                 self._hooks.info(f"connected to {server.uri} again", uri=server.uri, outcome="connected")
             self._hooks.event("connect", uri=server.uri, attempt=connects, duration=took)
             while not over.is_set():
@@ -236,8 +252,8 @@ class Pool:
     def _failed(self, server: Server, error: BaseException) -> None:
         server.error = bare(error)
         self.changed()
-        if not server.is_down:
-            server.is_down = True
+        if server.uri not in self._outages:
+            self._outages.add(server.uri)
             message = f"no connection to {server.uri}; trying again until there is one"
             self._hooks.error(error, message, uri=server.uri, outcome="disconnected")
 

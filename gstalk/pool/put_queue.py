@@ -20,12 +20,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import gevent
-from gevent import get_hub
 from gevent.event import Event
 from gevent.queue import Queue
 
 from gstalk.config import Config
-from gstalk.connection import forks
+from gstalk.connection import forks, threads
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
@@ -46,6 +45,7 @@ __all__ = ["FULL", "TICK", "Lane", "Lanes"]
 FULL = 512  # puts in flight on one connection: all may be answered in one read, and are wakened in one go then
 TICK = 0.05  # seconds between two looks at the time of puts
 AT_A_TIME = 64  # how many of those in line look again before others have their turn
+SILENT = 0.001  # seconds without a reply after which a connection is looked at before the only put is sent there
 BREATH = 0.01  # seconds that puts may end without a wait before others have their turn
 NEVER = float("inf")
 
@@ -79,7 +79,7 @@ class Place(Outcome):
 
 
 class Lanes(InHub):
-    """All of a Producer's connections. A forked child gets new ones; copies of puts end with those they began with.
+    """A Producer's connections in one hub. A forked child gets new ones; copies of puts end with those they began with.
 
     Attributes:
         hub: The hub that they belong to.
@@ -89,10 +89,13 @@ class Lanes(InHub):
         puts: The number of puts under way.
         is_ending: The Producer was told to stop: puts under way finish.
         is_ready: The one flag that a put looks at: not stopped, and not a parent's.
+
+    Args:
+        outages: The servers that are known to be down, in all hubs.
     """
 
-    def __init__(self, addresses: Iterable[Address], config: Config, hooks: Hooks) -> None:
-        self.hub = get_hub()
+    def __init__(self, addresses: Iterable[Address], config: Config, hooks: Hooks, outages: set[str]) -> None:
+        self.hub = threads.enter()
         self.section = section_of(self.hub)
         self.config = config
         self.hooks = hooks
@@ -105,11 +108,11 @@ class Lanes(InHub):
         self._line: OrderedDict[Place, None] = OrderedDict()
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
-        self._refusing: set[str] = set()  # the servers that are left alone
+        self._refusing: dict[str, Any] = {}  # the servers that are left alone, and what ends that
         self._refusal: DrainingError | OutOfMemoryError | None = None  # the last one
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
-        self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down)
+        self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down, outages)
         forks.register("lanes", self, Lanes._forked)
 
     def struck(self, error: BaseException) -> None:
@@ -133,7 +136,12 @@ class Lanes(InHub):
         queue = self._queue
         while queue.qsize():
             lane = queue.get_nowait()
-            if lane.link.pipe.clear and lane.health.is_usable:
+            pipe = lane.link.pipe
+            # The only put under way in this hub: its loop may not have turned since the last one, and what the server
+            # said meanwhile, perhaps the connection's end, is still to be read.
+            if self.puts == 1 and monotonic() - pipe.read_at > SILENT:
+                pipe.look()
+            if pipe.clear and lane.health.is_usable:
                 lane.in_flight += 1
                 if lane.in_flight < FULL:
                     queue.put_nowait(lane)
@@ -310,8 +318,8 @@ class Lanes(InHub):
     def leave_alone(self, server: Server, error: DrainingError | OutOfMemoryError) -> None:
         """Give a server that takes no jobs a rest."""
         if server.uri not in self._refusing:
-            self._refusing.add(server.uri)
             timer = self.hub.loop.timer(ALONE, ALONE, ref=False)  # repeated: a signal may strike before the first line
+            self._refusing[server.uri] = timer
             timer.start(self._rested, server, timer)
         self._refusal = bare(error)
         server.health.refuse(self._refusal)
@@ -321,7 +329,7 @@ class Lanes(InHub):
 
     def _rested(self, server: Server, timer: Any) -> None:
         server.health.rest()
-        self._refusing.discard(server.uri)
+        self._refusing.pop(server.uri, None)
         self._enqueue_all(server)
         self.pool.changed()
         timer.close()
@@ -345,6 +353,38 @@ class Lanes(InHub):
             stack.callback(self._serve_soon)
             for link in self._lanes:
                 stack.callback(link.close)
+
+    @critical
+    def look(self) -> None:
+        """See what has become of the connections while the loop had no turn. Never switches."""
+        if self.section.owner is None:
+            with self.section:
+                for link in list(self._lanes):
+                    link.pipe.look()
+
+    def close_from_outside(self) -> None:
+        """In another thread: have the servers see the end now, and this hub do the rest when its loop turns."""
+        self.is_ready, self.is_ending = False, True
+        threads.call(self.hub, self.close)
+        if self.puts <= 0:  # else the loop turns, and those who wait are told why
+            self.pool.sever()
+
+    def abandon(self) -> list[gevent.Greenlet[..., Any]]:
+        """The thread has ended, and with it whoever put; returns the greenlets that nobody wakes again."""
+        self.is_ready, self.is_ending = False, True
+        timers = [*self._refusing.values(), *([] if self._ticker is None else [self._ticker])]
+        threads.close_watchers(self.hub, timers)
+        return self.pool.abandon()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """The thread has ended, or its hub: nobody goes on with what is under way."""
+        return self.pool.is_stopped or self.hub.loop is None
+
+    @property
+    def is_parents(self) -> bool:
+        """This is a forked child's copy."""
+        return not (self.is_ready or self.is_ending)
 
     def _forked(self) -> None:
         """In the child: these are the parent's."""

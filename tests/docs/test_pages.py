@@ -16,7 +16,14 @@ from gstalk.protocol.stream import Stream
 from gstalk.testing import Beanstalkd
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-WITH_SNIPPETS = ["index", "tutorial", "cancellation", "events", "telemetry"]  # other pages have tests of their own
+WITH_SNIPPETS = [
+    "index",
+    "tutorial",
+    "cancellation",
+    "events",
+    "telemetry",
+    "threads",
+]  # other pages have tests of their own
 
 # A reply line of each word that has more than the word.
 LINES = {

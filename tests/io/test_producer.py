@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import hub, socket
+from gevent import socket
 
 import gstalk
 from gstalk.pool import schedule
@@ -819,27 +818,7 @@ def test_stop_interrupted_while_one_connection_closes_closes_all(play, produce):
     assert all(pipe.failure is not None for pipe in pipes)
 
 
-# -- hubs and processes ------------------------------------------------------------------------------------------
-
-
-def test_put_from_another_threads_hub_raises_wrong_hub(server, produce):
-    producer = produce(server.uri)
-    assert producer.wait_connected(5)
-    raised: list[BaseException] = []
-
-    def run():
-        for call in (lambda: producer.put("t", b""), lambda: producer.put_many("t", [b""]), producer.stop):
-            try:
-                call()
-            except BaseException as error:
-                raised.append(error)
-        hub.get_hub().destroy(destroy_loop=True)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: not thread.is_alive())
-    assert [type(error) for error in raised] == [gstalk.WrongHubError] * 3
-    assert producer.put("t", b"") > 0
+# -- processes ------------------------------------------------------------------------------------------
 
 
 def test_put_in_a_forked_child_goes_on_with_connections_of_its_own(server, produce, conn, tube):
