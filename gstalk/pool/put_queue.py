@@ -104,7 +104,7 @@ class Lanes:
         self._line: OrderedDict[Place, None] = OrderedDict()
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
-        self._refusing: set[str] = set()  # the servers that are left alone
+        self._refusing: dict[str, Any] = {}  # the servers that are left alone, and the timer that ends that
         self._refusal: DrainingError | OutOfMemoryError | None = None  # the last one
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
@@ -308,9 +308,9 @@ class Lanes:
 
     def leave_alone(self, server: Server, error: DrainingError | OutOfMemoryError) -> None:
         """Give a server that takes no jobs a rest."""
-        if server.uri not in self._refusing:
-            self._refusing.add(server.uri)
+        if server.uri not in self._refusing and not self.pool.is_stopped:
             timer = self.hub.loop.timer(ALONE, ALONE, ref=False)  # repeated: a signal may strike before the first line
+            self._refusing[server.uri] = timer
             timer.start(self._rested, server, timer)
         self._refusal = bare(error)
         server.health.refuse(self._refusal)
@@ -320,7 +320,7 @@ class Lanes:
 
     def _rested(self, server: Server, timer: Any) -> None:
         server.health.rest()
-        self._refusing.discard(server.uri)
+        self._refusing.pop(server.uri, None)
         self._enqueue_all(server)
         self.pool.changed()
         timer.close()
@@ -340,6 +340,8 @@ class Lanes:
     def close(self) -> None:
         self.is_ending = True
         self.pool.stop_dialing()
+        for timer in self._refusing.values():
+            timer.close()
         with ExitStack() as stack:  # all of them, also if one is interrupted
             stack.callback(self._serve_soon)
             for link in self._lanes:

@@ -185,8 +185,8 @@ def _process(rng: Random, kind: str, servers: int, duration: float) -> Process:
             tuple(rng.sample(TUBES, rng.randint(1, 3))),
             options,
             {
-                "max_attempts": rng.choice((1, 2, 4, None)),
-                "first_delay": rng.choice((0, 1)),
+                "max_attempts": (most := rng.choice((1, 2, 4, None))),
+                "first_delay": rng.choice((0, 1)) if most is not None else 1,
                 "max_delay": 2,
                 "exhausted": rng.choice(("bury", "bury", "delete")),
             },
@@ -235,7 +235,7 @@ def _put(rng: Random) -> Step:
 
 def _put_many(rng: Random) -> Step:
     return Step(
-        "put_many", (rng.choice(TUBES), rng.choice((1, 3, 20, 70)), _body(rng) % 5000, rng.choice((15, 3, 0.5)))
+        "put_many", (rng.choice(TUBES), rng.choice((1, 3, 3, 10, 70)), _body(rng) % 5000, rng.choice((15, 3, 0.5)))
     )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gc
 import random
+import re
 import sys
 import warnings
 import weakref
@@ -107,6 +108,7 @@ class World:
 
     def trace(self, who: str, what: str) -> None:
         if self.is_traced:
+            what = re.sub(" at 0x[0-9a-f]+", "", what)  # which is another one in each run
             self.traced.append(f"{self.loop.time - self.began:10.6f} {self.loop.events:6} {who:12} {what}")
 
     def violation(self, promise: str, what: str) -> None:
