@@ -5,8 +5,8 @@ buffer and the receiver's are one capacity. The ends:
 
 - **close** with everything read: the other side finds the end of the stream behind the bytes. With something unread:
   a reset instead. What comes for a closed socket is answered with a reset.
-- **reset**: what had arrived can still be read, then one read or send fails with ECONNRESET, or with EPIPE where the
-  end of the stream had come before; from then on a read finds the end, and a send fails with EPIPE.
+- **reset**: what had arrived can still be read, then one read or send fails with ECONNRESET; from then on a read finds
+  the end, and a send fails with EPIPE. Where the end of the stream had come before, a read finds that, and sends fail.
 - **half-close**: the bytes that were sent arrive, then the end; the other direction goes on.
 - a send to a process that is gone is taken; the answer, a reset, comes a round trip later.
 - what is sent and never acknowledged ends the connection after `USER_TIMEOUT`, a line that is silent for ever after
@@ -116,8 +116,10 @@ class Endpoint:
             peer = self.peer
             self.loop.after(self.line.delay(), lambda: peer.notify())
             return data
+        if self.has_end:  # for a read the end of the stream comes before any error
+            return b""
         self._raise_error()
-        if self.has_end or self.is_reset:
+        if self.is_reset:
             return b""
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
