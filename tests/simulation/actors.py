@@ -93,6 +93,7 @@ class Life:
         self.world, self.ledger, self.number, self.plan = world, ledger, number, plan
         self.conns: dict[int, Conn] = {}
         self.watched: dict[int, set[str]] = defaultdict(lambda: {"default"})  # by the id of a Conn
+        self.born: dict[int, int] = {}  # in which of its server's lives a Conn was dialed
         self._dialing: set[int] = set()
         self.all_conns: list[Conn] = []
         self.held: list[Held] = []
@@ -192,6 +193,7 @@ class Life:
             try:
                 found = self.conns[which] = gstalk.dial(self.world.address(self.number, server), **self.options)
                 self.all_conns.append(found)
+                self.born[id(found)] = len(self.world.servers[server].lives)
             finally:
                 self._dialing.discard(which)
         return found, server
@@ -230,9 +232,8 @@ class Life:
             self.ledger.wishes.add((self.number, job.body, "delete"))
         try:
             getattr(self, "_" + what.replace("-", "_"), self._delete)(job)
-        except GstalkError:
-            if not job.is_lost and not job.is_finished and self.is_clean and self.number not in self.world.dead:
-                self.ledger.told["handler's GstalkError"] += 1
+        except GstalkError as error:
+            self.check_state(job, error)
             raise
         except BaseException:
             self.ledger.failures[key] += 1
@@ -251,6 +252,14 @@ class Life:
         self.wish(job, "delete")
         job.delete()
         self.was_deleted(job)
+
+    def check_state(self, job: Job, error: BaseException) -> None:
+        """An error of a job's method says what has become of the job."""
+        is_lost = isinstance(error, gstalk.JobLostError)
+        if is_lost and not (job.is_lost or job.is_finished):
+            self.world.violation("lost", f"job {job.id}: {error}, but it isn't lost")
+        if job.is_lost and job.is_finished:
+            self.world.violation("lost", f"job {job.id} is finished and lost")
 
     def was_deleted(self, job: Job) -> None:
         server = self.world.servers[int(job.uri.rpartition(":")[0].rpartition(".")[2])]
@@ -386,6 +395,7 @@ class Doing:
                 self.limit = gevent.Timeout(step.limit)
                 self.limit.start()
             outcome = getattr(self, "_" + step.what.replace("-", "_"))(*step.args)
+            self._look_at_conn(began)
         except GstalkError as error:
             outcome = error
             if isinstance(error, gstalk.InvalidArgumentError):
@@ -406,6 +416,14 @@ class Doing:
                 self.limit.close()
             if self.world.is_traced:
                 self.world.trace(f"actor {self.life.number}.{self.name}", f"... {step.what}: {outcome!r}"[:300])
+
+    def _look_at_conn(self, began: float) -> None:
+        """A Conn does not outlive its server's process: ids would mean other jobs."""
+        conn = self.life.conns.get(self.actor.conn % len(self.life.plan.conns)) if self.life.plan.conns else None
+        if conn is not None and conn.is_connected and self.step.what in ASKING:
+            server = self.world.servers[self._server]
+            if self.life.born[id(conn)] < len(server.lives) and server.died_at < began - 1.0:
+                self.world.violation("another server", f"{self}: worked on a Conn that was dialed before a restart")
 
     def _strike(self, greenlet: Any) -> None:
         if not self._is_over:
@@ -521,9 +539,23 @@ class Doing:
 
     def _reserve_with_timeout(self, timeout: float) -> None:
         conn, server = self.life.conn(self.actor.conn)
+        before = self._certain(server)
         with self.within(timeout + self._bound(), "reserve's time"):
             job = conn.reserve_with_timeout(timeout)
+        if job is None and (still := before & self._certain(server)) and self.life.is_clean:
+            self.world.violation("none", f"{self}: got none, and {still} were ready all the time")
         self._got(conn, server, job)
+
+    def _certain(self, server: int) -> set[tuple[int, int]]:
+        """Jobs that any reserve of this process's at this server would get, and how often each was reserved."""
+        engine = self.world.servers[server].engine
+        clients = [each for each in engine.clients if each.process == self.life.number]  # type: ignore[attr-defined]
+        if any(not each.job.is_finished and not each.job.is_lost for each in self.life.held):
+            return set()  # their time may be over soon, and then nothing is asked for a while
+        watched = [{tube.name for tube in each.watched} for each in clients]
+        names = set.intersection(*watched) if watched else set()
+        tubes = [engine.tubes[name] for name in names if not engine.tubes[name].pause]
+        return {(job.id, job.reserves) for tube in tubes for job in tube.ready}
 
     def _reserve_job(self) -> None:
         conn, server = self.life.conn(self.actor.conn)
@@ -549,8 +581,12 @@ class Doing:
         each.called.add(what)
         self.life.wish(job, what, priority)
         options = {"priority": priority} if what in ("release", "bury") else {}
-        with self.within(self._bound()):
-            result = getattr(job, what)(**options)
+        try:
+            with self.within(self._bound()):
+                result = getattr(job, what)(**options)
+        except GstalkError as error:
+            self.life.check_state(job, error)
+            raise
         if what == "delete":
             self.life.was_deleted(job)
         elif what in ("release", "bury"):
@@ -691,4 +727,5 @@ class Doing:
                 self.world.violation("receive", f"{self}: is connected after it")
 
 
+ASKING = {"put", "by_id", "by_tube", "ask"}  # what has an answer of the server's, when it ends well
 SLOW = {"receive", "receive-on", "close", "stop_producer"}  # an interruption ends these only after some more work

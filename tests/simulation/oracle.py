@@ -140,11 +140,53 @@ class Judge:
                 gevent.sleep(0.5)
             if trouble:
                 world.violation("served", f"process {life.number} can't put when all is well: {trouble}")
+        for life in self.lives:
+            self._look_whether_it_comes_back(life)
+            self._look_whether_it_is_quiet(life)
         ends = world.now() + again + SERVED
         while (left := self._unserved()) and world.now() < ends:
             gevent.sleep(0.5)
         if left:
             world.violation("served", f"ready jobs that no Consumer takes: {left}")
+
+    def _look_whether_it_comes_back(self, life: Life) -> None:
+        """A connection that was good, and is cut, is made anew within half a second."""
+        world, producer = self.world, life.producer
+        if producer is None or life.number in world.dead or world.program.latency > 0.005 or life.number % 2:
+            return
+        pool = producer._lanes.pool
+        if not all(
+            server.is_usable and server.links == life.plan.options.get("multiply", 1) for server in pool.servers
+        ):
+            return
+        for server in life.plan.servers:
+            world._cut(life.number, server)
+        gevent.sleep(4 * (world.program.latency + world.program.jitter))
+        began = world.now()
+        if not producer.wait_connected(0.5 + 0.1):
+            world.violation("back", f"process {life.number} is not connected {world.now() - began:.2f} s after a cut")
+
+    def _look_whether_it_is_quiet(self, life: Life) -> None:
+        """A Consumer with as many handlers as servers that has nothing to do asks nothing but its slices."""
+        world = self.world
+        options = life.plan.options
+        if not life.receiving or not life.is_clean or options["num_greenlets"] < len(life.plan.servers) + 1:
+            return
+        if world.program.latency > 0.005 or self._unserved() or any(life.running.values()) or self._delayed(life):
+            return
+        gevent.sleep(1.5)
+        before = [server.commands[life.number] for server in world.servers]
+        was_busy = any(life.running.values())
+        gevent.sleep(2.0)
+        asked = sum(server.commands[life.number] for server in world.servers) - sum(before)
+        slices = (2.0 / options["reserve_timeout"] + 1) * len(life.plan.servers)
+        if asked > slices and not was_busy and not any(life.running.values()) and not self._delayed(life):
+            world.violation("quiet", f"process {life.number} asked {asked} times in 2 s, and nothing was there")
+
+    def _delayed(self, life: Life) -> bool:
+        """Whether jobs may still come to a Consumer."""
+        engines = [self.world.servers[number].engine for number in life.plan.servers]
+        return any(job.state in ("delayed", "reserved", "ready") for engine in engines for job in engine.jobs.values())
 
     def _put_after_all(self, life: Life) -> str:
         """Put once more; returns what came between."""

@@ -234,9 +234,10 @@ def _put(rng: Random) -> Step:
 
 
 def _put_many(rng: Random) -> Step:
-    return Step(
-        "put_many", (rng.choice(TUBES), rng.choice((1, 3, 3, 10, 70)), _body(rng) % 5000, rng.choice((15, 3, 0.5)))
-    )
+    count, size = rng.choice((1, 3, 3, 10, 70)), _body(rng) % 5000
+    if rng.random() < 0.02:
+        count, size = 1500, 0  # more than a connection takes at once
+    return Step("put_many", (rng.choice(TUBES), count, size, rng.choice((15, 3, 0.5))))
 
 
 def _simple(what: str, *choices: tuple[Any, ...]) -> Callable[[Random], Step]:
@@ -286,13 +287,17 @@ def _fault(rng: Random, servers: int, processes: int, duration: float) -> Fault:
         (
             ("kill", server, rng.choice((0.0, 0.3, 3.0))),
             ("kill", server, rng.choice((0.0, 0.3, 3.0))),
+            ("ambush", server, rng.choice(("end", "end", "put", "delete", "release", "reserve-with-timeout", "stats"))),
+            ("ambush", server, rng.choice(("end", "end", "put", "delete", "stats-job", "bury", "use"))),
             ("freeze", server, rng.choice((0.01, 0.5, 4.0, 12.0))),
+            ("freeze", server, rng.choice((4.0, 12.0))),
             ("stall", process, server, rng.choice((0.01, 0.5, 4.0, 12.0)), rng.choice(("there", "back", "both"))),
             ("blackhole", process, server, rng.choice(("there", "back", "both"))),
             ("reset", process, server, rng.random() < 0.5),
             ("reset", process, server, rng.random() < 0.5),
             ("cut", process, server),
             ("full", server, rng.choice((0.1, 2.0))),
+            ("full", server, rng.choice((2.0, 5.0))),
             ("drain", server),
             ("pause", server, rng.choice(TUBES), rng.choice((1, 3))),
             ("kill_process", process),

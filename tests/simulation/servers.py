@@ -118,10 +118,16 @@ class RecordingClient(Client):
             job = self.engine.jobs.get(int(rest.split(b" ")[0]))
             if job is not None:
                 before = job, job.pri
+        server.commands[self.process] += 1
         if server.world.is_traced:
             server.world.trace(f"server {server.number}", f"from {self.process}: {line.decode('latin-1')}")
-        if word == b"release" and server.is_full and server.rng.random() < 0.3:
-            self._bury_released(rest)  # no memory for the heap
+        if server.ambush == word.decode("latin-1"):
+            server.is_doomed = True
+        if word in (b"release", b"bury") and server.is_full and server.rng.random() < 0.4:
+            if word == b"release" and server.rng.random() < 0.5:
+                self._bury_released(rest)  # no memory for the heap
+            else:
+                self.write(b"OUT_OF_MEMORY\r\n")  # none for the binlog's entry
         else:
             super()._command(line, now)
         if before is not None and self.out[-20:].endswith(
@@ -161,9 +167,13 @@ class Server:
         self.is_up = True
         self.is_full = False
         self.was_hostile = False
+        self.ambush = ""  # the word that it carries out and then dies of, before it answers; "end": a half-close
+        self.is_doomed = False
+        self.died_at = 0.0
         self.frozen_until = 0.0
         self.at_work = -1  # the process whose command is carried out
         self.copies: dict[tuple[int, int], Copy] = {}  # by epoch and id
+        self.commands: Counter[int] = Counter()  # by process
         self.by_body: dict[bytes, list[Copy]] = {}
         self.lives: list[str] = []
         self._silent_expiry, self._max_job_size = silent_expiry, max_job_size
@@ -281,6 +291,10 @@ class Server:
         for endpoint in heard:
             self._read(endpoint)
         self.engine.run(self.loop.time)
+        if self.is_doomed:
+            self.kill()
+            self.loop.after(SERVICE, self.start)
+            return
         self._answer()
         self._set_tick()
 
@@ -298,6 +312,8 @@ class Server:
             while endpoint.received:
                 client.take(endpoint.recv(65536))
             if endpoint.has_end or endpoint.error or endpoint.is_reset:
+                if self.ambush == "end" and client.is_waiting:
+                    self.is_doomed = True
                 client.half_close()
         except OSError:
             client.half_close()
@@ -337,7 +353,9 @@ class Server:
     def kill(self) -> None:
         if not self.is_up:
             return
-        self.is_up = False
+        self.is_up = self.is_doomed = False
+        self.died_at = self.loop.time
+        self.ambush = ""
         for endpoint in [*self._clients, *(each for each, _ in self._waiting)]:
             endpoint.close()
         self._clients.clear()

@@ -206,6 +206,11 @@ class World:
         server.kill()
         self.loop.after(seconds, server.start)
 
+    def _ambush(self, number: int, word: str) -> None:
+        """The server dies when it has carried out the next such command, before it answers, and is there again."""
+        self._disturb(number)
+        self.servers[number].ambush = word
+
     def _freeze(self, number: int, seconds: float) -> None:
         self._disturb(number)
         self.servers[number].freeze(seconds)
@@ -277,6 +282,7 @@ class World:
         self._holes.clear()
         for server in self.servers:
             server.start()
+            server.ambush = ""
             server.fill(False)
             server.be_honest()
 
