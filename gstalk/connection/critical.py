@@ -28,7 +28,7 @@ from types import CodeType, FrameType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from gevent import getcurrent
+from gevent import get_hub, getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import Hub
 
@@ -49,11 +49,10 @@ class CriticalSection:
         owner: The greenlet that is inside; `None`: nobody. A hot path sets it itself, in a `try`.
     """
 
-    __slots__ = ("_hub", "owner")
+    __slots__ = ("owner",)
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self.owner: Any = None
+    def __init__(self) -> None:
+        self.owner: Any = None  # it does not refer to the hub: `_sections` would keep that for ever
 
     def __enter__(self) -> None:
         if self.owner is not None:
@@ -82,9 +81,10 @@ class CriticalSection:
                     "gstalk was interrupted in the middle of a step, perhaps by a signal handler, and can't be called "
                     "from there: spawn a greenlet for it"
                 )
-            timer = self._hub.loop.timer(AGAIN)
+            hub = get_hub()
+            timer = hub.loop.timer(AGAIN)
             try:
-                self._hub.wait(timer)
+                hub.wait(timer)
             finally:
                 timer.close()
 
@@ -118,5 +118,5 @@ def section_of(hub: Hub) -> CriticalSection:
     """The hub's one section."""
     section = _sections.get(hub)
     if section is None:
-        section = _sections[hub] = CriticalSection(hub)
+        section = _sections[hub] = CriticalSection()
     return section

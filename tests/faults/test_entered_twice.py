@@ -6,10 +6,12 @@ methods, callbacks of weak references and hooks of a collector come in the same 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import linecache
 import signal
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -435,3 +437,17 @@ def test_real_signals_at_random_moments_of_many_puts_swap_no_reply(server, other
     assert sum(outcomes.values()) > 100
     figures |= {**outcomes}
     conn.close()
+
+
+def test_section_does_not_keep_a_hub_that_has_ended():
+    """Programs start and end threads by the thousand, each with a hub of its own."""
+
+    class Hub:
+        pass
+
+    hub: Any = Hub()
+    gone = weakref.ref(hub)
+    section_of(hub)
+    del hub
+    gc.collect()
+    assert gone() is None

@@ -114,6 +114,7 @@ class Judge:
         last = max((fault.at for fault in world.program.faults), default=0.0)
         gevent.sleep(max(world.began + last - world.now(), 0.0))
         world.heal()
+        gevent.sleep(max(world.stalled_until - world.now(), 0.0))
         for life in self.lives:
             life.is_calm = True
         world.trace("JUDGE", "calm")
@@ -144,10 +145,13 @@ class Judge:
             self._look_whether_it_comes_back(life)
             self._look_whether_it_is_quiet(life)
         ends = world.now() + again + SERVED
+        count = 1_000_000
         while (left := self._unserved()) and world.now() < ends:
+            if len(left) < count - 30:  # they are many, and get fewer
+                count, ends = len(left), max(ends, world.now() + SERVED)
             gevent.sleep(0.5)
         if left:
-            world.violation("served", f"ready jobs that no Consumer takes: {left}")
+            world.violation("served", f"ready jobs that no Consumer takes: {left[:20]}")
 
     def _look_whether_it_comes_back(self, life: Life) -> None:
         """A connection that was good, and is cut, is made anew within half a second."""

@@ -80,6 +80,7 @@ class World:
         self.began = self.loop.time
         self.blocked = 0.0
         self.is_healed = False
+        self.stalled_until = 0.0  # the last of the lines that will move again
         self.disturbed: set[int] = set()
         self.dead: set[int] = set()
         self.greenlets: list[weakref.ref[Any]] = []
@@ -217,6 +218,7 @@ class World:
 
     def _stall(self, process: int, number: int, seconds: float, way: str) -> None:
         self.disturbed.add(process)
+        self.stalled_until = max(self.stalled_until, self.loop.time + seconds)
         self._holes[process, number] = self.loop.time + seconds
         for near in self._living(process, number):
             if way != "back":
