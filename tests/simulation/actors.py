@@ -99,6 +99,7 @@ class Life:
         self.held: list[Held] = []
         self.producer: Producer | None = None
         self.producers: list[Producer] = []
+        self.stops: dict[int, tuple[float, float | None]] = {}  # of Producers, by their id: when, and the time given
         self.consumer: Consumer | None = None
         self.is_calm = False
         self.is_over = False
@@ -475,8 +476,15 @@ class Doing:
             most = 1 if self.life.plan.options.get("retry_ambiguous") is False else 3
             producer = self.life.make_producer()
             putting = self._putting(tube, size, (priority, delay, ttr), most)
-            with self._outcome(putting), self.within(timeout or self._bound(), "put's time"):
-                putting.result = producer.put(tube, putting.body, timeout=timeout, **options)
+            began = self.world.now()
+            try:
+                with self._outcome(putting), self.within(timeout or self._bound(), "put's time"):
+                    putting.result = producer.put(tube, putting.body, timeout=timeout, **options)
+            except gstalk.ConnectionClosedError as error:
+                stopped_at, limit = self.life.stops.get(id(producer), (0.0, 0))
+                if limit is None and began < stopped_at and not self.world.faults and not self.world.blocked:
+                    self.world.violation("stop", f"{self}: {error!r}, though it was under way when all was well")
+                raise
 
     @contextmanager
     def _outcome(self, putting: Putting) -> Iterator[None]:
@@ -683,6 +691,7 @@ class Doing:
     def _stop_producer(self, timeout: float | None) -> None:
         producer, self.life.producer = self.life.producer, None
         if producer is not None:
+            self.life.stops[id(producer)] = (self.world.now(), timeout)
             bound = 16.0 if timeout is None else timeout
             with self.within(bound + self.life.patience * 2 * len(self.life.plan.servers), "stop"):
                 producer.stop(timeout) if timeout is not None else producer.stop()

@@ -142,7 +142,9 @@ class Judge:
             if trouble:
                 world.violation("served", f"process {life.number} can't put when all is well: {trouble}")
         for life in self.lives:
-            self._look_whether_it_comes_back(life)
+            self._look_for_jobs_without_handlers(life)
+            for _ in range(3):
+                self._look_whether_it_comes_back(life)
             self._look_whether_it_is_quiet(life)
         ends = world.now() + again + SERVED
         count = 1_000_000
@@ -169,6 +171,26 @@ class Judge:
         began = world.now()
         if not producer.wait_connected(0.5 + 0.1):
             world.violation("back", f"process {life.number} is not connected {world.now() - began:.2f} s after a cut")
+
+    def _look_for_jobs_without_handlers(self, life: Life) -> None:
+        """A Consumer holds no job for long but those that its handlers work at."""
+        world = self.world
+        if not life.receiving or not life.is_clean or world.faults["full"] or world.program.latency > 0.005:
+            return
+
+        def idle() -> set[tuple[int, int, int, int]]:
+            held = [copy for server in world.servers for copy in server.reserved_by(life.number)]
+            return {
+                (copy.server, copy.epoch, copy.id, copy.reserved[life.number])
+                for copy in held
+                if not life.running[copy.server, copy.epoch, copy.id]
+            }
+
+        before = idle()
+        if before:
+            gevent.sleep(1.5)  # a release that was refused is tried again after a second
+            if still := before & idle():
+                world.violation("idle", f"process {life.number} holds {still}, and no handler works at them")
 
     def _look_whether_it_is_quiet(self, life: Life) -> None:
         """A Consumer with as many handlers as servers that has nothing to do asks nothing but its slices."""

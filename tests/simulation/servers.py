@@ -22,6 +22,7 @@ from tests.simulation.network import Endpoint
 
 __all__ = ["HOSTILE", "Copy", "Server"]
 
+QUIET = 0.25  # seconds for which a connection asks nothing when it was told DEADLINE_SOON
 SERVICE = 5e-6  # seconds from bytes in to the server's turn
 WRONG = (b"BAD_FORMAT\r\n", b"UNKNOWN_COMMAND\r\n", b"EXPECTED_CRLF\r\n")
 HOSTILE = (
@@ -95,6 +96,7 @@ class RecordingClient(Client):
         super().__init__(engine)
         self.process = process
         self.hostile: bytes | None = None
+        self.soon_at = -1.0  # when it was told DEADLINE_SOON
 
     def take_turn(self, now: float) -> None:
         self.engine.server.at_work = self.process
@@ -106,6 +108,8 @@ class RecordingClient(Client):
             data = b"OUT_OF_MEMORY\r\n"
         if data in WRONG and not server.was_hostile:
             server.world.violation("malformed", f"server {server.number} was sent something wrong: {data!r}")
+        if data == b"DEADLINE_SOON\r\n":
+            self.soon_at = server.loop.time
         if self.hostile is not None:
             data, self.hostile = self.hostile, None
         super().write(data)
@@ -113,6 +117,11 @@ class RecordingClient(Client):
     def _command(self, line: bytes, now: float) -> None:
         server = self.engine.server
         word, _, rest = line.partition(b" ")
+        if word == b"reserve-with-timeout" and self.soon_at > 0 and not server.world.faults:
+            program = server.world.program
+            after, way = now - self.soon_at, 4 * (program.latency + program.jitter) + 0.01
+            if way < after < QUIET - way and program.slicing == 0:
+                server.world.violation("deadline soon", f"process {self.process} asked {after:.3f} s after it was told")
         before: tuple[Job, int] | None = None
         if word in (b"release", b"bury", b"touch", b"kick-job"):
             job = self.engine.jobs.get(int(rest.split(b" ")[0]))
