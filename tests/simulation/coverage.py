@@ -9,8 +9,8 @@ import argparse
 import importlib
 
 ROOMS = """
-    protocol/session connection/pipeline connection/connection connection/reserved connection/reserving connection/recall
-    connection/calls connection/transport connection/connect connection/used_tube connection/damaged_job
+    protocol/session connection/pipeline connection/connection connection/reserved connection/reserving
+    connection/recall connection/calls connection/transport connection/connect connection/used_tube connection/damaged_job
     connection/critical pool/keeper pool/asking pool/crew pool/handling pool/put_queue pool/puts pool/schedule
     conn consumer producer job retry
 """.split()
