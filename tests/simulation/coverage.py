@@ -10,9 +10,9 @@ import importlib
 
 ROOMS = """
     protocol/session connection/pipeline connection/connection connection/reserved connection/reserving
-    connection/recall connection/calls connection/transport connection/connect connection/used_tube connection/damaged_job
-    connection/critical pool/keeper pool/asking pool/crew pool/handling pool/put_queue pool/puts pool/schedule
-    conn consumer producer job retry
+    connection/recall connection/calls connection/transport connection/connect connection/used_tube
+    connection/damaged_job connection/critical pool/keeper pool/asking pool/crew pool/handling pool/put_queue pool/puts
+    pool/schedule conn consumer producer job retry
 """.split()
 
 

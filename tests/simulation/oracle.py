@@ -202,11 +202,17 @@ class Judge:
             return
         gevent.sleep(1.5)
         before = [server.commands[life.number] for server in world.servers]
-        was_busy = any(life.running.values())
+        was_busy, receiving = any(life.running.values()), life.doing.get(0)
         gevent.sleep(2.0)
         asked = sum(server.commands[life.number] for server in world.servers) - sum(before)
         slices = (2.0 / options["reserve_timeout"] + 1) * len(life.plan.servers)
-        if asked > slices and not was_busy and not any(life.running.values()) and not self._delayed(life):
+        if (
+            asked > slices
+            and not was_busy
+            and receiving is life.doing.get(0)
+            and not any(life.running.values())
+            and not self._delayed(life)
+        ):
             world.violation("quiet", f"process {life.number} asked {asked} times in 2 s, and nothing was there")
 
     def _delayed(self, life: Life) -> bool:
