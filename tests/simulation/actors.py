@@ -338,7 +338,7 @@ class Life:
             job.delete()
 
     def _put(self, job: Job) -> None:
-        self.make_producer().put("a", b"by a handler", timeout=1)
+        self.make_producer().put("handled", b"by a handler", timeout=1)  # one that nobody watches
         self._delete(job)
 
     def _peek(self, job: Job) -> None:
