@@ -691,7 +691,8 @@ class Doing:
     def _stop_producer(self, timeout: float | None) -> None:
         producer, self.life.producer = self.life.producer, None
         if producer is not None:
-            self.life.stops[id(producer)] = (self.world.now(), timeout)
+            may_be_hit = self.step.limit is not None or self.step.strike is not None  # then it closes at once
+            self.life.stops[id(producer)] = (self.world.now(), 0 if may_be_hit else timeout)
             bound = 16.0 if timeout is None else timeout
             with self.within(bound + self.life.patience * 2 * len(self.life.plan.servers), "stop"):
                 producer.stop(timeout) if timeout is not None else producer.stop()
