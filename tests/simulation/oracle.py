@@ -252,7 +252,7 @@ class Judge:
                 continue
             known = {(each.server, each.job.id) for each in life.held if not each.job.is_lost}
             for server in self.world.servers:
-                for copy in server.reserved_by(life.number):
+                for copy in server.reserved_by(life.number, but_leaving=True):
                     name = (server.number, copy.id)
                     if name not in known and not self._was_dropped(life, copy):
                         self.world.violation(
