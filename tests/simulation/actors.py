@@ -422,8 +422,11 @@ class Doing:
         """A Conn does not outlive its server's process: ids would mean other jobs."""
         conn = self.life.conns.get(self.actor.conn % len(self.life.plan.conns)) if self.life.plan.conns else None
         if conn is not None and conn.is_connected and self.step.what in ASKING:
-            server = self.world.servers[self._server]
-            if self.life.born[id(conn)] < len(server.lives) and server.died_at < began - 1.0:
+            server, program, faults = self.world.servers[self._server], self.world.program, self.world.faults
+            told = 4 * (program.latency + program.jitter) + 0.01  # so long the end of the stream may take
+            if faults["stall"] or faults["blackhole"]:
+                return
+            if self.life.born[id(conn)] < len(server.lives) and server.died_at < began - told:
                 self.world.violation("another server", f"{self}: worked on a Conn that was dialed before a restart")
 
     def _strike(self, greenlet: Any) -> None:
