@@ -227,7 +227,7 @@ class Life:
         self.ended.discard(name)
         live = server.engine.jobs.get(job.id)
         attempt = live.reserves if live is not None else 1
-        what = self.plan.handlers[(copy.id + attempt) % len(self.plan.handlers)] if not self.is_calm else "delete"
+        what = self.plan.handlers[(copy.id + attempt) % len(self.plan.handlers)] if not self.is_calm else "finish"
         self.world.trace(f"handler {self.number}", f"job {name}, attempt {attempt}: {what}")
         if self.is_calm or self.plan.options.get("auto_delete") or self.plan.retry.get("exhausted") == "delete":
             self.ledger.wishes.add((self.number, job.body, "delete"))
@@ -269,6 +269,10 @@ class Life:
             self.world.violation("delete", f"job {job.id} of {job.uri} was said to be deleted")
         if not job.is_finished:
             self.world.violation("finished", f"job {job.id} was deleted and isn't finished")
+
+    def _finish(self, job: Job) -> None:
+        if not self.plan.options.get("auto_delete"):
+            self._delete(job)
 
     def _nothing(self, job: Job) -> None:
         pass

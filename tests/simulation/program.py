@@ -139,6 +139,10 @@ def generate(seed: int) -> Program:
         processes.append(_process(rng, "producer", count, duration))
     calm = rng.random() < 0.2
     faults = () if calm else tuple(_fault(rng, count, len(processes), duration) for _ in range(rng.randint(0, 5)))
+    if rng.random() < 0.05:
+        server = rng.randrange(count)
+        processes.append(_met(rng, server))
+        faults += (Fault(round(0.1 * rng.random(), 6), "ambush", (server, "end")),) * (rng.random() < 0.7)
     latency = rng.choice((0.00002, 0.0001, 0.0001, 0.001, 0.01))
     return Program(
         seed,
@@ -203,6 +207,15 @@ def _process(rng: Random, kind: str, servers: int, duration: float) -> Process:
             steps.append(_struck(rng, rng.choice(makers)(rng), 0.25))
         actors.append(Actor(tuple(steps), round(rng.choice((0.0, 0.0, 0.1)) * rng.random(), 6), rng.randrange(2)))
     return Process(tuple(actors), conns, chosen, (), options)
+
+
+def _met(rng: Random, server: int) -> Process:
+    """A Conn whose wait is met by a command: it is called back, and dialed anew."""
+    waits = Step("reserve", (), round(0.2 + 0.5 * rng.random(), 6), None, rng.getrandbits(32))
+    meets = (Step("sleep", (round(0.2 * rng.random(), 6),)), rng.choice(_CONNECTED)(rng))
+    later = (Step("sleep", (round(0.5 * rng.random(), 6),)), Step("ask", ("stats",)))
+    options = {"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 30}
+    return Process((Actor((waits,)), Actor((*meets, *later))), (server,), (server,), (), options)
 
 
 def _struck(rng: Random, step: Step, chance: float) -> Step:

@@ -117,11 +117,11 @@ class RecordingClient(Client):
     def _command(self, line: bytes, now: float) -> None:
         server = self.engine.server
         word, _, rest = line.partition(b" ")
-        if word == b"reserve-with-timeout" and self.soon_at > 0 and not server.world.faults:
-            program = server.world.program
+        program = server.world.program
+        is_conn = self.process < len(program.processes) and not program.processes[self.process].consumes
+        if word == b"reserve-with-timeout" and self.soon_at > 0 and is_conn and not server.world.faults:
             after, way = now - self.soon_at, 4 * (program.latency + program.jitter) + 0.01
-            # One that holds nothing any more may wait again: it can't be told so.
-            if way < after < QUIET - way and program.slicing == 0 and len(self.reserved):
+            if way < after < QUIET - way and program.slicing == 0:
                 server.world.violation("deadline soon", f"process {self.process} asked {after:.3f} s after it was told")
         before: tuple[Job, int] | None = None
         if word in (b"release", b"bury", b"touch", b"kick-job"):
