@@ -212,7 +212,7 @@ def _process(rng: Random, kind: str, servers: int, duration: float) -> Process:
 def _met(rng: Random, server: int) -> Process:
     """A Conn whose wait is met by a command: it is called back, and dialed anew."""
     waits = Step("reserve", (), round(0.2 + 0.5 * rng.random(), 6), None, rng.getrandbits(32))
-    meets = (Step("sleep", (round(0.2 * rng.random(), 6),)), rng.choice(_CONNECTED)(rng))
+    meets = (Step("sleep", (round(0.2 * rng.random(), 6),)), _struck(rng, rng.choice(_CONNECTED)(rng), 0.1))
     later = (Step("sleep", (round(0.5 * rng.random(), 6),)), Step("ask", ("stats",)))
     options = {"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 30}
     return Process((Actor((waits,)), Actor((*meets, *later))), (server,), (server,), (), options)
