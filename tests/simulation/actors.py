@@ -236,8 +236,9 @@ class Life:
         except GstalkError as error:
             self.check_state(job, error)
             raise
-        except BaseException:
-            self.ledger.failures[key] += 1
+        except BaseException as error:
+            if what == "exit" or not isinstance(error, gevent.GreenletExit):  # which else is a stop's
+                self.ledger.failures[key] += 1
             raise
         finally:
             self.running[name] -= 1
