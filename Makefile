@@ -12,7 +12,7 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
 help:
 	@echo "make test    all checks and tests (installs beanstalkd and haproxy if they are missing)"
-	@echo "make soak    the random tests again, for an hour or so, with their figures"
+	@echo "make soak    the random tests again, and a million simulated schedules, for some hours, with their figures"
 	@echo "make bench   gstalk beside the raw limit and other clients, in a few minutes (ARGS=--help for more)"
 	@echo "make docs    the documentation's site, in build/site"
 	@echo "make demo    producer and consumer at work (installs the command line alone)"

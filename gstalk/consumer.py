@@ -15,7 +15,7 @@ from gevent import get_hub, getcurrent
 from gevent.event import Event
 
 from gstalk.config import LEFT_OUT, Config, Options, Unpack, configure
-from gstalk.connection import forks, recall
+from gstalk.connection import forks, recall, threads
 from gstalk.connection.calls import check_may_wait, join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.critical import critical, refusal, section_of
@@ -270,7 +270,7 @@ class _Run:
     ) -> None:
         self._config = config
         self.handling = handling
-        self.hub = get_hub()
+        self.hub = threads.enter()
         self.section = section_of(self.hub)
         self._crew = Crew(config, hooks, handling, self._look_again, self._interrupted)
         self._aside = handling.aside  # here also greenlets that tell of reserves which failed

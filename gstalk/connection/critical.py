@@ -53,6 +53,7 @@ class CriticalSection:
     __slots__ = ("is_hub_inside", "owner")
 
     def __init__(self) -> None:
+        # It does not refer to the hub: `_sections` would keep that for ever.
         self.owner: Any = None
         self.is_hub_inside = False
 
@@ -85,7 +86,7 @@ class CriticalSection:
         while not self.is_free:
             if self.owner is getcurrent():
                 raise refusal()
-            hub = get_hub()  # not kept: the hubs of threads that have ended are to go
+            hub = get_hub()
             timer = hub.loop.timer(AGAIN)
             try:
                 hub.wait(timer)

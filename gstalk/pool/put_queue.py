@@ -317,7 +317,7 @@ class Lanes(InHub):
 
     def leave_alone(self, server: Server, error: DrainingError | OutOfMemoryError) -> None:
         """Give a server that takes no jobs a rest."""
-        if server.uri not in self._refusing:
+        if server.uri not in self._refusing and not self.pool.is_stopped:
             timer = self.hub.loop.timer(ALONE, ALONE, ref=False)  # repeated: a signal may strike before the first line
             self._refusing[server.uri] = timer
             timer.start(self._rested, server, timer)
@@ -349,6 +349,8 @@ class Lanes(InHub):
     def close(self) -> None:
         self.is_ending = True
         self.pool.stop_dialing()
+        for timer in self._refusing.values():
+            timer.close()
         with ExitStack() as stack:  # all of them, also if one is interrupted
             stack.callback(self._serve_soon)
             for link in self._lanes:

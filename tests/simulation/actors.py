@@ -1,0 +1,750 @@
+"""Who lives in a simulated world: greenlets that use gstalk as programs do, are interrupted, and write down all of it.
+
+An actor carries out its steps. What it called, and what came of it, stands in the `Ledger`; what can be judged at once
+(the reply is that of another command, a wait was too long, an exception that nobody announced) is judged here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import gevent
+
+import gstalk
+from gstalk import Conn, Consumer, GstalkError, Job, Producer
+from tests.simulation.network import FOREVER
+from tests.simulation.program import Actor, Process, Step
+from tests.simulation.servers import Copy, RecordingClient, Server
+from tests.simulation.world import World
+
+__all__ = ["Ledger", "Life", "Putting", "StruckError"]
+
+SLACK = 0.15  # seconds that a wait may take on top of its promise: two ticks of the put queue, and the way
+
+
+class StruckError(BaseException):
+    """An exception of the program's own, thrown into a call."""
+
+
+class StruckOSError(OSError):
+    """The same, of a class that gstalk must not take for its own."""
+
+
+STRUCK = (StruckError, StruckOSError, gevent.GreenletExit, gevent.Timeout)
+
+
+@dataclass
+class Putting:
+    """A put that was called, and what came of it."""
+
+    body: bytes
+    process: int
+    servers: tuple[int, ...]
+    tube: str
+    params: tuple[Any, Any, Any]
+    most: int  # copies that it may make
+    result: int | None = None
+    error: str = ""
+    sent: str | None = None
+
+    def failed(self, error: BaseException) -> None:
+        """Write down an error; the object would hold the frames that it came through."""
+        self.error, self.sent = repr(error), getattr(error, "sent", None)
+
+
+@dataclass
+class Ledger:
+    """What all actors have done.
+
+    Attributes:
+        wishes: What was asked for, and so may happen to a job: (process, body or (server, id), what).
+        handled: How often a handler began, by process and copy.
+        failures: How often a handler failed so, by process and copy.
+    """
+
+    puts: list[Putting] = field(default_factory=list)
+    wishes: set[tuple[Any, ...]] = field(default_factory=set)
+    handled: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    failures: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+    interrupted: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Held:
+    """A job that an actor has reserved, and what it has called for it."""
+
+    job: Job
+    conn: Conn
+    server: int
+    called: set[str] = field(default_factory=set)
+
+
+class Life:
+    """A process while it lives: what its actors share."""
+
+    def __init__(self, world: World, ledger: Ledger, number: int, plan: Process) -> None:
+        self.world, self.ledger, self.number, self.plan = world, ledger, number, plan
+        self.conns: dict[int, Conn] = {}
+        self.watched: dict[int, set[str]] = defaultdict(lambda: {"default"})  # by the id of a Conn
+        self.born: dict[int, int] = {}  # in which of its server's lives a Conn was dialed
+        self._dialing: set[int] = set()
+        self.all_conns: list[Conn] = []
+        self.held: list[Held] = []
+        self.producer: Producer | None = None
+        self.producers: list[Producer] = []
+        self.stops: dict[int, tuple[float, float | None]] = {}  # of Producers, by their id: when, and the time given
+        self.consumer: Consumer | None = None
+        self.is_calm = False
+        self.is_over = False
+        self.ended: set[tuple[int, int, int]] = set()  # copies whose handler has ended
+        self.running: Counter[tuple[int, int, int]] = Counter()
+        self.actors: list[gevent.Greenlet[..., Any]] = []
+        self.doing: dict[int, Doing] = {}
+        self.receiving = False
+        self.children: list[gevent.Greenlet[..., Any]] = []
+        options = dict(plan.options)
+        if options.pop("events", False):
+            options["event_func"] = self._event
+        self.options: dict[str, Any] = {
+            **options,
+            "info_func": lambda message: None,
+            "error_func": self._error,
+            "retry": gstalk.RetryPolicy(**plan.retry),
+        }
+        self.patience = float(options["conn_timeout"])
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if self.plan.consumes:
+            self.world.on_reserved = self._chain(self.world.on_reserved)
+            self.consumer = Consumer(self.uris, list(self.plan.consumes), **self.options)
+        for number, actor in enumerate(self.plan.actors):
+            greenlet = gevent.spawn_later(actor.start, self._act, number, actor)
+            greenlet.name = f"actor {self.number}.{number}"
+            self.actors.append(greenlet)
+
+    @property
+    def uris(self) -> list[str]:
+        return [self.world.address(self.number, server) for server in self.plan.servers]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing has come between this process and its servers, nor kept it from looking at them."""
+        return self.number not in self.world.disturbed and self.world.blocked < 0.5
+
+    def _chain(self, before: Any) -> Any:
+        def reserved(server: Server, copy: Copy, client: RecordingClient) -> None:
+            before(server, copy, client)
+            if client.process == self.number:
+                self._count_reserved()
+
+        return reserved
+
+    def _count_reserved(self) -> None:
+        if not self.is_clean:
+            return
+        held = [copy for server in self.world.servers for copy in server.reserved_by(self.number, True)]
+        count = sum((copy.server, copy.epoch, copy.id) not in self.ended for copy in held)
+        if count > self.plan.options["num_greenlets"]:
+            self.world.violation("permits", f"{count} jobs reserved by process {self.number}")
+
+    def _event(self, event: gstalk.Event) -> None:
+        self.ledger.told[event.kind] += 1
+
+    def _error(self, error: BaseException, message: str) -> None:
+        self.ledger.told["error"] += 1
+        self.world.trace(f"process {self.number}", f"told: {message}: {error!r}")
+        if not isinstance(error, (GstalkError, HandlerError, *STRUCK)):
+            self.world.violation("told", f"{message}: {error!r}")
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def _act(self, number: int, actor: Actor) -> None:
+        for place, step in enumerate(actor.steps):
+            if self.is_over:
+                return
+            if self.number in self.world.dead and step.what != "receive-on":
+                continue
+            doing = self.doing[number] = Doing(self, actor, step, f"{number}.{place}")
+            try:
+                doing.run()
+            except STRUCK as error:
+                if isinstance(error, gevent.Timeout) and error is not doing.limit and not doing.is_struck:
+                    self.world.violation("foreign timeout", f"{doing}: {error!r}")
+            finally:
+                del self.doing[number]
+
+    def conn(self, which: int) -> tuple[Conn, int]:
+        """A Conn of this process, dialed anew if it is broken."""
+        which %= len(self.plan.conns)
+        while which in self._dialing:
+            gevent.sleep(0.01)
+        found = self.conns.get(which)
+        server = self.plan.conns[which]
+        if found is None or not found.is_connected:
+            self._dialing.add(which)
+            try:
+                found = self.conns[which] = gstalk.dial(self.world.address(self.number, server), **self.options)
+                self.all_conns.append(found)
+                self.born[id(found)] = len(self.world.servers[server].lives)
+            finally:
+                self._dialing.discard(which)
+        return found, server
+
+    def make_producer(self) -> Producer:
+        if self.producer is None:
+            self.producer = Producer(self.uris, **self.options)
+            self.producers.append(self.producer)
+        return self.producer
+
+    # -- a Consumer's handlers ---------------------------------------------------------------------------------
+
+    def handle(self, job: Job) -> None:
+        server = self.world.servers[int(job.uri.rpartition(":")[0].rpartition(".")[2])]
+        copy = server.find(job.id, job.body)
+        if copy is None:
+            if not server.was_hostile:
+                self.world.violation("reply", f"a handler got job {job.id} of {job.uri} with another's body")
+            self.ledger.wishes.add((self.number, (server.number, job.id), "delete"))
+            return
+        name = copy.server, copy.epoch, copy.id
+        key = (self.number, *name)
+        self.ledger.handled[key] += 1
+        if self.ledger.handled[key] > copy.reserved[self.number]:
+            self.world.violation("handled twice", f"job {name} was handled more often than reserved")
+        if copy.tube not in self.plan.consumes:
+            self.world.violation("tube", f"a job of {copy.tube!r} reached a Consumer of {self.plan.consumes}")
+        self.running[name] += 1
+        self.ledger.told["handler"] += 1
+        self.ended.discard(name)
+        live = server.engine.jobs.get(job.id)
+        attempt = live.reserves if live is not None else 1
+        what = self.plan.handlers[(copy.id + attempt) % len(self.plan.handlers)] if not self.is_calm else "finish"
+        self.world.trace(f"handler {self.number}", f"job {name}, attempt {attempt}: {what}")
+        if self.is_calm or self.plan.options.get("auto_delete") or self.plan.retry.get("exhausted") == "delete":
+            self.ledger.wishes.add((self.number, job.body, "delete"))
+        try:
+            getattr(self, "_" + what.replace("-", "_"), self._delete)(job)
+        except GstalkError as error:
+            self.check_state(job, error)
+            raise
+        except BaseException as error:
+            if what == "exit" or not isinstance(error, gevent.GreenletExit):  # which else is a stop's
+                self.ledger.failures[key] += 1
+            raise
+        finally:
+            self.running[name] -= 1
+            if not self.running[name]:
+                self.ended.add(name)
+
+    def wish(self, job: Job, what: str, priority: int | None = None) -> None:
+        self.ledger.wishes.add((self.number, job.body, what))
+        if priority is not None:
+            self.ledger.wishes.add((self.number, job.body, "priority", priority))
+
+    def _delete(self, job: Job) -> None:
+        self.wish(job, "delete")
+        job.delete()
+        self.was_deleted(job)
+
+    def check_state(self, job: Job, error: BaseException) -> None:
+        """An error of a job's method says what has become of the job."""
+        is_lost = isinstance(error, gstalk.JobLostError)
+        if is_lost and not (job.is_lost or job.is_finished):
+            self.world.violation("lost", f"job {job.id}: {error}, but it isn't lost")
+        if job.is_lost and job.is_finished:
+            self.world.violation("lost", f"job {job.id} is finished and lost")
+
+    def was_deleted(self, job: Job) -> None:
+        server = self.world.servers[int(job.uri.rpartition(":")[0].rpartition(".")[2])]
+        copies = [copy for copy in server.by_body.get(job.body, []) if copy.id == job.id]
+        if not any(copy.deleted_by is not None for copy in copies):
+            self.world.violation("delete", f"job {job.id} of {job.uri} was said to be deleted")
+        if not job.is_finished:
+            self.world.violation("finished", f"job {job.id} was deleted and isn't finished")
+
+    def _finish(self, job: Job) -> None:
+        if not self.plan.options.get("auto_delete"):
+            self._delete(job)
+
+    def _nothing(self, job: Job) -> None:
+        pass
+
+    def _raise(self, job: Job) -> None:
+        raise HandlerError
+
+    def _retry(self, job: Job) -> None:
+        raise gstalk.Retry(delay=0 if self.ledger.told["handler"] < 50 else 2)  # else it goes round in no time
+
+    def _retry_later(self, job: Job) -> None:
+        self.wish(job, "release", 77)
+        raise gstalk.Retry(delay=1, priority=77)
+
+    def _bury(self, job: Job) -> None:
+        self.wish(job, "bury")
+        raise gstalk.Bury
+
+    def _sleep(self, job: Job) -> None:
+        gevent.sleep(0.05)
+        self._delete(job)
+
+    def _hang(self, job: Job) -> None:
+        gevent.sleep(20)
+        self._delete(job)
+
+    def _overrun(self, job: Job) -> None:
+        gevent.sleep(2.5)
+        self._delete(job)
+
+    def _touch(self, job: Job) -> None:
+        for _ in range(4):
+            gevent.sleep(0.4)
+            job.touch()
+        self._delete(job)
+
+    def _release(self, job: Job) -> None:
+        self.wish(job, "release")
+        job.release(delay=1)
+
+    def _bury_self(self, job: Job) -> None:
+        self.wish(job, "bury", 5)
+        job.bury(priority=5)
+
+    def _spawn(self, job: Job) -> None:
+        def later() -> None:
+            try:
+                gevent.sleep(0.01)
+                self._delete(job)
+            except GstalkError:
+                pass
+
+        self.children.append(gevent.spawn(later))
+        gevent.sleep(0.02)
+
+    def _exit(self, job: Job) -> None:
+        raise gevent.GreenletExit
+
+    def _forget_timeout(self, job: Job) -> None:
+        timeout = gevent.Timeout(0.01, StruckError)
+        timeout.start()
+        self._delete(job)
+
+    def _timeout(self, job: Job) -> None:
+        self.wish(job, "delete")
+        with gevent.Timeout(0.0002, False):  # type: ignore[arg-type]  # the stubs lack False
+            job.delete()
+
+    def _put(self, job: Job) -> None:
+        self.make_producer().put("handled", b"by a handler", timeout=1)  # one that nobody watches
+        self._delete(job)
+
+    def _peek(self, job: Job) -> None:
+        if job.stats().id != job.id or job.time_left() < 0:
+            self.world.violation("reply", f"stats of job {job.id}")
+        self._delete(job)
+
+    def _compute(self, job: Job) -> None:
+        self.compute(0.3)
+        self._delete(job)
+
+    def _twice(self, job: Job) -> None:
+        self._delete(job)
+        try:
+            job.touch()
+        except gstalk.JobFinishedError:
+            return
+        self.world.violation("finished", f"job {job.id} could be touched after its delete")
+
+    def compute(self, seconds: float) -> None:
+        self.world.loop.time += seconds
+        self.world.blocked += seconds
+
+
+class HandlerError(Exception):
+    """What a handler fails with."""
+
+
+class Doing:
+    """One step while it is done."""
+
+    def __init__(self, life: Life, actor: Actor, step: Step, name: str) -> None:
+        self.life, self.actor, self.step, self.name = life, actor, step, name
+        self.world, self.ledger = life.world, life.ledger
+        self.rng = Random(step.pick)
+        self.limit: gevent.Timeout | None = None
+        self.is_struck = False
+        self._is_over = False
+
+    def __str__(self) -> str:
+        return f"process {self.life.number} step {self.name}: {self.step.what}{self.step.args}"
+
+    def run(self) -> None:
+        step = self.step
+        self.ledger.calls[step.what] += 1
+        me = gevent.getcurrent()
+        if step.strike is not None:
+            self.world.loop.after_events(step.strike, lambda: self._strike(me))
+        began, was_blocked = self.world.now(), self.world.blocked
+        if self.world.is_traced:
+            self.world.trace(f"actor {self.life.number}.{self.name}", f"{step.what} {step.args} ...")
+        outcome: Any = None
+        try:
+            if step.limit is not None:
+                self.limit = gevent.Timeout(step.limit)
+                self.limit.start()
+            outcome = getattr(self, "_" + step.what.replace("-", "_"))(*step.args)
+            self._look_at_conn(began)
+        except GstalkError as error:
+            outcome = error
+            if isinstance(error, gstalk.InvalidArgumentError):
+                self.world.violation("argument", f"{self}: {error}")
+        except STRUCK as error:
+            outcome = error
+            self.ledger.interrupted[step.what] += 1
+            took = self.world.now() - began - (self.world.blocked - was_blocked)
+            if error is self.limit and step.what not in SLOW and took > (step.limit or 0.0) + 0.02:
+                self.world.violation("prompt", f"{self}: ended {took:.3f} s after a timeout of {step.limit}")
+            raise
+        except BaseException as error:
+            outcome = error
+            raise
+        finally:
+            self._is_over = True
+            if self.limit is not None:
+                self.limit.close()
+            if self.world.is_traced:
+                self.world.trace(f"actor {self.life.number}.{self.name}", f"... {step.what}: {outcome!r}"[:300])
+
+    def _look_at_conn(self, began: float) -> None:
+        """A Conn does not outlive its server's process: ids would mean other jobs."""
+        conn = self.life.conns.get(self.actor.conn % len(self.life.plan.conns)) if self.life.plan.conns else None
+        if conn is not None and conn.is_connected and self.step.what in ASKING:
+            server, program, faults = self.world.servers[self._server], self.world.program, self.world.faults
+            told = 4 * (program.latency + program.jitter) + 0.01  # so long the end of the stream may take
+            if faults["stall"] or faults["blackhole"]:
+                return
+            if self.life.born[id(conn)] < len(server.lives) and server.died_at < began - told:
+                self.world.violation("another server", f"{self}: worked on a Conn that was dialed before a restart")
+
+    def _strike(self, greenlet: Any) -> None:
+        if not self._is_over:
+            self.is_struck = True
+            kind = STRUCK[self.step.pick % 3]
+            self.world.trace("STRIKE", f"{self}: {kind.__name__}")
+            greenlet.kill(kind(), block=False)
+
+    @contextmanager
+    def within(self, seconds: float, what: str = "wait") -> Iterator[None]:
+        """A wait that is to end in time, whatever happens."""
+        began, was_blocked = self.world.now(), self.world.blocked
+        yield
+        took = self.world.now() - began - (self.world.blocked - was_blocked)
+        if took > seconds + SLACK:
+            self.world.violation(what, f"{self}: took {took:.3f} s, at most {seconds} s promised")
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def _sleep(self, seconds: float) -> None:
+        gevent.sleep(seconds)
+
+    def _compute(self, seconds: float) -> None:
+        self.life.compute(seconds)
+
+    def _putting(self, tube: str, size: int, params: tuple[Any, Any, Any], most: int, number: int = 0) -> Putting:
+        body = b"%d.%s.%d %d|" % (self.life.number, self.name.encode(), number, self.step.pick) + bytes(size)
+        servers = self.life.plan.servers if not self.life.plan.conns else (self._server,)
+        putting = Putting(body, self.life.number, servers, tube, params, most)
+        self.ledger.puts.append(putting)
+        return putting
+
+    @property
+    def _server(self) -> int:
+        return self.life.plan.conns[self.actor.conn % len(self.life.plan.conns)]
+
+    def _bound(self) -> float:
+        """Seconds that a command may take that isn't a reserve: a recall's end and dial, what is before it, itself."""
+        return 4 * self.life.patience + 0.5
+
+    def _put(self, tube: str, size: int, priority: Any, delay: Any, ttr: Any, timeout: float) -> None:
+        options = {"priority": priority, "delay": delay, "ttr": ttr}
+        if self.life.plan.conns:
+            conn, _ = self.life.conn(self.actor.conn)
+            putting = self._putting(tube, size, (priority, delay, ttr), 1)
+            with self._outcome(putting), self.within(self._bound()):
+                putting.result = conn.put(tube, putting.body, **options)
+        else:
+            most = 1 if self.life.plan.options.get("retry_ambiguous") is False else 3
+            producer = self.life.make_producer()
+            putting = self._putting(tube, size, (priority, delay, ttr), most)
+            began = self.world.now()
+            try:
+                with self._outcome(putting), self.within(timeout or self._bound(), "put's time"):
+                    putting.result = producer.put(tube, putting.body, timeout=timeout, **options)
+            except gstalk.ConnectionClosedError as error:
+                stopped_at, limit = self.life.stops.get(id(producer), (0.0, 0))
+                if limit is None and began < stopped_at and not self.world.faults and not self.world.blocked:
+                    self.world.violation("stop", f"{self}: {error!r}, though it was under way when all was well")
+                raise
+
+    @contextmanager
+    def _outcome(self, putting: Putting) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            putting.failed(error)
+            if isinstance(error, gstalk.BuriedError):
+                putting.result = error.job_id
+            raise
+
+    def _put_many(self, tube: str, count: int, size: int, timeout: float) -> None:
+        if self.life.plan.conns:
+            put_many: Callable[..., Any] = self.life.conn(self.actor.conn)[0].put_many
+            puttings = [self._putting(tube, size, (None, None, None), 1, number) for number in range(count)]
+        else:
+            producer = self.life.make_producer()
+            put_many = lambda *args: producer.put_many(*args, timeout=timeout)  # noqa: E731
+            most = 1 if self.life.plan.options.get("retry_ambiguous") is False else 3
+            puttings = [self._putting(tube, size, (None, None, None), most, number) for number in range(count)]
+        try:
+            # Where no connection is, a body is taken when the time of the one before it is over.
+            bound = self._bound() if self.life.plan.conns else timeout * count if self.world.faults else timeout
+            with self.within(bound, "put_many"):
+                results = put_many(tube, (putting.body for putting in puttings))
+        except gstalk.PutManyError as error:
+            results = error.results
+        except BaseException as error:
+            for putting in puttings:
+                putting.failed(error)
+            raise
+        for number, putting in enumerate(puttings):
+            result = results[number] if number < len(results) else gstalk.ConnectionClosedError("not taken", "no")
+            if isinstance(result, int):
+                putting.result = result
+            else:
+                putting.failed(result)
+        if len(results) < count and all(isinstance(result, int) for result in results):
+            self.world.violation("put_many", f"{self}: {len(results)} results of {count}")
+
+    # -- reserving ---------------------------------------------------------------------------------------------
+
+    def _got(self, conn: Conn, server: int, job: Job | None) -> None:
+        if job is None:
+            return
+        copy = self.world.servers[server].find(job.id, job.body)
+        if copy is None:
+            if not self.world.servers[server].was_hostile:
+                self.world.violation("reply", f"{self}: got job {job.id} with another's body")
+            return
+        if self.step.what != "reserve_job" and copy.tube not in self.life.watched[id(conn)]:
+            self.world.violation("tube", f"{self}: got a job of {copy.tube!r}, which is not watched")
+        if job.tube is not None and job.tube != copy.tube:
+            self.world.violation("tube", f"{self}: job {job.id} is said to be of {job.tube!r}")
+        self.life.held.append(Held(job, conn, server))
+
+    def _reserve(self) -> None:
+        conn, server = self.life.conn(self.actor.conn)
+        self._got(conn, server, conn.reserve())
+
+    def _reserve_with_timeout(self, timeout: float) -> None:
+        conn, server = self.life.conn(self.actor.conn)
+        before = self._certain(server)
+        with self.within(timeout + self._bound(), "reserve's time"):
+            job = conn.reserve_with_timeout(timeout)
+        if job is None and (still := before & self._certain(server)) and self.life.is_clean:
+            self.world.violation("none", f"{self}: got none, and {still} were ready all the time")
+        self._got(conn, server, job)
+
+    def _certain(self, server: int) -> set[tuple[int, int]]:
+        """Jobs that any reserve of this process's at this server would get, and how often each was reserved."""
+        engine = self.world.servers[server].engine
+        clients = [each for each in engine.clients if each.process == self.life.number]  # type: ignore[attr-defined]
+        if any(not each.job.is_finished and not each.job.is_lost for each in self.life.held):
+            return set()  # their time may be over soon, and then nothing is asked for a while
+        watched = [{tube.name for tube in each.watched} for each in clients]
+        names = set.intersection(*watched) if watched else set()
+        tubes = [engine.tubes[name] for name in names if not engine.tubes[name].pause]
+        return {(job.id, job.reserves) for tube in tubes for job in tube.ready}
+
+    def _reserve_job(self) -> None:
+        conn, server = self.life.conn(self.actor.conn)
+        with self.within(self._bound()):
+            job = conn.reserve_job(self._any_id(server))
+        self._got(conn, server, job)
+
+    def _any_id(self, server: int) -> int:
+        return self.rng.randint(1, max(len(self.world.servers[server].copies), 1))
+
+    # -- what becomes of jobs ----------------------------------------------------------------------------------
+
+    def _settle(self, what: str, priority: int | None) -> None:
+        held = [each for each in self.life.held if not each.called & {"delete", "release", "bury"}]
+        if not held:
+            return
+        each = held[self.step.pick % len(held)]
+        job = each.job
+        if what == "drop":
+            self.life.wish(job, "drop")
+            self.life.held.remove(each)
+            return
+        each.called.add(what)
+        self.life.wish(job, what, priority)
+        options = {"priority": priority} if what in ("release", "bury") else {}
+        try:
+            with self.within(self._bound()):
+                result = getattr(job, what)(**options)
+        except GstalkError as error:
+            self.life.check_state(job, error)
+            raise
+        if what == "delete":
+            self.life.was_deleted(job)
+        elif what in ("release", "bury"):
+            self._was_settled(each, what)
+        elif isinstance(result, gstalk.JobStats) and result.id != job.id:
+            self.world.violation("reply", f"{self}: stats of another job")
+
+    def _was_settled(self, each: Held, what: str) -> None:
+        copies = self.world.servers[each.server].by_body.get(each.job.body, [])
+        if not any(copy.id == each.job.id and copy.settled[what, self.life.number] for copy in copies):
+            self.world.violation("settled", f"{self}: job {each.job.id} was said to be settled by {what}")
+        if not each.job.is_finished:
+            self.world.violation("finished", f"{self}: job {each.job.id} isn't finished")
+
+    def _by_id(self, what: str) -> None:
+        conn, server = self.life.conn(self.actor.conn)
+        job_id = self._any_id(server)
+        self.ledger.wishes.add((self.life.number, (server, job_id), what))
+        with self.within(self._bound()):
+            result = getattr(conn, what)(job_id)
+        record = self.world.servers[server]
+        if record.was_hostile:
+            return
+        copies = [copy for copy in record.copies.values() if copy.id == job_id]
+        if what == "peek":
+            if result is not None and (result.id != job_id or not any(copy.body == result.body for copy in copies)):
+                self.world.violation("reply", f"{self}: job {job_id} has another's body")
+        elif what == "stats_job":
+            if result.id != job_id:
+                self.world.violation("reply", f"{self}: stats of job {result.id}, not {job_id}")
+        elif what == "delete" and not any(copy.deleted_by is not None for copy in copies):
+            self.world.violation("delete", f"{self}: job {job_id} was said to be deleted")
+
+    def _by_tube(self, what: str, tube: str) -> None:
+        conn, server = self.life.conn(self.actor.conn)
+        with self.within(self._bound()):
+            result = conn.kick(tube, 3) if what == "kick" else getattr(conn, what)(tube)
+        record = self.world.servers[server]
+        if record.was_hostile:
+            return
+        if isinstance(result, Job):
+            copy = record.find(result.id, result.body)
+            if copy is None or copy.tube != tube:
+                self.world.violation("reply", f"{self}: got job {result.id}")
+        elif isinstance(result, gstalk.TubeStats) and result.name != tube:
+            self.world.violation("reply", f"{self}: stats of tube {result.name!r}")
+        elif what == "kick" and not 0 <= result <= 3:
+            self.world.violation("reply", f"{self}: {result} kicked")
+
+    def _ask(self, what: str) -> None:
+        conn, server = self.life.conn(self.actor.conn)
+        with self.within(self._bound()):
+            result = getattr(conn, what)()
+        record = self.world.servers[server]
+        if record.was_hostile:
+            return
+        if (
+            (what == "stats" and result.id not in record.lives)
+            or (what == "list_tubes" and "default" not in result)
+            or (what == "list_tubes_watched" and not set(result) <= self.life.watched[id(conn)])
+        ):
+            self.world.violation("reply", f"{self}: {result}")
+
+    def _watch(self, tube: str) -> None:
+        conn, _ = self.life.conn(self.actor.conn)
+        self.life.watched[id(conn)].add(tube)
+        with self.within(self._bound()):
+            conn.watch(tube)
+
+    def _ignore(self, tube: str) -> None:
+        conn, _ = self.life.conn(self.actor.conn)
+        with self.within(self._bound()):
+            conn.ignore(tube)
+
+    def _pause_tube(self, tube: str, seconds: int) -> None:
+        conn, _ = self.life.conn(self.actor.conn)
+        with self.within(self._bound()):
+            conn.pause_tube(tube, seconds)
+
+    # -- ends --------------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        conn, _ = self.life.conn(self.actor.conn)
+        with self.within(self.life.patience, "close"):
+            conn.close()
+
+    def _drop_conn(self) -> None:
+        """Forget a Conn without a word. Jobs that are held keep it, and others may be in its calls."""
+        which = self.actor.conn % len(self.life.plan.conns)
+        conn = self.life.conns.pop(which, None)
+        if conn is not None:
+            self.life.all_conns.remove(conn)
+
+    def _stop_producer(self, timeout: float | None) -> None:
+        producer, self.life.producer = self.life.producer, None
+        if producer is not None:
+            may_be_hit = self.step.limit is not None or self.step.strike is not None  # then it closes at once
+            self.life.stops[id(producer)] = (self.world.now(), 0 if may_be_hit else timeout)
+            bound = 16.0 if timeout is None else timeout
+            with self.within(bound + self.life.patience * 2 * len(self.life.plan.servers), "stop"):
+                producer.stop(timeout) if timeout is not None else producer.stop()
+            if producer.is_connected:
+                self.world.violation("stop", f"{self}: is connected after stop")
+
+    def _wait_connected(self, timeout: float) -> None:
+        with self.within(timeout):
+            self.life.make_producer().wait_connected(timeout)
+
+    def _receive(self, seconds: float, timeout: float | None) -> None:
+        """Receive for so long."""
+        consumer = self.life.consumer
+        assert consumer is not None
+        stopper = gevent.spawn_later(
+            seconds, lambda: consumer.stop() if timeout is None else consumer.stop(timeout=timeout)
+        )
+        limit = self.life.plan.options["stop_timeout"] if timeout is None else timeout
+        try:
+            self.receive(seconds + limit)
+        finally:
+            stopper.kill()
+
+    def _receive_on(self) -> None:
+        """Receive until the end of the world; it is stopped by whoever ends that."""
+        self.receive(FOREVER)
+
+    def receive(self, bound: float) -> None:
+        consumer = self.life.consumer
+        assert consumer is not None
+        self.life.receiving = True
+        try:
+            with self.within(bound + 3.0, "receive"):
+                consumer.receive(self.life.handle)
+        finally:
+            self.life.receiving = False
+            # A server without memory may refuse to take a job back; then the connection's end makes it.
+            if self.life.is_clean and not self.world.faults["full"]:
+                left = [(copy.server, copy.id) for s in self.world.servers for copy in s.reserved_by(self.life.number)]
+                if left:
+                    self.world.violation("reservations", f"{self}: receive has returned, and {left} are reserved")
+            if consumer.is_connected:
+                self.world.violation("receive", f"{self}: is connected after it")
+
+
+ASKING = {"put", "by_id", "by_tube", "ask"}  # what has an answer of the server's, when it ends well
+SLOW = {"receive", "receive-on", "close", "stop_producer"}  # an interruption ends these only after some more work
