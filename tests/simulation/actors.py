@@ -364,7 +364,7 @@ class Life:
         self.world.violation("finished", f"job {job.id} could be touched after its delete")
 
     def compute(self, seconds: float) -> None:
-        self.world.loop.time += seconds
+        self.world.loop.compute(seconds)
         self.world.blocked += seconds
 
 

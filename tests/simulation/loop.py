@@ -265,6 +265,22 @@ class VirtualLoop:
         """Have a function called between two callbacks, after so many more of them."""
         heapq.heappush(self._strikes, (self.events + count, next(self._numbers), what))
 
+    def compute(self, seconds: float) -> None:
+        """Keep the hub for so long. The world goes on meanwhile; the program's timers and watchers have to wait."""
+        end = self.time + seconds
+        timers = []
+        while self._agenda and self._agenda[0][0] <= end:
+            entry = heapq.heappop(self._agenda)
+            if isinstance(entry[2], Timer):
+                timers.append(entry)
+            else:
+                self.time = max(self.time, entry[0])
+                self._count()
+                entry[2]()
+        for entry in timers:
+            heapq.heappush(self._agenda, entry)
+        self.time = end
+
     def look_at(self, socket: Any) -> None:
         """A descriptor's state may have changed."""
         if socket.watchers:
