@@ -275,13 +275,13 @@ class Pipeline(Ending):
         self._flush_due = True  # what is appended from here on goes out in one piece, below
         self._wake_due = True  # and whoever is answered is wakened below
         self._take(data)
+        is_anybody_woken = bool(self.stream.done)
         self._wake()
         self.section.is_hub_inside = True  # again
         if self.failure is not None:
             return
-        self._progress.replied_at = (
-            monotonic()
-        )  # one of those may have held the hub: only now can more be read, or sent
+        if is_anybody_woken:  # he may have held the hub: only now can more be read, or sent
+            self._progress.replied_at = monotonic()
         if not self._out:
             self._flush_due = False
         elif len(self._out) >= len(self.requests) // 2 or not self.clear or self._appended - self.sent > LARGE:
