@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 
-from gevent import socket
+from gevent.monkey import get_original
 
 from gstalk.connection.clock import monotonic
 
 __all__ = ["notify", "notify_reloading", "watchdog_seconds"]
+
+# Not gevent's: that asks for the hub, and a signal handler may come before there is one, or while it is being made.
+_Socket = get_original("socket", "socket")
 
 
 def notify(state: str) -> None:
@@ -21,7 +25,7 @@ def notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):  # no other kind that can be reached so
         return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    with contextlib.suppress(OSError), _Socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.setblocking(False)
         manager.sendto(state.encode(), f"\0{address[1:]}" if address[0] == "@" else address)
 
