@@ -17,6 +17,7 @@ from gevent.hub import Hub
 from gevent.threadpool import ThreadPool
 
 import gstalk
+from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.threads import get_hub_if_exists
 from gstalk.pool.put_queue import Lanes
 from gstalk.testing import Beanstalkd
@@ -280,6 +281,33 @@ def test_is_connected_sees_the_end_that_the_loop_has_not(own_server):
         )
         own_server.kill()
         assert thread.go_on() == (False, False)
+
+
+def test_is_connected_in_a_signal_handler_amid_a_read_leaves_the_replies_in_order(conn, server, monkeypatch):
+    """The hub has read one reply, and the next is there."""
+    with gstalk.Producer(server.uri) as producer:
+        assert producer.wait_connected(5)
+        (link,) = producer._lanes.pool.links
+        asked: list[bool] = []
+        take = Pipeline._take
+
+        def struck(pipe: Pipeline, data: bytes) -> None:
+            if pipe is link.pipe and not asked:
+                asked.append(producer.is_connected)
+            take(pipe, data)
+
+        for name in ("CHUNK", "MUCH"):
+            monkeypatch.setattr(f"gstalk.connection.transport.{name}", 5)
+        monkeypatch.setattr(link.pipe._transport, "_chunk", 5)
+        monkeypatch.setattr(Pipeline, "_take", struck)
+        bodies = [b"1", b"2", b"3"]
+        puts = [gevent.spawn(producer.put, "default", body) for body in bodies]
+        ids = [put.get(timeout=5) for put in puts]
+        assert asked == [True]
+    jobs = [conn.peek(job_id) for job_id in ids]
+    assert [job.body for job in jobs] == bodies
+    for job in jobs:
+        conn.delete(job.id)
 
 
 def test_put_with_timeout_0_after_a_restart_is_refused_unsent(own_server):
