@@ -288,7 +288,8 @@ def _tell_tube(link: Link, command: Command, tube: str) -> Request:
 
     def answered(request: Request) -> None:
         link.watching(request)
-        if request.error is not None:
+        # Not where it was told that the connection is being closed: deletes behind it still wait for their answers.
+        if request.error is not None and not isinstance(request.error, DisconnectedError):
             link.pipe.fail(ConnectionLostError, str(request.error), request.error)
 
     request = link.pipe.request(command, tube.encode("ascii"), answered, tube)
