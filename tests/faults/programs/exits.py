@@ -23,9 +23,11 @@ from time import monotonic
 from typing import Any
 
 import gevent
+from gevent.monkey import get_original
 
 import gstalk
 
+blocking_sleep = get_original("time", "sleep")
 URI = sys.argv[2]
 OPTIONS: dict[str, Any] = {"tls_context": ssl.create_default_context(cafile=sys.argv[4])} if sys.argv[4] else {}
 kept: list[Any] = []  # what lives until the interpreter ends
@@ -81,6 +83,19 @@ def producer_puts() -> None:
 
 def producer_idles() -> None:
     assert produce().wait_connected(10)
+
+
+def producer_looks() -> None:
+    """What it looks for has come: the answer of a put, which the loop has had no turn to read."""
+    producer = produce()
+    producer.put("exit", b"x")
+    blocking_sleep(0.01)
+    producer.put("exit", b"x")  # it looks, too, in the middle of the read that has wakened us, and still waits
+    put = gevent.spawn(producer.put, "exit", b"x")
+    gevent.sleep(0)
+    blocking_sleep(0.1)
+    assert producer.is_connected
+    put.get()
 
 
 def producer_without_server() -> None:
@@ -235,6 +250,7 @@ SCENARIOS: dict[str, Callable[[], object]] = {
         conn_holds_a_job,
         producer_puts,
         producer_idles,
+        producer_looks,
         producer_without_server,
         producer_in_a_greenlet,
         consumer_received,
