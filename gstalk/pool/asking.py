@@ -18,6 +18,7 @@ from gevent import get_hub
 from gevent.pool import Group
 
 from gstalk.config import Config
+from gstalk.connection import threads
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
 from gstalk.connection.critical import section_of
@@ -220,6 +221,11 @@ class Asker(InHub):
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+    def abandon(self) -> None:
+        """The thread has ended, and with it the loop."""
+        self.is_over = True
+        threads.close_watchers(self.hub, [] if self._timer is None else [self._timer])
 
     def _recall(self, source: JobSource) -> None:
         """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""

@@ -241,6 +241,34 @@ def thread_ended() -> None:
     watch_it_go(box)
 
 
+def thread_ended_beside_a_receive() -> None:
+    """Say how many jobs the server still has reserved for it."""
+    tube = f"exit-{os.getpid()}"
+    conn = dial()
+    conn.put(tube, b"x")
+
+    def leave() -> None:
+        jobs: list[gstalk.Job] = []
+
+        def handle(job: gstalk.Job) -> None:
+            jobs.append(job)
+            gevent.sleep(1000)
+
+        gevent.spawn(gstalk.Consumer(URI, tube).receive, handle)
+        while not jobs:
+            gevent.sleep(0.001)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    end = monotonic() + 10
+    while (stats := conn.stats_tube(tube)).current_jobs_reserved and monotonic() < end:
+        gevent.sleep(0.01)
+    say([stats.current_jobs_reserved, stats.current_jobs_ready])
+    if (job := conn.peek_ready(tube)) is not None:
+        conn.delete(job)
+
+
 SCENARIOS: dict[str, Callable[[], object]] = {
     function.__name__: function
     for function in (
@@ -267,6 +295,7 @@ SCENARIOS |= {f"wait beside {name}": partial(wait_beside, SCENARIOS[name]) for n
     "interrupted uncaught": uncaught,
     "dropped": dropped,
     "thread_ended": thread_ended,
+    "thread_ended_beside_a_receive": thread_ended_beside_a_receive,
     "thread_ended_then_forked": thread_ended_then_forked,
 }
 
