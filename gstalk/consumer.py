@@ -175,6 +175,7 @@ class Consumer:
         """
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
         deadline = None if seconds is None else monotonic() + seconds
+        threads.enter()  # a thread without a hub gets one here that ends with it
         while not self.is_connected:
             self._connected.clear()  # a connection that is up may not be usable
             left = None if deadline is None else deadline - monotonic()
