@@ -46,7 +46,8 @@ class Child:
     ) -> None:
         self._on_loaded, self._on_ready = on_loaded, on_ready
         self._socket, its = socket.socketpair()
-        hold_signals()  # it inherits that: they wait until it has handlers for them, and don't kill it
+        # It inherits that: a question where it stands waits until it can answer, and doesn't kill it, as a stop may.
+        hold_signals({signal.SIGUSR1})
         try:
             self._process: Any = subprocess.Popen([*command, "--parent", str(its.fileno())], pass_fds=(its.fileno(),))
         except BaseException:

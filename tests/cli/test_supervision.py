@@ -187,7 +187,7 @@ atexit.register(time.sleep, 4)
 
 
 def test_process_that_begins_or_ends_is_not_taken_for_one_that_stands_still(start, conn, tube, tmp_path):
-    """Signals wait until there are handlers for them; what a program does at its end may take its time."""
+    """It answers SIGUSR1 when it can; what a program does at its end may take its time."""
     (tmp_path / "ending.py").write_text(ENDING)
     words = ("ending:returns", "--auto-delete", "--processes", "1", "--hang-timeout", "1", "--heartbeat", "beat")
     worker = start(*words)
