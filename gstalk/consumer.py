@@ -175,6 +175,7 @@ class Consumer:
         """
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
         deadline = None if seconds is None else monotonic() + seconds
+        threads.enter()  # a thread without a hub gets one here that ends with it
         while not self.is_connected:
             self._connected.clear()  # a connection that is up may not be usable
             left = None if deadline is None else deadline - monotonic()
@@ -297,6 +298,7 @@ class _Run:
         ctrl_c.working, ctrl_c.wake = self._crew.working, self.look
         self.pool = Pool(addresses, config, watch_list.tubes, hooks, self._asker.up, self._asker.down)
         forks.register("consumer", self, _Run._forked)
+        threads.register(self, _Run._thread_ended)
 
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
@@ -412,6 +414,12 @@ class _Run:
         """All have answered that they ignore a tube. Its handler may go, unless a job is there that may need it."""
         if not self._crew.is_behind:
             self.handling.forget(tube)
+
+    def _thread_ended(self) -> list[gevent.Greenlet[..., Any]]:
+        """The thread has ended, and left a `receive` in a greenlet that nobody wakes again: its jobs are to go back."""
+        threads.close_watchers(self.hub, [self._async])
+        self._asker.abandon()
+        return self.pool.abandon()
 
     # -- in a forked child -------------------------------------------------------------------------------------
 

@@ -234,7 +234,8 @@ class Producer:
             look()
         lanes = self._hubs.enter()
         if self._hubs.is_over:  # in another thread, before it could know of these
-            lanes.close()
+            if lanes.puts <= 0:  # else it knows of them: puts that began before it may finish
+                lanes.close()
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
         if not self._lanes.is_ready or self._lanes.hub.loop is None:  # forked, or that thread has ended
             self._lanes = lanes

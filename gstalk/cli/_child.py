@@ -11,7 +11,8 @@ from gevent import socket, subprocess
 from gevent.event import Event
 
 from gstalk.cli._output import tell
-from gstalk.cli._signs import PATCHED, READY, STILL, TURNED, UNPATCHED, Silence
+from gstalk.cli._signals import hold_signals, let_signals_through
+from gstalk.cli._signs import OVER, PATCHED, READY, STILL, TURNED, UNPATCHED, Silence
 from gstalk.connection.clock import monotonic
 
 __all__ = ["Child"]
@@ -30,6 +31,7 @@ class Child:
 
     Attributes:
         pid: The process.
+        is_over: It works no more: it runs what the program has for its end.
 
     Raises:
         OSError: It can't be started.
@@ -44,14 +46,18 @@ class Child:
     ) -> None:
         self._on_loaded, self._on_ready = on_loaded, on_ready
         self._socket, its = socket.socketpair()
+        # It inherits that: a question where it stands waits until it can answer, and doesn't kill it, as a stop may.
+        hold_signals({signal.SIGUSR1})
         try:
             self._process: Any = subprocess.Popen([*command, "--parent", str(its.fileno())], pass_fds=(its.fileno(),))
         except BaseException:
             self._socket.close()
             raise
         finally:
+            let_signals_through()
             its.close()
         self.pid: int = self._process.pid
+        self.is_over = False
         self._has_turned = self._is_heard = self._is_given_up = False
         self._silence = Silence(monotonic(), period)
         self._ended = Event()
@@ -103,6 +109,8 @@ class Child:
             self._on_ready()
         elif word == TURNED:
             self._has_turned = self._is_heard = True
+        elif word == OVER:
+            self.is_over = self._is_heard = True
         elif word == STILL:
             self._is_given_up = True
             tell(f"process {self.pid} stands still: killing it")  # it has told where

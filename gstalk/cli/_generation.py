@@ -77,10 +77,15 @@ class Generation:
 
     def until_ready(self) -> bool:
         """Wait until each process works; returns `False` if that is in vain."""
-        while len(self._ready) < self._number and not (self.is_stopping or (self.is_trial and self._has_failed)):
+        while len(self._ready) < self._number and not self._is_in_vain:
             self._changed.wait()
             self._changed.clear()
-        return len(self._ready) == self._number
+        return not self._is_in_vain
+
+    @property
+    def _is_in_vain(self) -> bool:
+        """Whether not all will work: it was told to end; or it is an attempt, and a process has failed."""
+        return self.is_stopping or (self.is_trial and self._has_failed)
 
     def stop(self) -> None:
         """Have them finish what they have in hand, and end."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import gevent
 from gevent.event import Event
 
+from gstalk.cli._child import Child
 from gstalk.cli._generation import Generation
 from gstalk.cli._notify import notify, notify_reloading, watchdog_seconds
 from gstalk.cli._output import tell
@@ -147,12 +148,16 @@ class Processes:
             self._terminal.look()
             silences = [(child, child.silence(now)) for each in self._generations for child in each.children]
             for child, seconds in silences:
-                if self._hang_timeout is not None and seconds >= self._hang_timeout + LAG:
+                if self._hang_timeout is not None and seconds >= self._patience(child, self._hang_timeout):
                     gevent.spawn(child.abort)
-            if self._banner is None and all(seconds < ALIVE for _, seconds in silences):
+            if self._banner is None and all(seconds < ALIVE or child.is_over for child, seconds in silences):
                 for sign in self._signs:
                     sign()
             gevent.sleep(self._period)
+
+    def _patience(self, child: Child, hang_timeout: float) -> float:
+        """Seconds that a process may say nothing; one that is over holds no jobs, and has as long as for a stop."""
+        return max(hang_timeout + LAG, self._grace) if child.is_over else hang_timeout + LAG
 
     # -- signals -----------------------------------------------------------------------------------------------
 

@@ -59,9 +59,9 @@ def is_hang_up_heard() -> bool:
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
-def hold_signals() -> None:
+def hold_signals(numbers: Collection[int] = HANDLED) -> None:
     """Have signals wait until `let_signals_through`, also over an `exec`: until then they would kill."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 def let_signals_through() -> None:

@@ -11,6 +11,7 @@ from gstalk.cli._output import tell
 from gstalk.connection.clock import monotonic
 
 __all__ = [
+    "OVER",
     "PATCHED",
     "READY",
     "STILL",
@@ -28,6 +29,7 @@ __all__ = [
 PATCHED, UNPATCHED = b"P", b"U"  # its handler is loaded; is the process monkey-patched?
 READY = b"R"  # it is connected, or has tried for a while
 TURNED = b"."  # its event loop has turned
+OVER = b"O"  # it works no more, and ends; its event loop has no reason to turn
 STILL = b"S"  # its event loop has not turned for so long that it is to be killed; it has told where it stands
 
 TICK = 0.25  # seconds between two turns that are counted
@@ -83,9 +85,10 @@ class Pulse:
         self._signs = signs
 
     def run(self) -> None:
-        """Beat for ever: to be run in a greenlet."""
+        """Beat for ever: to be run in a greenlet. The copy that a forked child has of it ends, and says nothing."""
         due = float("-inf")
-        while True:
+        process = os.getpid()
+        while os.getpid() == process:
             self.turns += 1
             now = monotonic()
             if now >= due:
@@ -131,7 +134,7 @@ class Heartbeat:
 
 
 class ToParent:
-    """The way from a worker process to its parent, which may be gone, or not listen.
+    """The way from a worker process to its parent, which may be gone, or not listen. What it forks has no say.
 
     Args:
         fd: The descriptor that the parent has handed on: a socket that comes to its end with the parent.
@@ -139,11 +142,14 @@ class ToParent:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._process = os.getpid()
         os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
 
     def say(self, word: bytes) -> bool:
         """Say a word, from any thread; nothing waits for a parent that stands still. Returns whether it is there."""
+        if os.getpid() != self._process:
+            return True
         try:
             os.write(self._fd, word)
         except BlockingIOError:

@@ -23,7 +23,7 @@ from gstalk.cli._memory import resident
 from gstalk.cli._notify import notify, notify_reloading, watchdog_seconds
 from gstalk.cli._output import complain, exit_code, plural, tell
 from gstalk.cli._signals import STOPS, Terminal, is_at_once, is_hang_up_heard, let_signals_through
-from gstalk.cli._signs import PATCHED, READY, TURNED, UNPATCHED, Heartbeat, Pulse, ToParent, period
+from gstalk.cli._signs import OVER, PATCHED, READY, TURNED, UNPATCHED, Heartbeat, Pulse, ToParent, period
 from gstalk.cli._sources import Sources
 from gstalk.cli._tubes import until_empty
 
@@ -113,6 +113,8 @@ class Worker:
             gevent.killall(beside)
             lookout.stop()
             self._consumer = None
+            if self._parent is not None:
+                self._parent.say(OVER)
         book = self._book
         self._say(
             f"pid {os.getpid()} stopped: {plural(book.done, 'job')} done, {book.failed} failed, {book.cut} cut off"

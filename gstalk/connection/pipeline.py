@@ -363,6 +363,10 @@ class Pipeline(Ending):
                 self._take(data)
         except ConnectionLostError as error:
             self.fail(ConnectionLostError, str(error), error)
+        # As after a read in the hub: nothing is due. If one is going on there, whom it has wakened calls this, and
+        # `append` leaves it to that read to see what is due.
+        if not (self._flush_due or self.requests or self._room or self._on_end) and self._reader is not None:
+            self._reader.ref = False
         self._wake_soon()
 
     @fail_stop

@@ -18,6 +18,7 @@ from gevent import get_hub
 from gevent.pool import Group
 
 from gstalk.config import Config
+from gstalk.connection import threads
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Link
 from gstalk.connection.critical import section_of
@@ -221,6 +222,11 @@ class Asker(InHub):
             self._timer.close()
             self._timer = None
 
+    def abandon(self) -> None:
+        """The thread has ended, and with it the loop."""
+        self.is_over = True
+        threads.close_watchers(self.hub, [] if self._timer is None else [self._timer])
+
     def _recall(self, source: JobSource) -> None:
         """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
         if self._end_wait(source):
@@ -288,7 +294,8 @@ def _tell_tube(link: Link, command: Command, tube: str) -> Request:
 
     def answered(request: Request) -> None:
         link.watching(request)
-        if request.error is not None:
+        # Not where it was told that the connection is being closed: deletes behind it still wait for their answers.
+        if request.error is not None and not isinstance(request.error, DisconnectedError):
             link.pipe.fail(ConnectionLostError, str(request.error), request.error)
 
     request = link.pipe.request(command, tube.encode("ascii"), answered, tube)

@@ -59,7 +59,7 @@ class Hubs:
         if lanes is None:
             for hub, each in list(self._lanes.items()):
                 if each.is_parents:
-                    del self._lanes[hub]
+                    self._lanes.pop(hub, None)  # another thread may do the same
             made = Lanes(self._addresses, self._config, self._hooks, self._outages)
             lanes = self._lanes.setdefault(made.hub, made)
             if lanes is made:
@@ -70,7 +70,7 @@ class Hubs:
 
     def _thread_ended(self, lanes: Lanes) -> Sequence[gevent.Greenlet[..., Any]]:
         if self._lanes.get(lanes.hub) is lanes:
-            del self._lanes[lanes.hub]
+            self._lanes.pop(lanes.hub, None)  # a stop in another thread may have come between
         return lanes.abandon()
 
     def end(self, seconds: float | None) -> None:

@@ -359,7 +359,7 @@ class Lanes(InHub):
     @critical
     def look(self) -> None:
         """See what has become of the connections while the loop had no turn. Never switches."""
-        if self.section.owner is None:
+        if self.section.owner is None and not self.section.is_interrupted:  # else a read may be under way
             with self.section:
                 for link in list(self._lanes):
                     link.pipe.look()

@@ -165,6 +165,26 @@ def test_word_to_a_parent_that_does_not_listen_or_is_gone_is_dropped():
     mine.close()
 
 
+def test_what_a_process_forks_gives_no_signs_of_its_life(monkeypatch):
+    """A child has copies of all greenlets, and the socket to the parent, too."""
+    signs: list[int] = []
+    pulse = Pulse(0.01, [lambda: signs.append(pulse.turns)])
+    parent, mine = socket.socketpair()
+    to_parent = ToParent(os.dup(mine.fileno()))
+    beating = gevent.spawn(pulse.run)
+    wait_until(lambda: signs)
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)
+        beating.join(timeout=5)
+        assert beating.ready()
+        to_parent.say(_signs.TURNED)
+    to_parent.say(_signs.READY)
+    assert parent.recv(10) == _signs.READY
+    os.close(to_parent._fd)
+    for each in (parent, mine):
+        each.close()
+
+
 def test_memory_that_a_process_holds_is_told():
     before = resident()
     held = bytearray(os.urandom(1)) * 2**26

@@ -15,7 +15,9 @@ import gevent
 import pytest
 from gevent import socket, subprocess
 
+from gstalk.cli import _generation
 from gstalk.cli._child import Child
+from gstalk.cli._generation import Generation
 from gstalk.cli._lookout import LONG
 from gstalk.cli._processes import ALIVE
 from gstalk.cli._signs import Heartbeat
@@ -174,6 +176,47 @@ def test_silence_of_a_process_counts_from_its_first_turn_on():
         for child in children:
             child.send_signal(signal.SIGKILL)
             assert child.wait() == -signal.SIGKILL
+
+
+ENDING = """
+import atexit, time
+from tasks import returns
+
+atexit.register(time.sleep, 4)
+"""
+
+
+def test_process_that_begins_or_ends_is_not_taken_for_one_that_stands_still(start, conn, tube, tmp_path):
+    """It answers SIGUSR1 when it can; what a program does at its end may take its time."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    words = ("ending:returns", "--auto-delete", "--processes", "1", "--hang-timeout", "1", "--heartbeat", "beat")
+    worker = start(*words)
+    worker.wait_said("process [0-9]+ started")
+    worker.signal(signal.SIGUSR1)
+    conn.put(tube, b"x")
+    worker.wait_noted("done")
+    worker.signal(signal.SIGTERM)
+    assert worker.end() == 0
+    assert time.time() - (tmp_path / "beat").stat().st_mtime < 2
+    assert "stands still" not in worker.errors
+    assert "was killed" not in worker.errors
+    assert re.search(r"pid \d+: 0 jobs done, 0 failed; 0 of 10 greenlets have a job", worker.errors)
+
+
+def test_attempt_whose_last_process_fails_when_it_is_ready_has_failed(monkeypatch):
+    """Else its place would stay empty, beside others that work."""
+
+    class Failing:
+        pid = 1
+
+        def __init__(self, command: object, period: float, on_loaded: object, on_ready: Callable[[], object]) -> None:
+            self.wait = lambda: (on_ready(), 1)[1]
+
+    monkeypatch.setattr(_generation, "Child", Failing)
+    attempt = Generation([], 1, False, 1, 1, lambda text: None, lambda is_patched: None, is_trial=True)
+    judging = gevent.spawn(attempt.until_ready)
+    gevent.spawn(attempt.run).join()
+    assert judging.get(timeout=5) is False
 
 
 def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(

@@ -277,6 +277,19 @@ def test_conn_of_a_thread_that_has_ended_is_let_go_when_it_is_dropped(server):
     assert errors.count("ResourceWarning: unclosed connection to") == 1
 
 
+def test_thread_that_waits_for_a_consumer_elsewhere_leaves_no_descriptor(server):
+    consumer = gstalk.Consumer(server.uri, "nothing")
+    thread = threading.Thread(target=consumer.wait_connected, args=(0.001,))  # knows of no hub
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    thread.join()
+
+
+def test_thread_that_ends_beside_a_receive_gives_its_jobs_back(server):
+    with Program("exits", "thread_ended_beside_a_receive", server.uri, "unpatched", "") as program:
+        assert program.end() == (0, [[0, 1]], "")
+
+
 def test_conn_of_a_thread_that_has_ended_keeps_no_other_from_learning_of_a_fork(server):
     with Program("exits", "thread_ended_then_forked", server.uri, "unpatched", "") as program:
         assert program.end() == (0, [20], "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from gevent.hub import Hub
 from gevent.threadpool import ThreadPool
 
 import gstalk
+from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.threads import get_hub_if_exists
+from gstalk.pool.hubs import Hubs
 from gstalk.pool.put_queue import Lanes
 from gstalk.testing import Beanstalkd
 from tests.servers import Terminator, wait_until
@@ -282,6 +285,33 @@ def test_is_connected_sees_the_end_that_the_loop_has_not(own_server):
         assert thread.go_on() == (False, False)
 
 
+def test_is_connected_in_a_signal_handler_amid_a_read_leaves_the_replies_in_order(conn, server, monkeypatch):
+    """The hub has read one reply, and the next is there."""
+    with gstalk.Producer(server.uri) as producer:
+        assert producer.wait_connected(5)
+        (link,) = producer._lanes.pool.links
+        asked: list[bool] = []
+        take = Pipeline._take
+
+        def struck(pipe: Pipeline, data: bytes) -> None:
+            if pipe is link.pipe and not asked:
+                asked.append(producer.is_connected)
+            take(pipe, data)
+
+        for name in ("CHUNK", "MUCH"):
+            monkeypatch.setattr(f"gstalk.connection.transport.{name}", 5)
+        monkeypatch.setattr(link.pipe._transport, "_chunk", 5)
+        monkeypatch.setattr(Pipeline, "_take", struck)
+        bodies = [b"1", b"2", b"3"]
+        puts = [gevent.spawn(producer.put, "default", body) for body in bodies]
+        ids = [put.get(timeout=5) for put in puts]
+        assert asked == [True]
+    jobs = [conn.peek(job_id) for job_id in ids]
+    assert [job.body for job in jobs] == bodies
+    for job in jobs:
+        conn.delete(job.id)
+
+
 def test_put_with_timeout_0_after_a_restart_is_refused_unsent(own_server):
     with gstalk.Producer(own_server.uri, **QUIET) as producer:
         thread = Waiting(partial(producer.put, "t", b"x"), partial(producer.put, "t", b"x", timeout=0))
@@ -501,6 +531,59 @@ def test_stop_does_not_wait_for_puts_of_a_thread_that_ends_meanwhile(play):
     hub = thread.join()
     stopping.get(timeout=2)
     hub.destroy(destroy_loop=True)
+
+
+def test_call_that_meets_the_stop_of_another_thread_leaves_puts_under_way_to_finish(play, monkeypatch):
+    """It has looked whether the Producer is stopped, and looks again when it has its connections."""
+    producer = gstalk.Producer(play({"put": slow(0.2)}).uri)
+    assert producer.wait_connected(5)
+    put = gevent.spawn(producer.put, "t", b"x")
+    gevent.sleep(0.05)
+    stopping: list[Thread] = []
+    enter = Hubs.enter
+
+    def enter_late(hubs: Hubs) -> Lanes:
+        lanes = enter(hubs)
+        if not stopping:
+            stopping.append(Thread(producer.stop))
+            while not hubs.is_over:
+                time.sleep(0.001)
+        return lanes
+
+    monkeypatch.setattr(Hubs, "enter", enter_late)
+    with pytest.raises(gstalk.ConnectionClosedError, match="this Producer is stopped"):
+        producer.put_many("t", [b"late"])
+    assert put.get(timeout=5) > 0
+    stopping[0].join()
+
+
+class Emptied(dict[Any, Any]):
+    """Another thread comes in between."""
+
+    def items(self) -> Any:
+        items = list(super().items())
+        self.clear()
+        return items
+
+    def get(self, key: object, default: Any = None) -> Any:
+        found = super().get(key, default)
+        self.clear()
+        return found
+
+
+def test_threads_that_let_go_of_the_same_connections_do_not_meet(play):
+    """Of their parent's in a child, and of those of a thread that ends during a `stop`."""
+    producer = gstalk.Producer(play().uri)
+    assert producer.wait_connected(5)
+    hubs, lanes = producer._hubs, producer._lanes
+    lanes.is_ready = False  # as in a child
+    hubs._lanes = Emptied(hubs._lanes)
+    assert producer.put("t", b"x") == 1
+    lanes.is_ready = True
+    hubs._lanes = Emptied({lanes.hub: lanes})
+    assert len(hubs._thread_ended(lanes)) == 1
+    lanes.pool.cut()
+    producer._lanes.pool.cut()
 
 
 def test_put_of_a_signal_handler_while_connections_are_made_shares_them(play, monkeypatch):

@@ -22,7 +22,7 @@ from gstalk.testing import Beanstalkd, FaultProxy
 from tests.conftest import SOAK
 from tests.faults.test_entered_twice import Handler
 from tests.faults.test_signal_everywhere import Signal
-from tests.io.working import Worker, state
+from tests.io.working import NEVER, ONE_JOB, Worker, state
 from tests.servers import Played, wait_until
 
 pytestmark = pytest.mark.real
@@ -435,6 +435,29 @@ def test_change_that_waits_for_a_stalled_server_ends_with_the_receive(own_server
         worker.receiver.get(timeout=5)
         worker.consumer.ignore("a")
         assert worker.consumer.tubes == ["b"]
+
+
+def test_change_that_a_stop_meets_leaves_the_deletes_behind_it_their_answers(play, work):
+    """The server is slow: it answers the `ignore` when the connection is being closed already, and then the delete."""
+
+    def ignore(line: bytes) -> bytes | None:
+        gevent.sleep(0.1 * (line == b"ignore b"))
+        return None
+
+    def delete(_: bytes) -> bytes:
+        gevent.sleep(0.1)
+        return b"DELETED\r\n"
+
+    def handle(_: gstalk.Job) -> None:
+        gevent.spawn(worker.consumer.ignore, "b")
+        wait_until(lambda: server.count("ignore") == 2)
+        worker.consumer.stop()
+
+    server = play({"reserve-with-timeout": ONE_JOB, "ignore": ignore, "delete": delete})
+    worker = work(handle, server.uri, ["a", "b"], auto_delete=True, retry=NEVER)
+    worker.receiver.get(timeout=10)
+    assert server.lines[-2:] == [b"delete 7", b"list-tube-used"]  # the latter: it has waited for the former
+    assert worker.errors == []
 
 
 def test_change_that_a_stalled_server_does_not_answer_ends_with_the_connection(own_server, work):

@@ -23,9 +23,11 @@ from time import monotonic
 from typing import Any
 
 import gevent
+from gevent.monkey import get_original
 
 import gstalk
 
+blocking_sleep = get_original("time", "sleep")
 URI = sys.argv[2]
 OPTIONS: dict[str, Any] = {"tls_context": ssl.create_default_context(cafile=sys.argv[4])} if sys.argv[4] else {}
 kept: list[Any] = []  # what lives until the interpreter ends
@@ -81,6 +83,19 @@ def producer_puts() -> None:
 
 def producer_idles() -> None:
     assert produce().wait_connected(10)
+
+
+def producer_looks() -> None:
+    """What it looks for has come: the answer of a put, which the loop has had no turn to read."""
+    producer = produce()
+    producer.put("exit", b"x")
+    blocking_sleep(0.01)
+    producer.put("exit", b"x")  # it looks, too, in the middle of the read that has wakened us, and still waits
+    put = gevent.spawn(producer.put, "exit", b"x")
+    gevent.sleep(0)
+    blocking_sleep(0.1)
+    assert producer.is_connected
+    put.get()
 
 
 def producer_without_server() -> None:
@@ -226,6 +241,34 @@ def thread_ended() -> None:
     watch_it_go(box)
 
 
+def thread_ended_beside_a_receive() -> None:
+    """Say how many jobs the server still has reserved for it."""
+    tube = f"exit-{os.getpid()}"
+    conn = dial()
+    conn.put(tube, b"x")
+
+    def leave() -> None:
+        jobs: list[gstalk.Job] = []
+
+        def handle(job: gstalk.Job) -> None:
+            jobs.append(job)
+            gevent.sleep(1000)
+
+        gevent.spawn(gstalk.Consumer(URI, tube).receive, handle)
+        while not jobs:
+            gevent.sleep(0.001)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    end = monotonic() + 10
+    while (stats := conn.stats_tube(tube)).current_jobs_reserved and monotonic() < end:
+        gevent.sleep(0.01)
+    say([stats.current_jobs_reserved, stats.current_jobs_ready])
+    if (job := conn.peek_ready(tube)) is not None:
+        conn.delete(job)
+
+
 SCENARIOS: dict[str, Callable[[], object]] = {
     function.__name__: function
     for function in (
@@ -235,6 +278,7 @@ SCENARIOS: dict[str, Callable[[], object]] = {
         conn_holds_a_job,
         producer_puts,
         producer_idles,
+        producer_looks,
         producer_without_server,
         producer_in_a_greenlet,
         consumer_received,
@@ -251,6 +295,7 @@ SCENARIOS |= {f"wait beside {name}": partial(wait_beside, SCENARIOS[name]) for n
     "interrupted uncaught": uncaught,
     "dropped": dropped,
     "thread_ended": thread_ended,
+    "thread_ended_beside_a_receive": thread_ended_beside_a_receive,
     "thread_ended_then_forked": thread_ended_then_forked,
 }
 
