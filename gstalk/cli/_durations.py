@@ -10,7 +10,7 @@ import click
 __all__ = ["DELAY", "Duration"]
 
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+NUMBER = r"([0-9]*\.?[0-9]+)"
 PARTS = re.compile("".join(f"(?:{NUMBER}{unit})?" for unit in UNITS))
 
 

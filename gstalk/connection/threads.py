@@ -143,10 +143,13 @@ def _end_loop(hub: Hub) -> None:
     """The rest of `Hub.destroy`."""
     if hub.periodic_monitoring_thread is not None:
         hub.periodic_monitoring_thread.kill()
-    hub.resolver.close()
-    pool: Any = hub.threadpool
-    for _ in range(pool.size):  # its threads look names up; they end by themselves, and nobody waits for them here
-        pool.task_queue.put(None)
-    pool.fork_watcher.close()
+    # By their private names: the public ones make what is not there yet.
+    if hub._resolver is not None:  # type: ignore[attr-defined]
+        hub.resolver.close()
+    pool: Any = hub._threadpool  # type: ignore[attr-defined]
+    if pool is not None:
+        for _ in range(pool.size):  # its threads look names up; they end by themselves, and nobody waits for them here
+            pool.task_queue.put(None)
+        pool.fork_watcher.close()
     loop, hub.loop = hub.loop, None  # type: ignore[assignment]  # `call` finds it for no longer than it is there
     loop.destroy()

@@ -422,7 +422,7 @@ def _resolve(hub: Hub, address: Address) -> list[tuple[int, SockAddr]]:
 def _look_up(key: tuple[Hub, str, int]) -> object:
     try:
         return socket.getaddrinfo(key[1], key[2], type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, RuntimeError) as error:  # the last one where the interpreter's exit has begun
         return error.with_traceback(None)  # its frames hold what holds it: this greenlet, and gevent's thread's result
     finally:
         if _lookups.by_key.get(key) is gevent.getcurrent():  # a child may have begun another one

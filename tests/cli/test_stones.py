@@ -78,8 +78,8 @@ def test_help_has_every_commands_first_sentence(columns, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("7", 7), ("1.5", 1.5), ("1.5h", 5400), ("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800),
-     ("1h30m", 5400), ("1d02h", 93600), (" 5m", 300)],
+    [("0", 0), ("7", 7), (".5", 0.5), ("1.5", 1.5), ("1.5h", 5400), ("90s", 90), ("5m", 300), ("1h", 3600),
+     ("2d", 172800), ("1h30m", 5400), ("1d02h", 93600), (" 5m", 300)],
 )  # fmt: skip
 def test_duration_is_seconds_or_has_units(text, seconds):
     assert DELAY.convert(text, None, None) == seconds

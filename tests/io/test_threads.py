@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -72,3 +74,24 @@ def test_process_ends_while_threads_that_have_put_wait(own_server):
     assert run("threaded", "ends", own_server.uri) == [4]
     with gstalk.dial(own_server.uri) as conn:
         assert conn.stats().current_connections == 1
+
+
+LATE = """
+import threading, time
+import gstalk
+
+def work():
+    threading.main_thread().join()
+    with gstalk.Producer({uri!r}) as producer:
+        print(producer.put("late", b"x") > 0)
+
+threading.Thread(target=work).start()
+"""
+
+
+def test_thread_that_goes_on_after_the_main_threads_end_puts_and_says_nothing_else(server):
+    """The interpreter's exit has begun then: what is imported, or made, for the first time may be refused."""
+    ran = subprocess.run(
+        [sys.executable, "-c", LATE.format(uri=server.uri)], capture_output=True, text=True, timeout=30
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("True\n", "", 0)

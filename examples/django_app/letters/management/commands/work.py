@@ -28,5 +28,7 @@ class Command(BaseCommand):  # type: ignore[misc]
         signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
         try:
             consumer.receive(HANDLERS)
+        except KeyboardInterrupt:
+            self.stderr.write("interrupted; handlers have finished")
         finally:
             producer.stop()
