@@ -313,7 +313,7 @@ class Pipeline(Ending):
         broken = stream.receive(data)
         if stream.done or stream.progressed():
             self._progress.replied_at = now
-        if stream.is_due:
+        if stream.due:
             stream.act()
             while stream.is_held and broken is None:
                 broken = stream.receive(b"")
