@@ -276,7 +276,6 @@ class Pipeline(Ending):
         self._wake_due = True  # and whoever is answered is wakened below
         self._take(data)
         self._wake()
-        self.section.is_hub_inside = True  # again
         if self.failure is not None:
             return
         self._progress.replied_at = (
@@ -364,6 +363,8 @@ class Pipeline(Ending):
         except ConnectionLostError as error:
             self.fail(ConnectionLostError, str(error), error)
         self._wake_soon()
+        if self.attached and not (self._flush_due or self.requests or self._room or self._on_end):
+            self._reader.ref = False  # as behind a read in the hub; where that has woken this greenlet, it comes yet
 
     @fail_stop
     def catch_up(self) -> None:

@@ -25,7 +25,15 @@ ENDS = [
     "consumer_received",
     "consumer_still_receives",
 ]
-IDLE = ["conn_puts", "conn_idles", "conn_was_called_back", "conn_holds_a_job", "producer_puts", "producer_idles"]
+IDLE = [
+    "conn_puts",
+    "conn_idles",
+    "conn_was_called_back",
+    "conn_holds_a_job",
+    "producer_puts",
+    "producer_idles",
+    "producer_looked",
+]
 
 
 # Each test runs over both, with and without the monkey; `make soak` crosses them.
