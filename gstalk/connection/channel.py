@@ -239,7 +239,8 @@ class Channel:
             self.section.wait()
         self._closed = True
         if self.section.is_interrupted:
-            self.hub.loop.run_callback(self.cut)
+            for _ in range(2):  # a signal may strike the first one before its first line
+                self.hub.loop.run_callback(self.cut)
             return
         try:
             if self._may_settle() and getcurrent() is not self.hub:

@@ -158,7 +158,10 @@ def drop(holder: list[Any]) -> None:
         fail = partial(pipe.fail, ConnectionClosedError, "nobody referred to it any more")
         if pipe.hub.loop is None:
             pipe.abandon()
-        elif threads.get_hub_if_exists() is not pipe.hub or pipe.section.is_interrupted:
+        elif threads.get_hub_if_exists() is not pipe.hub:
+            threads.call(pipe.hub, fail)
+            pipe.sever()  # that thread may have ended, and its loop, if somebody else's, never turn again
+        elif pipe.section.is_interrupted:
             threads.call(pipe.hub, fail)
         else:
             fail()

@@ -7,8 +7,8 @@ any two of its lines. So a callback
 - ends what it belongs to when an exception strikes it (`struck`): what it has left half done, nobody can know;
 - is known to be under way (`section.is_hub_inside`), so that a signal handler, or a finalizer, which closes a
   connection meanwhile, has that put off until it is over;
-- comes again, where an exception strikes before its first line: timers are repeated until they are closed. What is to
-  come in this turn of the loop (`soon`) may be asked for twice, if it then looks whether it is still due.
+- comes again, where an exception strikes before its first line: timers are repeated until then. What is to come in this
+  turn of the loop (`soon`) may be asked for twice, if it then looks whether it is still due.
 """
 
 from __future__ import annotations
@@ -59,15 +59,19 @@ class InHub:
         self.hub.loop.run_callback(self._run_soon, callback)
 
     def once(self, seconds: float, callback: Callable[..., object], *args: object, ref: bool = True) -> Any:
-        """Call it after so many seconds, and again until it closes the timer, which is returned.
+        """Call it after so many seconds, once; returns the timer, for whoever wants to close it before that.
 
         Args:
             ref: Whether the process has to wait for that.
         """
         timer = self.hub.loop.timer(seconds, AGAIN, ref=ref)
         # `update`: the loop's own idea of now may be old, and a timer would be early by that much.
-        timer.start(self.run, callback, *args, update=True)
+        timer.start(self.run, self._ring, timer, callback, *args, update=True)
         return timer
+
+    def _ring(self, timer: Any, callback: Callable[..., object], *args: object) -> None:
+        timer.close()  # it need not come again: from here on an exception that strikes ends what this belongs to
+        callback(*args)
 
     def watch(self, fd: int, events: int, callback: Callable[[], object]) -> Any:
         """Call it whenever a descriptor is ready; returns the watcher, started."""

@@ -277,7 +277,6 @@ class Pipeline(Ending):
         self._take(data)
         is_anybody_woken = bool(self.stream.done)
         self._wake()
-        self.section.is_hub_inside = True  # again
         if self.failure is not None:
             return
         if is_anybody_woken:  # he may have held the hub: only now can more be read, or sent
@@ -313,7 +312,7 @@ class Pipeline(Ending):
         broken = stream.receive(data)
         if stream.done or stream.progressed():
             self._progress.replied_at = now
-        if stream.is_due:
+        if stream.due:
             stream.act()
             while stream.is_held and broken is None:
                 broken = stream.receive(b"")
@@ -363,11 +362,10 @@ class Pipeline(Ending):
                 self._take(data)
         except ConnectionLostError as error:
             self.fail(ConnectionLostError, str(error), error)
-        # As after a read in the hub: nothing is due. If one is going on there, whom it has wakened calls this, and
-        # `append` leaves it to that read to see what is due.
-        if not (self._flush_due or self.requests or self._room or self._on_end) and self._reader is not None:
-            self._reader.ref = False
         self._wake_soon()
+        # As behind a read in the hub. Where that has woken this greenlet, `append` leaves it to that read.
+        if self.attached and not (self._flush_due or self.requests or self._room or self._on_end):
+            self._reader.ref = False
 
     @fail_stop
     def catch_up(self) -> None:

@@ -98,10 +98,10 @@ class ReserveLine(InHub):
                 return caller
             if self._wait is not None:
                 self.call_back()
-        elif timeout is not None:
-            caller.timer = self.once(timeout, self._expire, caller)
         self._timed += timeout is not None
         self._callers.append(caller)
+        if timeout:  # last: where a signal strikes, its timer is closed with all those in line
+            caller.timer = self.once(timeout, self._expire, caller)
         if self._wait is not None:
             caller.ask = self._asked
         else:
@@ -253,8 +253,6 @@ class ReserveLine(InHub):
         """A caller's time is over: a last ask for him, unless the server will say so itself in a moment."""
         if caller not in self._callers:
             return
-        if caller.timer is not None:
-            caller.timer.stop()
         now = monotonic()
         caller.until = min(caller.until, now)
         if now < self._quiet_until:

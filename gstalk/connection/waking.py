@@ -57,11 +57,11 @@ class Waking(InHub):
 
     def _wake(self) -> None:
         """Switch to the greenlets of all calls in `done`. Only ever runs in the hub."""
-        stream = self.stream
+        stream, section = self.stream, self.section
         done: list[Outcome] = []
         try:
             self._wake_due = False
-            self.section.is_hub_inside = False  # what greenlets do is not the hub's
+            is_hub_inside, section.is_hub_inside = section.is_hub_inside, False  # what greenlets do is not the hub's
             while stream.done:
                 done, stream.done = stream.done, []
                 for call in done:
@@ -71,6 +71,7 @@ class Waking(InHub):
                             waiter.switch()
                         except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
                             self.hub.handle_error(waiter, *sys.exc_info())
+            section.is_hub_inside = is_hub_inside
         except GreenletExit:  # the hub's own end
             raise
         except BaseException:  # a signal's

@@ -31,18 +31,19 @@ class Stream:
 
     Attributes:
         requests: Those that have no reply yet, oldest first.
+        due: Those that have one and a `then`, until `act` has called that.
         done: Those that have one, and whatever else has been settled, until the greenlets that wait for them are woken.
-        is_due: Whether `act` has something to do.
         is_held: Whether `receive` has stopped behind a refusal; more replies may be there.
     """
 
-    __slots__ = ("_kept", "_need", "_progress", "done", "is_due", "is_held", "requests", "uri")
+    __slots__ = ("_kept", "_need", "_progress", "done", "due", "is_held", "requests", "uri")
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.requests: deque[Request] = deque()
+        self.due: list[Request] = []
         self.done: list[Any] = []  # of `Outcome`
-        self.is_due = self.is_held = False
+        self.is_held = False
         self._kept = bytearray()  # what has arrived of an unfinished reply
         self._need = 0  # no use in parsing before so many are there
         self._progress = 0  # where the last PROGRESS mark was
@@ -88,10 +89,10 @@ class Stream:
                     request.result = parse(request, rest, data[end + 2 : after - 2])  # `succeed`, without a call
                 else:
                     request.result = parse(request, rest, b"")
+                if request.then is not None:
+                    self.due += (request,)  # `append`, without a call
                 done.append(request)
                 requests.popleft()  # last: a signal that comes between must not lose it
-                if request.then is not None:
-                    self.is_due = True
                 position = after
         except Malformed as fault:
             error = self._broken(data[position:end])
@@ -123,10 +124,10 @@ class Stream:
             if request.command is not PUT:
                 break
             request.result = int(text)
+            if request.then is not None:
+                self.due += (request,)
             done.append(request)
             requests.popleft()  # last, as above
-            if request.then is not None:
-                self.is_due = True
             position += 11 + len(text)
         return position
 
@@ -139,8 +140,7 @@ class Stream:
 
     def act(self) -> None:
         """Call what answered requests have in `then`, once. If a signal strikes there, `fail` calls it again."""
-        self.is_due = False
-        for request in self.done:  # it may grow meanwhile
+        for request in self.due:  # if one of them ends the connection, `fail` does the others
             then = request.then
             if then is not None:
                 request.then = None
@@ -149,23 +149,24 @@ class Stream:
                 except BaseException:
                     request.then = then
                     raise
+        del self.due[:]
 
     def fail(self, make: Callable[[Request], BaseException]) -> None:
         """Fail every request that nobody has acted on, with the error that `make` builds for it, and act on it.
 
         A signal ends it: call it again.
         """
-        if self.done and self.requests and self.done[-1] is self.requests[0]:
-            self.requests.popleft()  # a signal has struck on its way from one to the other
-        unheeded = [request for request in self.done if request.then is not None]
-        self.done += self.requests  # first: a signal must not lose them
-        for request in (*unheeded, *self.requests):
-            if request.error is None:
+        requests = self.requests
+        self.done += requests  # first: a signal must not lose them
+        for request in (*self.due, *requests):
+            # The oldest may have its result: a signal has struck when it was about to leave.
+            if request.error is None and (request.result is PENDING or request.then is not None):
                 request.fail(make(request))
             if request.then is not None:
                 request.then(request)
                 request.then = None
-        self.requests.clear()
+        del self.due[:]
+        requests.clear()
 
     def _keep(self, rest: bytes, need: int) -> None:
         self._kept += rest

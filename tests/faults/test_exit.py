@@ -33,6 +33,7 @@ IDLE = [
     "producer_puts",
     "producer_idles",
     "producer_looks",
+    "producer_looked",
 ]
 
 

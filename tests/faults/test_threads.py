@@ -290,6 +290,12 @@ def test_thread_that_ends_beside_a_receive_gives_its_jobs_back(server):
         assert program.end() == (0, [[0, 1]], "")
 
 
+def test_conn_of_a_thread_that_has_ended_without_its_hub_ends_for_the_server_when_it_is_dropped(server):
+    """That hub is its maker's, who should `destroy` it. Nobody has, and its loop never turns again."""
+    with Program("exits", "thread_ended_without_its_hub", server.uri, "unpatched", "") as program:
+        assert program.end() == (0, [1, 0], "")
+
+
 def test_conn_of_a_thread_that_has_ended_keeps_no_other_from_learning_of_a_fork(server):
     with Program("exits", "thread_ended_then_forked", server.uri, "unpatched", "") as program:
         assert program.end() == (0, [20], "")

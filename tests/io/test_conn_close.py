@@ -12,6 +12,7 @@ import pytest
 from gevent import hub
 
 import gstalk
+from gstalk.connection.channel import Channel
 from tests.io.calling import call, held, interrupt
 from tests.servers import wait_until
 
@@ -223,3 +224,22 @@ def test_forked_child_conn_raises_closed_and_its_jobs_lost_and_the_parent_goes_o
     assert other.stats_job(job.id).state == "reserved"
     job.delete()
     assert conn.stats_tube(tube).current_jobs_reserved == 0
+
+
+def test_close_that_is_put_off_comes_although_a_signal_strikes_it(connect, monkeypatch):
+    """In the middle of a callback in the hub, as by a signal handler."""
+    conn = connect()
+    link = conn._link
+    cut = Channel.cut
+    strikes = [KeyboardInterrupt()]
+
+    def struck(self: Channel) -> None:
+        if strikes:
+            raise strikes.pop()
+        cut(self)
+
+    monkeypatch.setattr(Channel, "cut", struck)
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: None)
+    link.pipe.soon(conn.close)
+    wait_until(lambda: link.pipe.failure is not None, 1)
+    assert strikes == []

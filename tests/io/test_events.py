@@ -202,6 +202,17 @@ def test_job_that_nobody_waits_for_tells_of_its_release(connect, server, tube, t
     assert told.places[-1][1] == "here"
 
 
+def test_release_that_comes_to_nothing_is_told_of_once(play, connect, told):
+    """The server doesn't know the job any more when its priority is asked for, so there is no second step."""
+    replies = {"reserve-with-timeout": [b"RESERVED 7 1\r\nx\r\n", b"TIMED_OUT\r\n"], "stats-job": b"NOT_FOUND\r\n"}
+    conn = connect(play(replies).uri, event_func=told)
+    job = conn.reserve_with_timeout(0)
+    job._owner.give_back(job)
+    conn.list_tube_used()
+    wait_until(lambda: told.of("release"))
+    assert [(event.job_id, type(event.exception)) for event in told.events] == [(7, gstalk.JobLostError)]
+
+
 # -- Producer ----------------------------------------------------------------------------------------------------
 
 

@@ -107,13 +107,34 @@ def test_exception_that_strikes_a_callback_ends_what_it_belongs_to(way, room, to
     assert not room.section.is_hub_inside
 
 
-def test_timer_comes_again_until_it_is_closed(room):
-    timer = room.once(0.001, room.note, "again")
-    wait_until(lambda: room.called.count((True, True, "again")) > 2)
-    timer.close()
-    before = len(room.called)
+def test_timer_that_nobody_closes_comes_once(room):
+    room.once(0.001, room.note, "once")
+    wait_until(lambda: room.called)
     gevent.sleep(0.01)
-    assert len(room.called) == before
+    assert room.called == [(True, True, "once")]
+
+
+def test_timer_that_is_closed_does_not_come(room):
+    room.once(0.001, room.note).close()
+    gevent.sleep(0.01)
+    assert room.called == []
+
+
+def test_timer_that_is_struck_before_its_first_line_comes_again(room, told, monkeypatch):
+    run = Room.run
+    strikes = [KeyboardInterrupt()]
+
+    def struck(self: Room, *args: Any) -> None:
+        if strikes:
+            raise strikes.pop()
+        run(self, *args)
+
+    monkeypatch.setattr(Room, "run", struck)
+    monkeypatch.setattr(get_hub(), "handle_error", lambda context, kind, error, trace: told.append(error))
+    room.once(0.001, room.note)
+    wait_until(lambda: room.called)
+    assert room.called == [(True, True)]
+    assert [type(error) for error in told] == [KeyboardInterrupt]
 
 
 def test_fail_stop_tells_whom_an_exception_has_struck_and_lets_it_pass(room):

@@ -16,6 +16,7 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.connection import pipeline
+from gstalk.protocol.request import Outcome
 from gstalk.testing import FaultProxy
 
 
@@ -59,6 +60,27 @@ def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(pla
     answer.set()
     assert last.get(timeout=5) == 5
     assert isinstance(second.exception, Interruption)
+
+
+def test_callback_is_known_to_be_under_way_behind_the_greenlets_that_it_has_wakened(play, connect):
+    """A close by a signal handler is put off there, too."""
+    conn = connect(play().uri)
+    pipe = conn._link.pipe
+    seen: list[bool] = []
+
+    def wake_twice() -> None:
+        for _ in range(2):
+            call: Any = Outcome()
+            call.waiter = gevent.spawn(lambda: seen.append(pipe.section.is_hub_inside))
+            call.succeed()
+            pipe.complete(call)
+            pipe._wake()
+            seen.append(pipe.section.is_hub_inside)
+
+    pipe.soon(wake_twice)
+    gevent.sleep(0.01)
+    assert seen == [False, True] * 2
+    assert not pipe.section.is_hub_inside
 
 
 def test_caller_that_dies_of_its_reply_keeps_no_other_from_being_wakened(play, connect, monkeypatch):

@@ -12,6 +12,7 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.connection import reserved as reserved_jobs
+from gstalk.connection.reserving import ReserveLine
 from tests.io.calling import SLACK, call, hold, waiting
 from tests.servers import wait_until
 
@@ -31,6 +32,24 @@ def test_reserve_with_timeout_nothing_there_returns_none_in_time(conn, other, tu
     seconds = timeout.total_seconds() if isinstance(timeout, datetime.timedelta) else timeout
     assert seconds <= time.monotonic() - began + 0.001
     assert time.monotonic() - began < seconds + SLACK
+
+
+def test_reserve_whose_place_in_line_is_struck_leaves_no_timer(conn, monkeypatch):
+    """A Ctrl-C in the middle of `join` ends the connection; nothing of this may keep the process from ending."""
+
+    def strike(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    line = conn._line
+    timers: list[Any] = []
+    once = line.once
+    monkeypatch.setattr(ReserveLine, "once", lambda *args, **options: timers.append(once(*args[1:], **options)))
+    monkeypatch.setattr(ReserveLine, "_ask", strike)
+    with pytest.raises(KeyboardInterrupt):
+        conn.reserve_with_timeout(0.02)  # its timer was begun, and not yet noted
+    assert not conn.is_connected
+    [timer] = timers
+    wait_until(lambda: not timer.active)
 
 
 def test_reserve_with_timeout_zero_asks_once(play, connect):

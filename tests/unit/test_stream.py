@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -176,10 +180,24 @@ def test_then_is_called_once_by_act_and_not_in_the_middle_of_a_parse():
     stream, (request, other) = opened((c.DELETE, 7), (c.DELETE, 8))
     called = noting(request)
     stream.receive(b"DELETED\r\nDELETED\r\n")
-    assert (called, stream.done, stream.is_due) == ([], [request, other], True)
+    assert (called, stream.done, stream.due) == ([], [request, other], [request])
     stream.act()
     stream.act()
-    assert (called, stream.is_due) == ([request], False)
+    assert (called, stream.due) == ([request], [])
+
+
+def test_then_of_what_was_settled_by_other_means_than_a_reply_is_left_alone_by_act():
+    """Nobody waits any more for what was given up; its reply is still to come, and then it is acted on."""
+    stream, (first, second) = opened((c.DELETE, 7), (c.DELETE, 8))
+    called = noting(first, second)
+    second.fail(errors.PutTimeoutError("late"))
+    stream.done.append(second)
+    stream.receive(b"DELETED\r\n")
+    stream.act()
+    assert called == [first]
+    stream.receive(b"DELETED\r\n")
+    stream.act()
+    assert called == [first, second]
 
 
 def test_then_is_called_once_where_no_reply_comes_or_nobody_has_acted_on_it():
@@ -215,9 +233,9 @@ def test_then_that_an_exception_strikes_is_called_again_by_fail():
     stream.receive(b"DELETED\r\n")
     with pytest.raises(KeyboardInterrupt):
         stream.act()
-    gone = errors.ConnectionLostError("gone")
-    stream.fail(lambda request: gone)
-    assert called == [None, gone]
+    lost = errors.ConnectionLostError("gone")
+    stream.fail(lambda request: lost)
+    assert called == [None, lost]
 
 
 def test_request_that_a_signal_has_left_on_both_sides_is_failed_once():
@@ -226,6 +244,45 @@ def test_request_that_a_signal_has_left_on_both_sides_is_failed_once():
     stream.done.append(request)
     stream.fail(lambda request: errors.ConnectionLostError("gone"))
     assert (called, list(stream.requests)) == ([request], [])
+
+
+def gone(request: Request) -> errors.ConnectionLostError:
+    return errors.ConnectionLostError("gone")
+
+
+def is_struck(number: int, function: Callable[[], object], code: Any) -> bool:
+    """Call it, with a Ctrl-C at the line of this number that runs of this code; tell whether there is such a line."""
+    lines = itertools.count(1)
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code is code and event == "line" and next(lines) == number:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("acts", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+def test_fail_that_a_signal_strikes_at_any_line_tells_everybody_when_called_again(acts, count):
+    for number in itertools.count(1):
+        stream, requests = opened(*[(c.DELETE, job_id) for job_id in range(1, count + 2)])
+        called = noting(*requests) if acts else []
+        stream.receive(b"DELETED\r\n")
+        if not is_struck(number, partial(stream.fail, gone), Stream.fail.__code__):
+            break
+        stream.fail(gone)
+        assert [str(request.error) for request in requests[1:]] == ["gone"] * count
+        assert all(request in stream.done for request in requests)
+        assert not acts or list(dict.fromkeys(called)) == requests
+    assert number > 5
 
 
 @pytest.mark.parametrize(

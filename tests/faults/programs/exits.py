@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-if sys.argv[3] == "patched":
-    from gevent import monkey
+from gevent import monkey
 
+if sys.argv[3] == "patched":
     monkey.patch_all()
 
 import gc
@@ -96,6 +96,17 @@ def producer_looks() -> None:
     blocking_sleep(0.1)
     assert producer.is_connected
     put.get()
+
+
+def producer_looked() -> None:
+    """It finds the last reply before the loop turns."""
+    producer = produce()
+    producer.put("exit", b"x")
+    putting = gevent.spawn(producer.put, "exit", b"y")
+    gevent.sleep(0)
+    monkey.get_original("time", "sleep")(0.1)
+    assert producer.is_connected
+    putting.get()
 
 
 def producer_without_server() -> None:
@@ -198,12 +209,14 @@ def dropped() -> None:
     watch_it_go([watching()])
 
 
-def of_an_ended_thread() -> list[gstalk.Conn]:
+def of_an_ended_thread(destroys_its_hub: bool = True) -> list[gstalk.Conn]:
     box: list[gstalk.Conn] = []
 
     def run() -> None:
+        hub = gevent.get_hub()
         box.append(watching())
-        gevent.get_hub().destroy(destroy_loop=True)
+        if destroys_its_hub:
+            hub.destroy(destroy_loop=True)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -269,6 +282,10 @@ def thread_ended_beside_a_receive() -> None:
         conn.delete(job)
 
 
+def thread_ended_without_its_hub() -> None:
+    watch_it_go(of_an_ended_thread(destroys_its_hub=False))
+
+
 SCENARIOS: dict[str, Callable[[], object]] = {
     function.__name__: function
     for function in (
@@ -279,6 +296,7 @@ SCENARIOS: dict[str, Callable[[], object]] = {
         producer_puts,
         producer_idles,
         producer_looks,
+        producer_looked,
         producer_without_server,
         producer_in_a_greenlet,
         consumer_received,
@@ -296,6 +314,7 @@ SCENARIOS |= {f"wait beside {name}": partial(wait_beside, SCENARIOS[name]) for n
     "dropped": dropped,
     "thread_ended": thread_ended,
     "thread_ended_beside_a_receive": thread_ended_beside_a_receive,
+    "thread_ended_without_its_hub": thread_ended_without_its_hub,
     "thread_ended_then_forked": thread_ended_then_forked,
 }
 
