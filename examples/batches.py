@@ -1,6 +1,6 @@
-"""Batches: jobs are worked off many at once, when there are enough of them, or the first has waited enough.
+"""Batches: many jobs are done at once, when there are enough of them, or when the first has waited long enough.
 
-Each handler adds its job, and waits; if the batch fails, all its jobs have failed, and come back.
+Each handler adds its job, and waits; if the batch fails, all its jobs have failed, and are tried again.
 
 Run: python examples/batches.py [URI]
 """

@@ -1,7 +1,7 @@
-"""huey beside gstalk in one process, patched: huey's workers and gstalk's handlers are greenlets of the same hub.
+"""huey and gstalk in one process, patched: huey's workers and gstalk's handlers are greenlets of the same hub.
 
-So a program moves from one to the other task by task. huey takes the signals when it starts; here gstalk takes them
-back, and whoever ends the process has both finish.
+So a program can move from one to the other task by task. huey installs signal handlers when it starts; here gstalk's
+replace them, and a signal lets both finish.
 
 Run: python examples/beside_huey.py [URI]
 """

@@ -1,4 +1,4 @@
-"""A Consumer whose tubes change while it works: a tube for each customer, watched for as long as there is the customer.
+"""A Consumer whose tubes change while it works: a tube for each customer, watched while the customer exists.
 
 Run: python examples/changing_tubes.py [URI]
 """

@@ -1,6 +1,6 @@
-"""A claim check: what is too large for a job is kept in a store, and the job says where.
+"""A claim check: a body that is too large is kept in a store, and the job holds its key.
 
-It is stored before the job is put, so no job names what isn't there. It goes by its age: a job may run twice.
+It is stored before the job is put, so the key is always valid. It is deleted by its age, since a job may run twice.
 
 Run: python examples/claim_check.py [URI]
 """

@@ -1,6 +1,6 @@
-"""Dead letters: a job whose attempts are used up is moved to a tube of its own, with what failed.
+"""Dead letters: a job whose attempts are used up is moved to another tube, together with the error.
 
-The server doesn't keep why a job failed; the letter does. A crash between its put and the job's delete may leave the
+The server doesn't know why a job failed; the letter says it. A crash between its put and the job's delete may leave the
 job in both tubes, never in none; if the put fails, the job is buried.
 
 Run: python examples/dead_letters.py [URI]

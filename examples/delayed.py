@@ -1,6 +1,6 @@
-"""Delayed jobs: for later, for a date, brought forward, or called off.
+"""Delayed jobs: for later, for a date, made ready sooner, or cancelled.
 
-A date is a moment, so it needs its zone: without one it would be another moment on another machine.
+A date needs its time zone: without one it would mean another moment on another machine.
 
 Run: python examples/delayed.py [URI]
 """

@@ -1,4 +1,4 @@
-"""A load of puts, by locust: each user puts, and locust counts how many a second, how long they took, what failed.
+"""A load test of puts, with locust: each user puts, and locust counts puts a second, times and failures.
 
 Run: locust -f examples/locustfile.py --headless --users 50 --run-time 10s --host localhost:11300
 """

@@ -1,4 +1,4 @@
-"""An outbox: a job is put if, and only if, the database has committed what it is about.
+"""An outbox: a job is put if, and only if, the database transaction was committed.
 
 The job is written to a table in the same transaction; a relay puts what it finds there, and removes what the server has
 acknowledged. If the relay dies between these two, the job is put twice, never lost: see idempotent.py.

@@ -1,6 +1,6 @@
 """Counts and times for Prometheus, as a `Config.event_func`.
 
-How much waits in the tubes is better asked of the server, by `gstalk exporter`.
+How many jobs wait in the tubes, the server knows: `gstalk exporter` asks it.
 
 Run: python examples/prometheus_events.py [URI [PORT]]
 """

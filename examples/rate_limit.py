@@ -1,4 +1,4 @@
-"""A rate limit: a handler waits for its turn, at most so many a second; and all workers pause when they are told to.
+"""A rate limit: at most so many handlers a second; and a pause for all workers, when a service asks for one.
 
 Run: python examples/rate_limit.py [URI]
 """
@@ -38,7 +38,7 @@ def main(uri: str = "localhost:11300") -> None:
         def handler(job: gstalk.Job) -> None:
             pace.wait()
             if job.body == b"5" and job.stats().releases == 0:  # the service says: 429, come back in a second
-                conn.pause_tube("calls", 1)  # nobody gets a job of this tube until then, whatever process he is in
+                conn.pause_tube("calls", 1)  # no process gets a job of this tube until then
                 job.release()
                 return
             done.append(time.monotonic())

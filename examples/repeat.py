@@ -1,6 +1,6 @@
-"""A job that repeats, as cron's do: it is put once, and each run releases it until the next one is due.
+"""A job that repeats, like cron's: it is put once, and each run releases it until the next one is due.
 
-However many workers there are, one of them has it; if that one dies, another gets it. A run that raises is tried again,
+With any number of workers, one of them has it; if that one dies, another gets it. A run that raises is tried again,
 sooner, as the RetryPolicy says; it counts all runs that there ever were, so it must not give up.
 
 Run: python examples/repeat.py [URI]

@@ -1,4 +1,4 @@
-"""Bodies that are compressed, and encrypted so that neither the server nor whoever can connect to it can read them.
+"""Bodies that are compressed, and encrypted so that neither the server nor its other clients can read them.
 
 The first key encrypts, all of them decrypt, so a new one is put in front.
 

@@ -1,7 +1,7 @@
-"""Threads, unpatched: they share a Producer, and each that works dials a connection of its own.
+"""Threads, unpatched: they share a Producer, and each that reserves dials a connection of its own.
 
-The Producer has connections for each thread, which end with it. A thread that waits doesn't hold up the others. One
-that uses another's connection is told so, and sends nothing.
+The Producer has connections for each thread, which end with it. A thread that waits doesn't hold up the others. If one
+uses another's connection, it gets a WrongHubError, and nothing is sent.
 
 Run: python examples/threads.py [URI]
 """

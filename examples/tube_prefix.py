@@ -1,6 +1,6 @@
-"""One server for several environments: each has a prefix before all its tubes' names.
+"""One server for several environments: each has a prefix for the names of its tubes.
 
-A prefix keeps what is yours apart from what is theirs by mistake; it is no wall, since whoever can connect reaches all.
+A prefix prevents mistakes; it protects nothing, since everybody who can connect reaches all tubes.
 
 Run: python examples/tube_prefix.py [URI]
 """

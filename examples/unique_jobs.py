@@ -1,4 +1,4 @@
-"""Unique jobs: what waits already isn't put again. beanstalkd can't tell, so a database does.
+"""Unique jobs: a job that waits already isn't put again. beanstalkd doesn't compare jobs, so a database decides.
 
 The mark is set before the put, and removed before the work: a change that comes during the work makes a new job.
 

@@ -1,4 +1,4 @@
-"""Django's commands. What works jobs off is patched before anything else is imported.
+"""Django's commands. For the worker, the process is patched before anything else is imported.
 
 Run, in this folder: python manage.py migrate --run-syncdb; python manage.py runserver; python manage.py work
 """

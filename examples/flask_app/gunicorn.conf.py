@@ -1,6 +1,6 @@
-"""gunicorn's settings for app.py, which it finds in the folder that it is started in.
+"""gunicorn's settings for app.py. gunicorn finds this file in the folder where it is started.
 
-`CONSUME=TUBE` has each worker work off a tube as well.
+With `CONSUME=TUBE` each worker handles the jobs of a tube as well.
 """
 
 from __future__ import annotations

@@ -455,6 +455,7 @@ def test_heartbeat_that_can_not_be_touched_is_wrong_usage(start):
 # -- docs/worker.md ----------------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs" / "worker.md").read_text(encoding="utf-8")
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 
 
 def test_liveness_probe_of_the_page_asks_for_a_file_that_is_young(tmp_path):
@@ -468,10 +469,11 @@ def test_liveness_probe_of_the_page_asks_for_a_file_that_is_young(tmp_path):
     assert (young, subprocess.call(probe)) == (0, 1)
 
 
-def test_command_lines_of_the_page_are_understood():
-    lines = re.findall(r"gstalk (work .*)", PAGE) + [
-        f"work {words.replace(',', ' ')}" for words in re.findall(r"\[gstalk, work, (.*)\]", PAGE)
+def test_command_lines_of_the_pages_are_understood():
+    pages = PAGE + DEPLOYMENT
+    lines = re.findall(r"gstalk (work .* --tube .*)", pages) + [
+        f"work {words.replace(',', ' ')}" for words in re.findall(r'\["?gstalk"?, "?work"?, (.*)\]', pages)
     ]
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         work.make_context("work", shlex.split(line)[1:])  # raises, if an option is none
