@@ -450,10 +450,11 @@ def test_put_before_the_first_connection_has_a_cause(nobody, produce):
 
 @pytest.mark.slow
 def test_put_connections_that_are_merely_busy_are_no_cause(play, produce):
-    producer = produce(play({"put": b""}).uri, conn_timeout=60)
+    played = play({"put": b""})
+    producer = produce(played.uri, conn_timeout=60)
     assert producer.wait_connected(5)
     busy = [gevent.spawn(producer.put, "default", b"") for _ in range(FULL)]
-    gevent.sleep(0.1)
+    wait_until(lambda: sum(line.startswith(b"put") for line in played.lines) == FULL)
     for timeout in (0, 0.2):
         with pytest.raises(gstalk.PutTimeoutError, match="all connections were busy") as caught:
             producer.put("default", b"", timeout=timeout)

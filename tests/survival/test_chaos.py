@@ -163,6 +163,7 @@ class Chaos:
                 self.is_over = True
                 gevent.joinall(storm, timeout=20)  # not killed: a server may just be starting
             for server, witness in zip(self.servers, self.witnesses, strict=True):
+                self.record.broke()  # first, as in `kill`
                 server.restart()
                 witness.accept()
                 witness.slice(None)
