@@ -66,8 +66,8 @@ def test_handler_that_raises_its_job_is_released_and_error_func_told(work, conn,
     error = make()
 
     def handler(job):
-        attempts.append(job.id)
         priorities.append(job.stats().pri)
+        attempts.append(job.id)
         if len(attempts) < 3:
             raise error
         job.delete()
