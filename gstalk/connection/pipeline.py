@@ -338,7 +338,8 @@ class Pipeline(Ending):
         self._timer = self.once(self._progress.look_in(seconds), self._on_timer, ref=False)
 
     def _on_timer(self) -> None:
-        self._timer.close()
+        if self._timer is not None:  # else the connection has ended in the turn in which it came
+            self._timer.close()
         self._timer = None
         if self._reader is not None and not self._reader.active:
             # gevent stops a watcher whose callback raises; where Ctrl-C struck before its first line, all is well.
