@@ -22,7 +22,7 @@ help:
 
 # Most tests wait most of the time, so several run side by side; those that assert how long something takes run alone.
 test: lint programs
-	$(BIN)/pytest -n 4 --dist worksteal -m "not timing"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not timing"
 	$(BIN)/pytest -m timing
 
 soak: $(READY) programs
