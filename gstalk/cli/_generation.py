@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -14,21 +15,34 @@ from gstalk.cli._output import tell
 from gstalk.cli._worker import AGAIN
 from gstalk.connection.clock import monotonic
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "Plan"]
 
 LONG = 10.0  # seconds: a process that lived longer is no part of a series of failures
 PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a process is started anew, in such a series
 AT_ONCE = 5.0  # seconds that processes told to end at once get for it
 
 
+class Plan(NamedTuple):
+    """What processes there are to be.
+
+    Attributes:
+        command: What to start.
+        number: How many.
+        burst: Whether one that ends well, or fails by itself, has done its part.
+        grace: Seconds after they were told to stop until what still runs is killed.
+    """
+
+    command: Sequence[str]
+    number: int
+    burst: bool
+    grace: float
+
+
 class Generation:
     """Processes that are started anew when they die.
 
     Args:
-        command: What to start.
-        number: How many.
-        burst: Whether one that ends well, or fails by itself, has done its part.
-        grace: Seconds after `stop` until what still runs is killed.
+        plan: Which processes.
         period: Seconds between two looks at each.
         say: Tells what goes as it should.
         on_loaded: Called when a process has its handler, with whether it is monkey-patched.
@@ -43,19 +57,13 @@ class Generation:
 
     def __init__(
         self,
-        command: Sequence[str],
-        number: int,
-        burst: bool,
-        grace: float,
+        plan: Plan,
         period: float,
         say: Callable[[str], object],
         on_loaded: Callable[[bool], object],
         is_trial: bool,
     ) -> None:
-        self._command = command
-        self._number = number
-        self._burst = burst
-        self._grace = grace
+        self._plan = plan
         self._period = period
         self._say = say
         self._on_loaded = on_loaded
@@ -73,11 +81,11 @@ class Generation:
 
     def run(self) -> None:
         """Keep the processes going, until all have ended for good."""
-        gevent.joinall([gevent.spawn(self._keep, place) for place in range(self._number)], raise_error=True)
+        gevent.joinall([gevent.spawn(self._keep, place) for place in range(self._plan.number)], raise_error=True)
 
     def until_ready(self) -> bool:
         """Wait until each process works; returns `False` if that is in vain."""
-        while len(self._ready) < self._number and not self._is_in_vain:
+        while len(self._ready) < self._plan.number and not self._is_in_vain:
             self._changed.wait()
             self._changed.clear()
         return not self._is_in_vain
@@ -89,7 +97,7 @@ class Generation:
 
     def stop(self) -> None:
         """Have them finish what they have in hand, and end."""
-        self._end(signal.SIGTERM, self._grace)
+        self._end(signal.SIGTERM, self._plan.grace)
 
     def end(self) -> None:
         """Have them end at once."""
@@ -124,7 +132,7 @@ class Generation:
                 self._has_failed = True
                 self._changed.set()
                 return
-            if code == WRONG or (self._burst and code >= 0):
+            if code == WRONG or (self._plan.burst and code >= 0):
                 self.codes.append(code)
                 self._note_ready(place)
                 if code == WRONG:  # so would the others
@@ -138,7 +146,7 @@ class Generation:
     def _run_one(self, place: int) -> tuple[int, str]:
         """Start a process and wait for its end; returns its exit code, and its name."""
         try:
-            child = Child(self._command, self._period, self._on_loaded, lambda: self._note_ready(place))
+            child = Child(self._plan.command, self._period, self._on_loaded, lambda: self._note_ready(place))
         except OSError as error:
             return 1, f"a process that could not be started ({error.strerror})"
         self.children.add(child)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import gevent
 from gevent.event import Event
 
 from gstalk.cli._child import Child
-from gstalk.cli._generation import Generation
+from gstalk.cli._generation import Generation, Plan
 from gstalk.cli._notify import notify, notify_reloading, watchdog_seconds
 from gstalk.cli._output import tell
 from gstalk.cli._signals import Terminal, is_hang_up_heard
@@ -27,10 +27,7 @@ class Processes:
     """So many processes, until there is a reason to end.
 
     Args:
-        command: What to start.
-        number: How many.
-        burst: Whether one that ends well, or fails by itself, has done its part.
-        grace: Seconds after a first signal until what still runs is killed.
+        plan: Which processes.
         hang_timeout: Seconds after which one is killed whose event loop doesn't turn; `None`: never.
         heartbeat: A file that is touched while the event loops of all turn.
         say: Tells what goes as it should.
@@ -39,19 +36,13 @@ class Processes:
 
     def __init__(
         self,
-        command: Sequence[str],
-        number: int,
-        burst: bool,
-        grace: float,
+        plan: Plan,
         hang_timeout: float | None,
         heartbeat: str | None,
         say: Callable[[str], object],
         banner: Callable[[bool], str],
     ) -> None:
-        self._command = command
-        self._number = number
-        self._burst = burst
-        self._grace = grace
+        self._plan = plan
         self._hang_timeout = hang_timeout
         self._say = say
         self._banner: Callable[[bool], str] | None = banner  # `None`: it was said, a handler is there
@@ -90,9 +81,7 @@ class Processes:
     # -- generations -------------------------------------------------------------------------------------------
 
     def _begin(self, is_trial: bool) -> Generation:
-        generation = Generation(
-            self._command, self._number, self._burst, self._grace, self._period, self._say, self._is_loaded, is_trial
-        )
+        generation = Generation(self._plan, self._period, self._say, self._is_loaded, is_trial)
         self._generations.append(generation)
         gevent.spawn(self._live, generation)
         return generation
@@ -119,7 +108,9 @@ class Processes:
             self._retire(self._trial)  # what it runs is old by now
         notify_reloading()
         before = [each for each in self._generations if not each.is_stopping]
-        self._say(f"pid {os.getpid()} begins anew: the processes that are there stop when {self._number} others work")
+        self._say(
+            f"pid {os.getpid()} begins anew: the processes that are there stop when {self._plan.number} others work"
+        )
         trial = self._trial = self._begin(is_trial=True)
         is_good = trial.until_ready()
         if self._trial is not trial or self._asked:
@@ -157,7 +148,7 @@ class Processes:
 
     def _patience(self, child: Child, hang_timeout: float) -> float:
         """Seconds that a process may say nothing; one that is over holds no jobs, and has as long as for a stop."""
-        return max(hang_timeout + LAG, self._grace) if child.is_over else hang_timeout + LAG
+        return max(hang_timeout + LAG, self._plan.grace) if child.is_over else hang_timeout + LAG
 
     # -- signals -----------------------------------------------------------------------------------------------
 

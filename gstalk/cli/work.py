@@ -12,6 +12,7 @@ from gevent import monkey
 import gstalk
 from gstalk.cli._anew import anew
 from gstalk.cli._durations import Duration
+from gstalk.cli._generation import Plan
 from gstalk.cli._notify import notify
 from gstalk.cli._output import tell
 from gstalk.cli._processes import Processes
@@ -124,8 +125,8 @@ def work(
     try:
         if number is not None and parent is None:
             say = (lambda text: None) if quiet else tell
-            grace = stop_timeout + GRACE
-            return Processes(command, number, burst, grace, hang_timeout, heartbeat, say, banner).run()
+            plan = Plan(command, number, burst, stop_timeout + GRACE)
+            return Processes(plan, hang_timeout, heartbeat, say, banner).run()
         if patch and not monkey.is_module_patched("socket"):
             # By now click, rich, gstalk and much of the standard library are imported; what they took from it, such as
             # locks, would stay unpatched. So begin again, in this process, with the monkey at the very first.

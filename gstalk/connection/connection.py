@@ -25,7 +25,7 @@ from gstalk.errors import (
     JobLostError,
     ProtocolError,
 )
-from gstalk.job import Job, Seconds
+from gstalk.job import Job, Seconds, state_of
 from gstalk.protocol import checks, commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.request import Request, ReserveRequest, Then, TwoStepRequest
@@ -95,14 +95,14 @@ class Link(Channel):
 
         Never switches; nobody waits for it.
         """
-        if job._state == "held" and self.pipe.failure is None:
+        if state_of(job) == "held" and self.pipe.failure is None:
             self._settle_later(job, job.id, commands.RELEASE, lambda p: commands.release(job.id, p, 0), True)
 
     def _given_back(self, request: Request) -> None:
         """If the server does not take a job back, the connection's end makes it: else it would keep it for its ttr."""
         self.reserved.unattended.pop(request.subject, None)  # so it is attended to
         self.reserved.settled(request)
-        if request.subject._state == "held":
+        if state_of(request.subject) == "held":
             self.pipe.fail(
                 ConnectionLostError, f"job {request.key} could not be given back: {request.error}", request.error
             )
@@ -193,7 +193,7 @@ class Link(Channel):
 
     def stats_job(self, job: Job | int) -> JobStats:
         job_id = self._id_of(job, "stats-job")
-        ours = job if isinstance(job, Job) and job._state in ("held", "settling") else None
+        ours = job if isinstance(job, Job) and state_of(job) in ("held", "settling") else None
         data = commands.by_id(commands.STATS_JOB, job_id)
         stats: JobStats = self.call(commands.STATS_JOB, data, job_id, self._looked, ours)
         if isinstance(job, Job):
@@ -206,7 +206,7 @@ class Link(Channel):
         return job.id if isinstance(job, Job) else checks.check_job_id(job)
 
     def _check_owner(self, job: Job | int, what: str) -> None:
-        if isinstance(job, Job) and job._owner is not self and job._state != "peeked":
+        if isinstance(job, Job) and job._owner is not self and state_of(job) != "peeked":
             why = "another connection has reserved this job; use the job's own method"
             raise InvalidArgumentError(f"{what} {job.id} at {self.uri}: {why}")
 
@@ -216,15 +216,16 @@ class Link(Channel):
             self.check(what)
             return checks.check_job_id(job), None
         self._check_owner(job, what)
-        ours = job if job._state == "held" else None
+        ours = job if state_of(job) == "held" else None
         self._refuse_finished(job, what)
         self.check(what)
         return job.id, ours
 
     def _refuse_finished(self, job: Job, what: str) -> None:
-        if job._state in ("settling", "finished"):
+        state = state_of(job)
+        if state in ("settling", "finished"):
             raise JobFinishedError(f"{what} {job.id} at {self.uri}: the job is finished, or being finished now")
-        if job._state == "lost":
+        if state == "lost":
             why = f"lost with its connection ({by[1]})" if (by := self.pipe.failure) else "the server has taken it back"
             raise JobLostError(f"{what} {job.id} at {self.uri}: {why}; nothing was sent")
 
@@ -251,7 +252,7 @@ class Link(Channel):
 
     def _struck(self, job: Job | None, error: BaseException) -> None:
         """A signal's exception has hit a settling: the job may be marked with nothing sent, so the connection ends."""
-        if job is not None and job._state == "settling":
+        if job is not None and state_of(job) == "settling":
             self.pipe.struck(error)
 
     def _settle_later(self, job: Job | None, job_id: int, command: Command, line: Line, alone: bool = False) -> Request:

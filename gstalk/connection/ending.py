@@ -118,6 +118,7 @@ class Ending(Waking):
         return error
 
     def fail_late(self, request: Request) -> None:
+        """Fail a request that comes after the end."""
         request.fail(self.error(request.command.name))
         if request.then is not None:
             request.then(request)

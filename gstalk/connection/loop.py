@@ -83,11 +83,9 @@ class InHub:
         """In the hub: call it, unless a greenlet is inside of the section; then it comes again by itself."""
         try:
             section = self.section
-            try:
-                if section.owner is None or section.is_free:
-                    section.is_hub_inside = True
-                    callback(*args)
-            finally:
+            if section.owner is None or section.is_free:
+                section.is_hub_inside = True
+                callback(*args)
                 section.is_hub_inside = False
         except BaseException as error:  # also one that struck the line above
             self.section.is_hub_inside = False

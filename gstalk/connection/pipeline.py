@@ -46,7 +46,6 @@ from gstalk.errors import (
     CommandTimeoutError,
     ConnectionClosedError,
     ConnectionLostError,
-    DisconnectedError,
 )
 from gstalk.protocol.commands import Command
 from gstalk.protocol.progress import UNLIMITED, Progress
@@ -230,7 +229,7 @@ class Pipeline(Ending):
         try:
             all_taken = transport.write(data)
         except ConnectionLostError as error:
-            self._read_rest(ConnectionLostError, str(error), error)
+            self._read_rest(error)
             return
         self._limit = transport.sent + MAX_BYTES
         if len(data) > LARGE and self.conn_timeout is not None:
@@ -254,7 +253,7 @@ class Pipeline(Ending):
                 self._progress.is_blocked = False
                 self._writer.stop()
         except ConnectionLostError as error:
-            self._read_rest(ConnectionLostError, str(error), error)
+            self._read_rest(error)
             return
         # A flush, or TLS when it reads, may have used the room in the socket before this.
         if self._progress.accepted(transport.sent, self.requests[0].end if self.requests else None, monotonic()):
@@ -275,11 +274,11 @@ class Pipeline(Ending):
         self._flush_due = True  # what is appended from here on goes out in one piece, below
         self._wake_due = True  # and whoever is answered is wakened below
         self._take(data)
-        is_anybody_woken = bool(self.stream.done)
+        woken = self.stream.done
         self._wake()
         if self.failure is not None:
             return
-        if is_anybody_woken:  # he may have held the hub: only now can more be read, or sent
+        if woken:  # one of them may have held the hub: only now can more be read, or sent
             self._progress.replied_at = monotonic()
         if not self._out:
             self._flush_due = False
@@ -295,9 +294,8 @@ class Pipeline(Ending):
         self._holding = True
         if self._holder is None:
             self._holder = self.hub.loop.timer(HOLD, HOLD, ref=False)
-        self._holder.again(
-            self.run, self._flush, update=True
-        )  # `start` would go on with what was left when it was stopped
+        # Not `start`, which would go on with what was left when it was stopped.
+        self._holder.again(self.run, self._flush, update=True)
 
     def _take(self, data: bytes) -> None:
         """Answer requests with what a read brought."""
@@ -384,14 +382,14 @@ class Pipeline(Ending):
         end, patience = (None, 0.0) if oldest is None else (oldest.end, oldest.patience)
         return self._progress.time_left(end, patience, self._transport.sent, monotonic())
 
-    def _read_rest(self, kind: type[DisconnectedError], why: str, cause: BaseException | None) -> None:
+    def _read_rest(self, error: ConnectionLostError) -> None:
         """A send has failed: what the server said before that is read first, then the connection is over."""
         try:
             while self.failure is None and self._transport is not None and (data := self._transport.read()):
                 self._take(data)
         except ConnectionLostError:
             pass
-        self.fail(kind, why, cause)
+        self.fail(ConnectionLostError, str(error), error)
 
     def watchers(self) -> list[Any]:
         return [each for each in (self._reader, self._writer, self._timer, self._holder) if each is not None]

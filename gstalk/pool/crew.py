@@ -19,7 +19,9 @@ from gstalk.config import Config
 from gstalk.connection import forks
 from gstalk.connection.calls import join
 from gstalk.connection.connection import Link
+from gstalk.connection.critical import section_of
 from gstalk.connection.hooks import Hooks
+from gstalk.connection.loop import wake
 from gstalk.job import Job
 from gstalk.pool.handling import Handling
 from gstalk.pool.schedule import Source
@@ -127,7 +129,7 @@ class Crew:
         for call in self._idle:
             call.succeed()
             if call.waiter is not None:
-                self._hub.loop.run_callback(_switch, call)
+                self._hub.loop.run_callback(wake, section_of(self._hub), call)
         self._idle.clear()
 
     def kill(self) -> None:
@@ -202,9 +204,3 @@ class Crew:
 
 def _nothing(*_: object) -> None:
     pass
-
-
-def _switch(call: Outcome) -> None:
-    waiter, call.waiter = call.waiter, None
-    if waiter is not None:
-        waiter.switch()

@@ -28,7 +28,6 @@ class Outcome:
     """Something that a greenlet waits for: a `result` or an `error`, and the greenlet, in `waiter`."""
 
     __slots__ = ("error", "result", "waiter")
-    then: Then | None = None
 
     def __init__(self) -> None:
         self.result: Any = PENDING

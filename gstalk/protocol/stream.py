@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from gstalk.errors import GstalkError, ProtocolError
 from gstalk.protocol.commands import PUT
 from gstalk.protocol.replies import BODIED, Malformed, body_size, job_id
-from gstalk.protocol.request import PENDING, Request
+from gstalk.protocol.request import PENDING, Outcome, Request
 
 __all__ = ["Stream"]
 
@@ -42,7 +41,7 @@ class Stream:
         self.uri = uri
         self.requests: deque[Request] = deque()
         self.due: list[Request] = []
-        self.done: list[Any] = []  # of `Outcome`
+        self.done: list[Outcome] = []
         self.is_held = False
         self._kept = bytearray()  # what has arrived of an unfinished reply
         self._need = 0  # no use in parsing before so many are there
@@ -66,7 +65,9 @@ class Stream:
             self._kept.clear()
         requests, done = self.requests, self.done
         find = data.find
-        position = self._receive_ids(data) if requests and requests[0].command is PUT else 0
+        position = 0
+        if requests and requests[0].command is PUT and requests[0] is not requests[-1]:
+            position = self._receive_ids(data)
         length = len(data)
         try:
             while position < length and not self.is_held and (end := find(b"\r\n", position)) >= 0:

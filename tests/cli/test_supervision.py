@@ -17,7 +17,7 @@ from gevent import socket, subprocess
 
 from gstalk.cli import _generation
 from gstalk.cli._child import Child
-from gstalk.cli._generation import Generation
+from gstalk.cli._generation import Generation, Plan
 from gstalk.cli._lookout import LONG
 from gstalk.cli._processes import ALIVE
 from gstalk.cli._signs import Heartbeat
@@ -213,7 +213,7 @@ def test_attempt_whose_last_process_fails_when_it_is_ready_has_failed(monkeypatc
             self.wait = lambda: (on_ready(), 1)[1]
 
     monkeypatch.setattr(_generation, "Child", Failing)
-    attempt = Generation([], 1, False, 1, 1, lambda text: None, lambda is_patched: None, is_trial=True)
+    attempt = Generation(Plan([], 1, False, 1), 1, lambda text: None, lambda is_patched: None, is_trial=True)
     judging = gevent.spawn(attempt.until_ready)
     gevent.spawn(attempt.run).join()
     assert judging.get(timeout=5) is False

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.makers import ROOT, load
+
 pytest.importorskip("rich")
 
-ROOT = Path(__file__).parent.parent.parent
 PICTURES = sorted((ROOT / "docs" / "_static").glob("*.svg"))
 
 
 @pytest.fixture
 def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("make_pictures")
 
 
 @pytest.mark.slow

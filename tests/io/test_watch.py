@@ -186,6 +186,13 @@ def test_watch_and_ignore_reach_connections_that_hold_jobs_which_are_not_touched
     assert worker.errors == []
 
 
+def check_that_c_came_for_a(looker, jobs, left):
+    """The connection watches b and c; the job of a was left alone."""
+    wait_until(lambda: jobs.got == [("c", b"c")])
+    assert (watching(looker, "a"), watching(looker, "b"), watching(looker, "c")) == (0, 1, 1)
+    assert looker.stats_job(left).reserves == 0
+
+
 def test_watch_and_ignore_count_for_a_connection_that_is_being_dialed(own_server, looker, work):
     jobs = Jobs()
     with FaultProxy(own_server.uri) as proxy:
@@ -197,9 +204,7 @@ def test_watch_and_ignore_count_for_a_connection_that_is_being_dialed(own_server
         left = looker.put("a", b"left")
         looker.put("c", b"c")
         proxy.resume()
-        wait_until(lambda: jobs.got == [("c", b"c")])
-        assert (watching(looker, "a"), watching(looker, "b"), watching(looker, "c")) == (0, 1, 1)
-        assert looker.stats_job(left).reserves == 0
+        check_that_c_came_for_a(looker, jobs, left)
         worker.stop()
 
 
@@ -239,9 +244,7 @@ def test_watch_and_ignore_count_for_connections_that_come_back_later(own_server,
         left = looker.put("a", b"left")
         looker.put("c", b"c")
         proxy.accept()
-        wait_until(lambda: jobs.got == [("c", b"c")])
-        assert (watching(looker, "a"), watching(looker, "b"), watching(looker, "c")) == (0, 1, 1)
-        assert looker.stats_job(left).reserves == 0
+        check_that_c_came_for_a(looker, jobs, left)
         worker.stop()
 
 

@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant(
         "the failure of a give-back is ignored",
         "connection/connection.py",
-        '        if request.subject._state == "held":\n            self.pipe.fail(',
+        '        if state_of(request.subject) == "held":\n            self.pipe.fail(',
         "        if False:\n            self.pipe.fail(",
     ),
     Mutant(
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant(
         "a reset loses what had come before",
         "connection/pipeline.py",
-        "            self._read_rest(ConnectionLostError, str(error), error)\n            return\n        self._limit",
+        "            self._read_rest(error)\n            return\n        self._limit",
         "            self.fail(ConnectionLostError, str(error), error)\n            return\n        self._limit",
     ),
     Mutant(

@@ -32,16 +32,10 @@ ENDS = {
 }
 
 
-class Real:
-    """Two sockets over loopback."""
+class Pair:
+    """The two ends of a connection."""
 
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            near = socket.create_connection(listener.getsockname())
-            far, _ = listener.accept()
-        self.sides: dict[str, Any] = {"near": near, "far": far}
-        for side in self.sides.values():
-            side.setblocking(False)
+    sides: dict[str, Any]
 
     def do(self, who: str, what: str, *args: str) -> Any:
         side = self.sides[who]
@@ -49,7 +43,32 @@ class Real:
             return side.send(args[0].encode())
         if what == "recv":
             return side.recv(100)
-        return side.shutdown(socket.SHUT_WR) if what == "shut" else side.close()
+        return self.shut(side) if what == "shut" else side.close()
+
+    def shut(self, side: Any) -> None:
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Have what is under way arrive."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+class Real(Pair):
+    """Two sockets over loopback."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            near = socket.create_connection(listener.getsockname())
+            far, _ = listener.accept()
+        self.sides = {"near": near, "far": far}
+        for side in self.sides.values():
+            side.setblocking(False)
+
+    def shut(self, side: Any) -> None:
+        side.shutdown(socket.SHUT_WR)
 
     def settle(self) -> None:
         sleep(0.01)
@@ -59,35 +78,31 @@ class Real:
             side.close()
 
 
-class Simulated:
+def join(near: Endpoint, far: Endpoint) -> None:
+    near.peer, far.peer = far, near
+    near.is_connected = far.is_connected = True
+
+
+class Simulated(Pair):
     """Two ends of a simulated connection."""
 
     def __init__(self) -> None:
         self.loop = VirtualLoop(Random(0))
         line = Line(Random(0), 0.0001, 0.0001, 0.0, 10_000)
         near, far = Endpoint(self.loop, line), Endpoint(self.loop, line)
-        near.peer, far.peer = far, near
-        near.is_connected = far.is_connected = True
+        join(near, far)
         self.sides = {"near": near, "far": far}
 
-    def do(self, who: str, what: str, *args: str) -> Any:
-        side = self.sides[who]
-        if what == "send":
-            return side.send(args[0].encode())
-        if what == "recv":
-            return side.recv(100)
-        return side.shut() if what == "shut" else side.close()
+    def shut(self, side: Any) -> None:
+        side.shut()
 
     def settle(self) -> None:
         timer = self.loop.timer(1.0)
         timer.start(lambda: None)
         self.loop.run()
 
-    def close(self) -> None:
-        pass
 
-
-def outcomes(pair: Real | Simulated, steps: str) -> Iterator[tuple[str, Any]]:
+def outcomes(pair: Pair, steps: str) -> Iterator[tuple[str, Any]]:
     for step in steps.split(", "):
         if step == "settle":
             pair.settle()
@@ -126,8 +141,7 @@ def test_pieces_arrive_in_order_whatever_their_latency():
     loop = VirtualLoop(Random(1))
     line = Line(Random(1), 0.0, 0.1, 1.0, 100_000)
     near, far = Endpoint(loop, line), Endpoint(loop, line)
-    near.peer, far.peer = far, near
-    near.is_connected = far.is_connected = True
+    join(near, far)
     sent = b"".join(b"%d," % number for number in range(500))
     for start in range(0, len(sent), 37):
         near.send(sent[start : start + 37])
