@@ -18,7 +18,7 @@ from gevent import get_hub, getcurrent, sleep
 from gstalk.config import Config, Options, PutParams, Unpack, configure
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.critical import critical
 from gstalk.connection.reserving import Caller, ReserveLine
 from gstalk.errors import PutManyError
@@ -31,7 +31,7 @@ from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
 from gstalk.traces import forget, forgetful
 from gstalk.uri import parse_uri
 
-__all__ = ["Conn", "dial", "link_of", "merge"]
+__all__ = ["Conn", "connection_of", "dial", "merge"]
 
 _DEFAULTS = PutParams()
 BREATH = 0.01  # seconds of bad bodies, which cost no wait, after which others have their turn
@@ -52,7 +52,7 @@ def dial(uri: str, config: Config | None = None, **options: Unpack[Options]) -> 
     Blocks:
         At most `Config.conn_timeout` seconds: look-up, TCP, TLS, and the answer to a first ``stats``.
     """
-    return Conn(Link(parse_uri(uri), configure(config, options)))
+    return Conn(Connection(parse_uri(uri), configure(config, options)))
 
 
 def merge(params: PutParams | None, priority: int | None, delay: Seconds | None, ttr: Seconds | None) -> PutParams:
@@ -82,13 +82,13 @@ class Conn:
     safe: what was called is carried out, and its reply dropped.
     """
 
-    __slots__ = ("__weakref__", "_hub", "_line", "_link", "_section")
+    __slots__ = ("__weakref__", "_connection", "_hub", "_line", "_section")
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._hub = link.hub
-        self._section = link.section
-        self._line = ReserveLine(link)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._hub = connection.hub
+        self._section = connection.section
+        self._line = ReserveLine(connection)
         # Weak: a connection closes as soon as nobody refers to it any more, not when the collector finds a cycle.
         line = weakref.ref(self._line)
 
@@ -96,7 +96,7 @@ class Conn:
             if (mine := line()) is not None:
                 mine.end()
 
-        link.on_failure = link.on_closing = ended
+        connection.on_failure = connection.on_closing = ended
 
     def __repr__(self) -> str:
         return f"<Conn {self.uri}, {'connected' if self.is_connected else 'not connected'}>"
@@ -112,12 +112,12 @@ class Conn:
     @property
     def uri(self) -> str:
         """The server's canonical URI."""
-        return self._link.uri
+        return self._connection.uri
 
     @property
     def is_connected(self) -> bool:
         """Whether commands can be sent; it is neither closed nor broken then."""
-        return self._link.is_connected
+        return self._connection.is_connected
 
     # -- putting -----------------------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Conn:
             ``put <pri> <delay> <ttr> <bytes>`` -> ``INSERTED``, ``BURIED``, ``JOB_TOO_BIG``, ``DRAINING``, behind a
             ``use <tube>`` in the same write where the tube changes; doc/protocol.txt, "Producer Commands".
         """
-        link = self._link
+        connection = self._connection
         section = self._section
         me = getcurrent()
         try:
@@ -165,9 +165,9 @@ class Conn:
             if (
                 (me.parent is not self._hub and (me is self._hub or get_hub() is not self._hub))
                 or section.owner is not None
-                or not link.pipe.clear
+                or not connection.pipe.clear
             ):
-                link.check("put")
+                connection.check("put")
             if params is None and priority is None and delay is None and ttr is None:
                 params = _DEFAULTS
             else:
@@ -175,24 +175,24 @@ class Conn:
             data = commands.put(body, params.priority, params.delay, params.ttr)
             if type(tube) is not str:
                 tube = checks.check_tube(tube)
-            if not link.pipe.clear:
+            if not connection.pipe.clear:
                 checks.check_tube(tube)
-                link.clear("put")
-            try:  # as `Link.send`, spelled out for the sake of the hot path
+                connection.clear("put")
+            try:  # as `Connection.send`, spelled out for the sake of the hot path
                 section.owner = me
-                pipe = link.pipe
+                pipe = connection.pipe
                 request = Request(commands.PUT, pipe.uri)
-                if tube == link.used:
+                if tube == connection.used:
                     pipe.append(data, request)
                 else:
-                    link.append_using(tube, data, request)
+                    connection.append_using(tube, data, request)
             finally:
                 section.owner = None
-            job_id: int = pipe.wait(request) if link.outcomes is None else link.outcomes.wait(request, tube)
+            job_id: int = pipe.wait(request) if connection.outcomes is None else connection.outcomes.wait(request, tube)
             return job_id
         except BaseException as error:
             forget(error)
-            self = link = me = section = pipe = body = data = request = None  # type: ignore[assignment]
+            self = connection = me = section = pipe = body = data = request = None  # type: ignore[assignment]
             raise
 
     @critical
@@ -229,10 +229,10 @@ class Conn:
         Protocol:
             As `put`.
         """
-        link = self._link
+        connection = self._connection
         section = self._section
         me = getcurrent()
-        link.check("put_many")
+        connection.check("put_many")
         params = merge(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
         checks.check_bodies(bodies)
@@ -251,24 +251,24 @@ class Conn:
                     sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
                     breath = monotonic() + BREATH
                 continue
-            if not link.pipe.clear:
+            if not connection.pipe.clear:
                 failed += self._harvest(pending, results, tube)
-                while not link.pipe.clear and link.is_connected:
-                    link.wait_room()
-                if not link.is_connected:
-                    pending.append(link.gone("put_many"))
+                while not connection.pipe.clear and connection.is_connected:
+                    connection.wait_room()
+                if not connection.is_connected:
+                    pending.append(connection.gone("put_many"))
                     break
             if section.owner is not None:
                 section.wait()
-            try:  # as `Link.send`
+            try:  # as `Connection.send`
                 section.owner = me
-                pipe = link.pipe
-                began = 0.0 if link.outcomes is None else monotonic()
+                pipe = connection.pipe
+                began = 0.0 if connection.outcomes is None else monotonic()
                 request = PutRequest(commands.PUT, pipe.uri, None, None, began)
-                if tube == link.used:
+                if tube == connection.used:
                     pipe.append(data, request)
                 else:
-                    link.append_using(tube, data, request)
+                    connection.append_using(tube, data, request)
             finally:
                 section.owner = None
             pending.append(request)
@@ -296,8 +296,8 @@ class Conn:
                     break
                 else:
                     results.append(entry.result)
-                if self._link.outcomes is not None:
-                    self._link.outcomes.tell(entry, tube, entry.began, entry.error)
+                if self._connection.outcomes is not None:
+                    self._connection.outcomes.tell(entry, tube, entry.began, entry.error)
             else:
                 results.append(entry)
                 failed += 1
@@ -346,19 +346,19 @@ class Conn:
 
     @critical
     def _reserve(self, what: str, timeout: Seconds | None) -> Job | None:
-        link = self._link
-        link.check(what)
+        connection = self._connection
+        connection.check(what)
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
-        while not link.pipe.clear and not self._line.is_waiting:
-            link.clear(what)
+        while not connection.pipe.clear and not self._line.is_waiting:
+            connection.clear(what)
         caller = None
         try:
             with self._section:
                 caller = self._line.join(seconds)
-            job: Job | None = link.pipe.wait(caller)
+            job: Job | None = connection.pipe.wait(caller)
         except BaseException as error:
             if caller is None:  # a signal's exception has hit the line: who stands in it, nobody knows
-                link.pipe.struck(error)
+                connection.pipe.struck(error)
             else:
                 self._leave(caller)
             raise
@@ -381,7 +381,7 @@ class Conn:
         Protocol:
             ``reserve-job <id>`` -> ``RESERVED``, ``NOT_FOUND``; "Worker Commands"; from beanstalkd 1.12.
         """
-        self._link.check("reserve-job")
+        self._connection.check("reserve-job")
         return self._line.reserve_job(checks.check_job_id(job_id))
 
     # -- finishing ---------------------------------------------------------------------------------------------
@@ -400,8 +400,8 @@ class Conn:
         Protocol:
             ``delete <id>`` -> ``DELETED``, ``NOT_FOUND``; "Worker Commands".
         """
-        self._link.check("delete")
-        self._link.delete(job)
+        self._connection.check("delete")
+        self._connection.delete(job)
 
     def release(self, job: Job | int, priority: int | None = None, delay: Seconds = 0) -> None:
         """Give a reserved job back: `Job.release`, or by id. Raises and blocks as `delete`.
@@ -413,8 +413,8 @@ class Conn:
         Protocol:
             ``release <id> <pri> <delay>`` -> ``RELEASED``, ``BURIED``, ``NOT_FOUND``; "Worker Commands".
         """
-        self._link.check("release")
-        self._link.release(job, priority, delay)
+        self._connection.check("release")
+        self._connection.release(job, priority, delay)
 
     def bury(self, job: Job | int, priority: int | None = None) -> None:
         """Put a reserved job aside: `Job.bury`, or by id. Raises and blocks as `delete`.
@@ -422,8 +422,8 @@ class Conn:
         Protocol:
             ``bury <id> <pri>`` -> ``BURIED``, ``NOT_FOUND``; "Worker Commands".
         """
-        self._link.check("bury")
-        self._link.bury(job, priority)
+        self._connection.check("bury")
+        self._connection.bury(job, priority)
 
     def touch(self, job: Job | int) -> None:
         """Start a reserved job's time to run anew: `Job.touch`, or by id.
@@ -437,8 +437,8 @@ class Conn:
         Protocol:
             ``touch <id>`` -> ``TOUCHED``, ``NOT_FOUND``; "Worker Commands".
         """
-        self._link.check("touch")
-        self._link.touch(job)
+        self._connection.check("touch")
+        self._connection.touch(job)
 
     # -- looking and kicking -----------------------------------------------------------------------------------
 
@@ -457,7 +457,7 @@ class Conn:
         Protocol:
             ``kick <bound>`` -> ``KICKED``; "Other Commands".
         """
-        self._link.check("kick")
+        self._connection.check("kick")
         kicked: int = self._using(checks.check_tube(tube), commands.KICK, commands.kick(bound))
         return kicked
 
@@ -473,7 +473,7 @@ class Conn:
         Protocol:
             ``kick-job <id>`` -> ``KICKED``, ``NOT_FOUND``; "Other Commands".
         """
-        self._link.kick_job(job)
+        self._connection.kick_job(job)
 
     def peek(self, job_id: int) -> Job | None:
         """Look at a job without reserving it; `None` if there is none of this id.
@@ -484,9 +484,10 @@ class Conn:
         Protocol:
             ``peek <id>`` -> ``FOUND``, ``NOT_FOUND``; "Other Commands".
         """
-        self._link.check("peek")
+        self._connection.check("peek")
         job_id = checks.check_job_id(job_id)
-        return self._link.peeked(self._link.call(commands.PEEK, commands.by_id(commands.PEEK, job_id), job_id), None)
+        found = self._connection.call(commands.PEEK, commands.by_id(commands.PEEK, job_id), job_id)
+        return self._connection.peeked(found, None)
 
     def peek_ready(self, tube: str) -> Job | None:
         """Look at a tube's next ready job; as `peek`. Protocol: ``peek-ready``."""
@@ -501,13 +502,13 @@ class Conn:
         return self._peek(tube, commands.PEEK_BURIED)
 
     def _peek(self, tube: str, command: Command) -> Job | None:
-        self._link.check(command.name)
+        self._connection.check(command.name)
         tube = checks.check_tube(tube)
-        return self._link.peeked(self._using(tube, command, commands.plain(command)), tube)
+        return self._connection.peeked(self._using(tube, command, commands.plain(command)), tube)
 
     def _using(self, tube: str, command: Command, data: bytes) -> Any:
-        request = Request(command, self._link.pipe.uri)
-        return self._link.send(data, request, tube).wait(request)
+        request = Request(command, self._connection.pipe.uri)
+        return self._connection.send(data, request, tube).wait(request)
 
     # -- tubes and statistics ----------------------------------------------------------------------------------
 
@@ -520,8 +521,8 @@ class Conn:
         Protocol:
             ``use <tube>`` -> ``USING``; "Producer Commands".
         """
-        self._link.check("use")
-        self._link.use(checks.check_tube(tube))
+        self._connection.check("use")
+        self._connection.use(checks.check_tube(tube))
 
     def watch(self, tube: str) -> int:
         """Reserve from this tube too; returns how many are watched.
@@ -532,8 +533,8 @@ class Conn:
         Protocol:
             ``watch <tube>`` -> ``WATCHING``; "Worker Commands".
         """
-        self._link.check("watch")
-        return self._link.watch(checks.check_tube(tube))
+        self._connection.check("watch")
+        return self._connection.watch(checks.check_tube(tube))
 
     def ignore(self, tube: str) -> int:
         """Reserve from this tube no longer; returns how many are watched.
@@ -547,8 +548,8 @@ class Conn:
         Protocol:
             ``ignore <tube>`` -> ``WATCHING``, ``NOT_IGNORED``; "Worker Commands".
         """
-        self._link.check("ignore")
-        return self._link.ignore(checks.check_tube(tube))
+        self._connection.check("ignore")
+        return self._connection.ignore(checks.check_tube(tube))
 
     def list_tubes(self) -> list[str]:
         """List all tubes of the server. Blocks until the reply. Protocol: ``list-tubes`` -> ``OK``."""
@@ -578,9 +579,9 @@ class Conn:
         Protocol:
             ``stats-tube <tube>`` -> ``OK``, ``NOT_FOUND``; "Other Commands".
         """
-        self._link.check("stats-tube")
+        self._connection.check("stats-tube")
         name = checks.tube_bytes(tube)
-        stats: TubeStats = self._link.call(commands.STATS_TUBE, commands.by_tube(commands.STATS_TUBE, tube), name)
+        stats: TubeStats = self._connection.call(commands.STATS_TUBE, commands.by_tube(commands.STATS_TUBE, tube), name)
         return stats
 
     def stats_job(self, job: Job | int) -> JobStats:
@@ -595,7 +596,7 @@ class Conn:
         Protocol:
             ``stats-job <id>`` -> ``OK``, ``NOT_FOUND``; "Other Commands".
         """
-        return self._link.stats_job(job)
+        return self._connection.stats_job(job)
 
     def pause_tube(self, tube: str, delay: Seconds) -> None:
         """Have no job of a tube reserved for a while.
@@ -612,13 +613,13 @@ class Conn:
         Protocol:
             ``pause-tube <tube> <delay>`` -> ``PAUSED``, ``NOT_FOUND``; "Other Commands".
         """
-        self._link.check("pause-tube")
+        self._connection.check("pause-tube")
         data = commands.pause_tube(tube, delay)
-        self._link.call(commands.PAUSE_TUBE, data, checks.tube_bytes(tube))
+        self._connection.call(commands.PAUSE_TUBE, data, checks.tube_bytes(tube))
 
     def _plain(self, command: Command) -> Any:
-        self._link.check(command.name)
-        return self._link.call(command, commands.plain(command))
+        self._connection.check(command.name)
+        return self._connection.call(command, commands.plain(command))
 
     def close(self) -> None:
         """Close the connection. Idempotent; afterwards every method raises `ConnectionClosedError`.
@@ -629,9 +630,9 @@ class Conn:
             Until the deletes, releases and buries that were called before it are answered, at most
             `Config.conn_timeout` seconds; interrupted meanwhile, it closes at once.
         """
-        self._link.close()
+        self._connection.close()
 
 
-def link_of(conn: Conn) -> Link:
+def connection_of(conn: Conn) -> Connection:
     """Hand out what is behind a Conn, for the package alone: its command line sends two commands in one write."""
-    return conn._link
+    return conn._connection

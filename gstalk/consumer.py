@@ -364,8 +364,8 @@ class _Run:
             self._leaving = list(self._aside)
             for greenlet in self._leaving:
                 greenlet.rawlink(self._look_again)
-            for link in self.pool.links:
-                self._leaving.append(gevent.spawn(link.leave))
+            for connection in self.pool.connections:
+                self._leaving.append(gevent.spawn(connection.leave))
                 self._leaving[-1].rawlink(self._look_again)
         while not all(greenlet.ready() for greenlet in self._leaving):
             assert self._stop_at is not None
@@ -373,8 +373,8 @@ class _Run:
             if left <= 0:
                 break
             self._wait_for_change(min(left, 3600.0))
-        for link in list(self.pool.links):
-            link.cut()
+        for connection in list(self.pool.connections):
+            connection.cut()
         # One of them may be in a user's hook.
         gevent.joinall([*self._leaving, *self._aside, *self.pool.keepers], timeout=FAREWELL)
 

@@ -22,7 +22,7 @@ from gstalk.connection.threads import get_hub_if_exists
 from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError
 from gstalk.job import Seconds
 from gstalk.pool.hubs import Hubs
-from gstalk.pool.put_queue import Lanes
+from gstalk.pool.put_queue import PutQueue
 from gstalk.pool.puts import Batch, Put, run
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
@@ -58,7 +58,7 @@ class Producer:
         self._config = configure(config, options)
         self._hooks = Hooks(self._config)
         self._hubs = Hubs(validate_uris(uris), self._config, self._hooks)
-        self._lanes = self._hubs.enter()  # those of one hub, which are looked at first
+        self._queue = self._hubs.enter()  # those of one hub, which are looked at first
         self._finalizer = weakref.finalize(self, Hubs.drop, self._hubs)
         self._finalizer.atexit = False
 
@@ -71,11 +71,11 @@ class Producer:
     @property
     def is_connected(self) -> bool:
         """Whether at least one connection of this thread's is usable."""
-        lanes = self._hubs.find()
-        if lanes is None or not lanes.is_ready:
+        queue = self._hubs.find()
+        if queue is None or not queue.is_ready:
             return False
-        lanes.look()
-        return lanes.pool.is_connected
+        queue.look()
+        return queue.pool.is_connected
 
     def wait_connected(self, timeout: Seconds | None = None) -> bool:
         """Wait until a connection of this thread's is usable; it makes them, if there are none.
@@ -135,9 +135,9 @@ class Producer:
         Protocol:
             As `Conn.put`.
         """
-        lanes = self._lanes
-        if not lanes.is_ready or under_way or get_hub_if_exists() is not lanes.hub or getcurrent() is lanes.hub:
-            lanes = self._check("put")
+        queue = self._queue
+        if not queue.is_ready or under_way or get_hub_if_exists() is not queue.hub or getcurrent() is queue.hub:
+            queue = self._check("put")
         if params is None and priority is None and delay is None and ttr is None:
             params = _DEFAULTS
         else:
@@ -146,14 +146,14 @@ class Producer:
         tube = checks.check_tube(tube)
         limit: Any = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
         deadline = monotonic() + limit if limit else None
-        lanes.puts += 1
+        queue.puts += 1
         try:
             if self._hooks.listens:
-                outcome = _run_telling(Put(lanes, tube, data, deadline, limit == 0))
+                outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0))
             else:
-                outcome = run(lanes, tube, data, deadline, limit == 0)
+                outcome = run(queue, tube, data, deadline, limit == 0)
         finally:
-            lanes.leave()
+            queue.leave()
         if outcome.__class__ is int:
             return outcome
         try:
@@ -192,13 +192,13 @@ class Producer:
         Protocol:
             As `Conn.put`.
         """
-        lanes = self._check("put_many")
+        queue = self._check("put_many")
         params = merge(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
         checks.check_bodies(bodies)
         limit: Any = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
         iterator = iter(bodies)
-        batch = Batch(lanes, tube, limit == 0)
+        batch = Batch(queue, tube, limit == 0)
         try:
             while True:
                 batch.wait_room()
@@ -209,7 +209,7 @@ class Producer:
                 except Exception:
                     batch.end()
                     raise
-                if lanes.pool.is_stopped:
+                if queue.pool.is_stopped:
                     batch.refuse(ConnectionClosedError("put: this Producer is stopped", "no"))
                     break
                 try:
@@ -227,23 +227,23 @@ class Producer:
             raise PutManyError(f"put_many to {tube!r}: {batch.failures} of {len(results)} failed", results)
         return results  # type: ignore[return-value]
 
-    def _check(self, what: str) -> Lanes:
+    def _check(self, what: str) -> PutQueue:
         if self._hubs.is_over:
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
         if under_way:
             look()
-        lanes = self._hubs.enter()
+        queue = self._hubs.enter()
         if self._hubs.is_over:  # in another thread, before it could know of these
-            if lanes.puts <= 0:  # else it knows of them: puts that began before it may finish
-                lanes.close()
+            if queue.puts <= 0:  # else it knows of them: puts that began before it may finish
+                queue.close()
             raise ConnectionClosedError(f"{what}: this Producer is stopped")
-        if not self._lanes.is_ready or self._lanes.hub.loop is None:  # forked, or that thread has ended
-            self._lanes = lanes
-        if getcurrent() is lanes.hub:
+        if not self._queue.is_ready or self._queue.hub.loop is None:  # forked, or that thread has ended
+            self._queue = queue
+        if getcurrent() is queue.hub:
             raise BlockingSwitchOutError("gstalk can't wait in the hub: spawn a greenlet for it")
-        if lanes.section.owner is not None:
-            lanes.section.wait()
-        return lanes
+        if queue.section.owner is not None:
+            queue.section.wait()
+        return queue
 
     def stop(self, timeout: Seconds | None = LEFT_OUT) -> None:
         """Let puts under way finish, and close the connections, those of all threads, from whichever it is called.
@@ -274,7 +274,7 @@ def _limit(timeout: Any) -> float | None:
 def _run_telling(put: Put) -> int | GstalkError:
     """Put, and tell of the end."""
     try:
-        outcome = run(put.lanes, put.tube, put.data, put.deadline, put.once, put)
+        outcome = run(put.queue, put.tube, put.data, put.deadline, put.once, put)
     except BaseException as error:
         put.tell(error)
         raise

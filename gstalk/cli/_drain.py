@@ -21,7 +21,7 @@ from gevent.pool import Pool
 import gstalk
 from gstalk.cli._lines import MAX_JOB_SIZE, params_of
 from gstalk.cli._sweep import State, peek
-from gstalk.conn import link_of
+from gstalk.conn import connection_of
 from gstalk.connection.two_in_one import look_and_reserve
 
 __all__ = ["Drain", "Taken"]
@@ -145,7 +145,7 @@ class Drain:
         def reserved(job: gstalk.Job, stats: gstalk.JobStats | None) -> None:
             self._held[job_id] = Taken(job, getattr(stats, "state", state), stats)
 
-        look_and_reserve(link_of(self._conn), job_id, reserved)
+        look_and_reserve(connection_of(self._conn), job_id, reserved)
         return peek(self._conn, self._tube, state)  # replies come in order: with this one the others are there
 
     def _hand_over(self, taken: Taken) -> None:

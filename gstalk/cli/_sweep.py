@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 import gstalk
-from gstalk.conn import link_of
+from gstalk.conn import connection_of
 from gstalk.connection.two_in_one import act_and_peek
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
@@ -68,5 +68,5 @@ def sweep(conn: gstalk.Conn, tube: str, state: State, act: Command, bound: int, 
     """
     job = peek(conn, tube, state) if bound else None
     while job is not None and bound:
-        job = act_and_peek(link_of(conn), act, job, PEEKS[state], partial(acted, 1))
+        job = act_and_peek(connection_of(conn), act, job, PEEKS[state], partial(acted, 1))
         bound -= 1

@@ -213,10 +213,10 @@ class Channel:
         return dial(self.hub, self.address, self.config.tls_context, self._limit, used, self.watched)
 
     def _adopt(self, pipe: Pipeline) -> None:
-        link = weakref.ref(self)
+        connection = weakref.ref(self)
 
         def failed() -> None:
-            if (mine := link()) is not None:
+            if (mine := connection()) is not None:
                 mine._failed()
 
         pipe.on_failure = failed

@@ -31,12 +31,12 @@ from gstalk.protocol.commands import Command
 from gstalk.protocol.request import Request, ReserveRequest, Then, TwoStepRequest
 from gstalk.protocol.stats import JobStats
 
-__all__ = ["Link"]
+__all__ = ["Connection"]
 
 Line = Callable[[int], bytes]  # a command, once the job's own priority is known
 
 
-class Link(Channel):
+class Connection(Channel):
     """One connection, and what it does about jobs."""
 
     __slots__ = ()

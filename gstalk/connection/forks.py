@@ -41,7 +41,7 @@ from gevent.monkey import get_original
 
 __all__ = ["forker", "generation", "is_here", "look", "prepare", "register", "under_way"]
 
-ORDER = ("transport", "look-ups", "pipeline", "pool", "consumer", "lanes", "ctrl-c")
+ORDER = ("transport", "look-ups", "pipeline", "pool", "consumer", "put queue", "ctrl-c")
 
 
 T = TypeVar("T")

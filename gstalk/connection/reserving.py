@@ -13,8 +13,8 @@ over and an ask that went out for him has been answered. A job that comes while 
 Where it finds nothing and jobs are held, the server is asked about those, too, now and then: it doesn't tell when a
 time to run is over, and a job that nobody has finished by then would have this ask for ever instead of wait.
 
-A wait that meets another command, or that nobody waits for any more, is called back: `Link` half-closes the socket,
-reads it to the end and dials anew. That happens once in a Conn's life; from then on it asks.
+A wait that meets another command, or that nobody waits for any more, is recalled: `Connection` half-closes the
+socket, reads it to the end and dials anew. That happens once in a Conn's life; from then on it asks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Any
 
 from gstalk.connection.clock import monotonic
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.loop import InHub, fail_stop
 from gstalk.errors import ConnectionClosedError, DeadlineSoonError, DisconnectedError, Sent
 from gstalk.job import Job
@@ -60,7 +60,7 @@ class ReserveLine(InHub):
         "_answered",
         "_asked",
         "_callers",
-        "_link",
+        "_connection",
         "_may_wait",
         "_pause",
         "_quiet_until",
@@ -73,9 +73,9 @@ class ReserveLine(InHub):
         "section",
     )
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.hub, self.section = link.hub, link.section
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.hub, self.section = connection.hub, connection.section
         self._callers: deque[Caller] = deque()
         self._timed = 0  # how many of them wait for a time only: while none does, nobody's need be looked at
         self._asked = 0  # asks sent, ever
@@ -115,7 +115,7 @@ class ReserveLine(InHub):
 
     def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the line: its counts can't be trusted, so the connection ends."""
-        self._link.pipe.struck(error)
+        self._connection.pipe.struck(error)
 
     @fail_stop
     def leave(self, caller: Caller) -> None:
@@ -130,7 +130,7 @@ class ReserveLine(InHub):
                 if self._wait is not None:
                     self.call_back()
         elif isinstance(caller.result, Job):
-            self._link.give_back(caller.result)
+            self._connection.give_back(caller.result)
 
     @fail_stop
     def call_back(self) -> None:
@@ -140,49 +140,49 @@ class ReserveLine(InHub):
         self._wait.then = None
         self._wait = None
         self._answered = self._asked
-        self._link.recall()
+        self._connection.recall()
         if self._callers:
             self._ask(self._callers[0])
 
     def reserve_job(self, job_id: int) -> Job:
         data = commands.by_id(commands.RESERVE_JOB, job_id)
-        request = Request(commands.RESERVE_JOB, self._link.pipe.uri, job_id, self._reserved_by_id)
-        pipe = self._link.send(data, request)
+        request = Request(commands.RESERVE_JOB, self._connection.pipe.uri, job_id, self._reserved_by_id)
+        pipe = self._connection.send(data, request)
         try:
             job: Job = pipe.wait(request)
         except BaseException:
             if isinstance(request.result, Job):  # it came, and then the caller was hit
-                self._link.return_job(request.result)
+                self._connection.return_job(request.result)
             raise
         return job
 
     def _reserved_by_id(self, request: Request) -> None:
         if request.error is None:
-            job = self._link.hold(*request.result)
+            job = self._connection.hold(*request.result)
             job.tube = None
             request.succeed(job)
             if request.waiter is None:
-                self._link.give_back(job)
+                self._connection.give_back(job)
 
     def end(self) -> None:
         """The connection is over, or about to be closed: so is everybody's wait."""
         self._stop_timer()
         self._wait = None
         while self._callers:
-            if self._link.pipe.failure is not None:
-                error = self._link.pipe.error("reserve")
+            if self._connection.pipe.failure is not None:
+                error = self._connection.pipe.error("reserve")
             else:
                 sent: Sent = "maybe" if self._callers[0].ask > self._answered else "no"
-                error = ConnectionClosedError(f"reserve at {self._link.uri}: you closed it", sent)
+                error = ConnectionClosedError(f"reserve at {self._connection.uri}: you closed it", sent)
             self._answer_first(None, error)
 
     # -- what to ask, and when ---------------------------------------------------------------------------------
 
     def _ask(self, caller: Caller) -> None:
         """Ask the server for this caller, in whichever way is right now."""
-        link = self._link
+        connection = self._connection
         now = monotonic()
-        if link.pipe.failure is not None:
+        if connection.pipe.failure is not None:
             return
         if now < self._quiet_until:
             self._set_timer(self._quiet_until - now)
@@ -192,19 +192,19 @@ class ReserveLine(InHub):
             return
         self._asked += 1
         caller.ask = self._asked
-        if self._may_wait and not link.reserved.by_id and not link.pipe.requests:
+        if self._may_wait and not connection.reserved.by_id and not connection.pipe.requests:
             endless = self._timed < len(self._callers)
             longest = INFINITY if endless else max(each.until for each in self._callers) - now
-            seconds = int(min(longest, link.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
+            seconds = int(min(longest, connection.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
             if seconds >= 1:
                 if self._timer is not None:
                     self._stop_timer()
                 for each in self._callers:
                     each.ask = self._asked
                 self._wait_ends = now + seconds
-                self._wait = link.ask(seconds, self._on_reply, self.call_back)
+                self._wait = connection.ask(seconds, self._on_reply, self.call_back)
                 return
-        link.ask(0, self._on_reply)
+        connection.ask(0, self._on_reply)
 
     def _on_reply(self, request: Request) -> None:
         self._answered += 1
@@ -219,7 +219,7 @@ class ReserveLine(InHub):
                 return
         elif request.result is not None:
             if not self._callers:
-                self._link.give_back(request.result)
+                self._connection.give_back(request.result)
                 return
             self._answer_first(request.result)
             self._pause = FIRST_PAUSE
@@ -227,8 +227,8 @@ class ReserveLine(InHub):
             if missing > 0:
                 for caller in list(islice(self._callers, missing)):
                     self._ask(caller)
-        elif self._link.reserved.by_id:
-            self._link.look_after_jobs()  # or this might ask for ever, and never wait, for jobs that are gone
+        elif self._connection.reserved.by_id:
+            self._connection.look_after_jobs()  # or this might ask for ever, and never wait, for jobs that are gone
         if self._timed:
             self._dismiss()
         if not self._callers:
@@ -278,7 +278,7 @@ class ReserveLine(InHub):
             caller.succeed(job)
         else:
             caller.fail(error)
-        self._link.pipe.complete(caller)
+        self._connection.pipe.complete(caller)
 
     def _set_timer(self, seconds: float) -> None:
         if self._timer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.errors import NotFoundError
 from gstalk.job import Job
 from gstalk.protocol import commands
@@ -15,7 +15,9 @@ from gstalk.protocol.stats import JobStats
 __all__ = ["act_and_peek", "look_and_reserve"]
 
 
-def act_and_peek(link: Link, act: Command, job: Job, look: Command, acted: Callable[[], object]) -> Job | None:
+def act_and_peek(
+    connection: Connection, act: Command, job: Job, look: Command, acted: Callable[[], object]
+) -> Job | None:
     """Kick or delete a job, and peek at the next one of the tube in use.
 
     Args:
@@ -27,9 +29,9 @@ def act_and_peek(link: Link, act: Command, job: Job, look: Command, acted: Calla
     Returns:
         The next job; `None`: there is none.
     """
-    acting = Request(act, link.uri, job.id)
-    peeking = Request(look, link.uri)
-    pipe = link.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
+    acting = Request(act, connection.uri, job.id)
+    peeking = Request(look, connection.uri)
+    pipe = connection.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
     try:
         found = pipe.wait(peeking)
     finally:
@@ -37,10 +39,10 @@ def act_and_peek(link: Link, act: Command, job: Job, look: Command, acted: Calla
             acted()
     if acting.error is not None and not isinstance(acting.error, NotFoundError):
         raise acting.take_error()
-    return link.peeked(found, job.tube)
+    return connection.peeked(found, job.tube)
 
 
-def look_and_reserve(link: Link, job_id: int, reserved: Callable[[Job, JobStats | None], object]) -> None:
+def look_and_reserve(connection: Connection, job_id: int, reserved: Callable[[Job, JobStats | None], object]) -> None:
     """Ask for a job's statistics, and reserve it; nobody waits for the replies.
 
     Args:
@@ -49,9 +51,9 @@ def look_and_reserve(link: Link, job_id: int, reserved: Callable[[Job, JobStats 
 
     def got(request: Request) -> None:
         if request.error is None:
-            reserved(link.hold(*request.result), asking.result if asking.error is None else None)
+            reserved(connection.hold(*request.result), asking.result if asking.error is None else None)
 
-    asking = Request(commands.STATS_JOB, link.uri, job_id)
-    reserving = Request(commands.RESERVE_JOB, link.uri, job_id, got)
+    asking = Request(commands.STATS_JOB, connection.uri, job_id)
+    reserving = Request(commands.RESERVE_JOB, connection.uri, job_id, got)
     lines = commands.by_id(commands.STATS_JOB, job_id) + commands.by_id(commands.RESERVE_JOB, job_id)
-    link.send(lines, reserving, before=asking)
+    connection.send(lines, reserving, before=asking)

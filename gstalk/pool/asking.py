@@ -20,7 +20,7 @@ from gevent.pool import Group
 from gstalk.config import Config
 from gstalk.connection import threads
 from gstalk.connection.clock import monotonic
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.critical import section_of
 from gstalk.connection.damaged_job import bury_ruined
 from gstalk.connection.hooks import Hooks
@@ -71,31 +71,31 @@ class Asker(InHub):
         self.hub = get_hub()
         self.section = section_of(self.hub)
         self._asking = Asking(config.num_greenlets)
-        self._sources: dict[Link, JobSource] = {}
+        self._sources: dict[Connection, JobSource] = {}
         self._due = False  # a look at what to ask
         self._timer: Any = None
 
     # -- connections -------------------------------------------------------------------------------------------
 
-    def up(self, server: Server, link: Link) -> None:
+    def up(self, server: Server, connection: Connection) -> None:
         """A connection is there."""
-        dialed, tubes = tuple(link.watched), self._watch_list.tubes
+        dialed, tubes = tuple(connection.watched), self._watch_list.tubes
         if dialed != tubes:  # they have changed meanwhile: it is told in `_look_at`
             tubes = dialed
         # Jobs that were lost with their worker come first when there is a new one: those are asked about.
         looks = 0 if self._config.retry.max_attempts is None else self._config.num_greenlets
-        self._sources[link] = source = JobSource(server.uri, link, tubes, looks)
+        self._sources[connection] = source = JobSource(server.uri, connection, tubes, looks)
         self._asking.sources.append(source)
-        link.reserved.on_settled = self.look_soon  # one that holds no job any more may wait on its server
+        connection.reserved.on_settled = self.look_soon  # one that holds no job any more may wait on its server
         self._on_change(True)
         self.look_soon()
 
-    def down(self, server: Server, link: Link) -> None:
+    def down(self, server: Server, connection: Connection) -> None:
         """A connection is gone."""
-        source = self._sources.get(link)
+        source = self._sources.get(connection)
         if source in self._asking.sources:  # else a signal has struck here before
             self._asking.sources.remove(source)
-        self._sources.pop(link, None)
+        self._sources.pop(connection, None)
         if not self._sources:
             self._on_change(False)
         self.look_soon()
@@ -108,7 +108,7 @@ class Asker(InHub):
             if source.wait is not None:
                 source.wait.then = None
                 source.wait = None
-                source.link.leave_wait()
+                source.connection.leave_wait()
 
     # -- what to watch -----------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Asker(InHub):
                 if watch or ignore:
                     requests += self._tell_tubes(source, watch, ignore)
                 elif source.wait is None:  # somebody's change of the same kind may be under way
-                    requests.append(_fence(source.link))
+                    requests.append(_fence(source.connection))
         except BaseException as error:
             self.struck(error)
             raise
@@ -143,8 +143,10 @@ class Asker(InHub):
         if self._end_wait(source):
             self._asking.watching_changed(source, monotonic())
         source.tubes = self._watch_list.tubes
-        requests = [_tell_tube(source.link, commands.WATCH, tube) for tube in watch]  # first: one tube must remain
-        return requests + [_tell_tube(source.link, commands.IGNORE, tube) for tube in ignore]
+        requests = [
+            _tell_tube(source.connection, commands.WATCH, tube) for tube in watch
+        ]  # first: one tube must remain
+        return requests + [_tell_tube(source.connection, commands.IGNORE, tube) for tube in ignore]
 
     # -- what to ask -------------------------------------------------------------------------------------------
 
@@ -158,8 +160,8 @@ class Asker(InHub):
     def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
         self._due = False
-        for link in list(self._sources):
-            link.pipe.struck(error)
+        for connection in list(self._sources):
+            connection.pipe.struck(error)
         self.look_soon()
 
     def _look(self) -> None:
@@ -192,24 +194,24 @@ class Asker(InHub):
         self._asking.began(action, now)
         if action.what == "wait":
             seconds = int(self._config.reserve_timeout)  # type: ignore[arg-type]
-            source.wait = source.link.ask(seconds, partial(self._got, source), partial(self._recall, source))
+            source.wait = source.connection.ask(seconds, partial(self._got, source), partial(self._recall, source))
         else:
             for _ in range(action.times):
-                source.link.ask(0, partial(self._got, source))
+                source.connection.ask(0, partial(self._got, source))
 
     def _look_at(self, source: JobSource, now: float) -> bool:
         """Take note of how a connection is; tell whether it holds jobs."""
         if source.tubes is not self._watch_list.tubes:
             self._tell_tubes(source, *self._watch_list.since(source.tubes))
-        pipe = source.link.pipe
+        pipe = source.connection.pipe
         # Late, or so it seems: the hub may have been blocked, and the answer be there.
         if source.asks and source.is_late(now):
             pipe.catch_up()
-        source.held = bool(source.link.reserved.by_id)
+        source.held = bool(source.connection.reserved.by_id)
         source.busy = bool(pipe.requests) or not pipe.attached
         if source.held and not source.busy and now - pipe.read_at > SILENT:
             # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
-            _fence(source.link)
+            _fence(source.connection)
         return source.held
 
     def _on_timer(self) -> None:
@@ -239,14 +241,14 @@ class Asker(InHub):
             return False
         source.wait.then = None
         source.wait = None
-        source.link.recall()
+        source.connection.recall()
         return True
 
     # -- answers -----------------------------------------------------------------------------------------------
 
     def _got(self, source: JobSource, request: Request) -> None:
         """In the hub: the answer to an ask."""
-        now = source.link.pipe.read_at
+        now = source.connection.pipe.read_at
         waited, source.wait = source.waiting, None
         if request.error is not None:
             if isinstance(request.error, DeadlineSoonError):
@@ -265,12 +267,12 @@ class Asker(InHub):
             self._asking.answered(source, True, now)
             job: Job = request.result
             if self.is_over:
-                source.link.give_back(job)
+                source.connection.give_back(job)
                 return
             if was_overdue:
                 self._asking.running = self._crew.running
             if was_overdue and not self._asking.has_room():  # its permit has been used elsewhere
-                source.link.give_back(job)
+                source.connection.give_back(job)
             else:
                 self._crew.offer(source, job)
         self.look_soon()
@@ -282,29 +284,29 @@ class Asker(InHub):
         message = f"reserve at {source.server} failed"
         known: dict[str, Any] = {"uri": source.server}
         if isinstance(error, ProtocolError) and error.job_id is not None:
-            link, job_id = source.link, error.job_id
-            if bury_ruined(self.hub, link.address, self._config, link.server.id, job_id):
+            connection, job_id = source.connection, error.job_id
+            if bury_ruined(self.hub, connection.address, self._config, connection.server.id, job_id):
                 message += f"; job {job_id} has no end, the server has ruined it: buried"
                 known |= {"job_id": job_id, "outcome": "buried"}
         self._hooks.error(error, message, **known)
 
 
-def _tell_tube(link: Link, command: Command, tube: str) -> Request:
+def _tell_tube(connection: Connection, command: Command, tube: str) -> Request:
     """Send a watch or an ignore. If the server refuses, the connection ends: it would go on with the wrong tubes."""
 
     def answered(request: Request) -> None:
-        link.watching(request)
+        connection.watching(request)
         # Not where it was told that the connection is being closed: deletes behind it still wait for their answers.
         if request.error is not None and not isinstance(request.error, DisconnectedError):
-            link.pipe.fail(ConnectionLostError, str(request.error), request.error)
+            connection.pipe.fail(ConnectionLostError, str(request.error), request.error)
 
-    request = link.pipe.request(command, tube.encode("ascii"), answered, tube)
-    link.pipe.append(commands.by_tube(command, tube), request)
+    request = connection.pipe.request(command, tube.encode("ascii"), answered, tube)
+    connection.pipe.append(commands.by_tube(command, tube), request)
     return request
 
 
-def _fence(link: Link) -> Request:
+def _fence(connection: Connection) -> Request:
     """Send a command that changes nothing. Replies come in order: when it is answered, so is all that went before."""
-    request = link.pipe.request(commands.LIST_TUBE_USED)
-    link.pipe.append(commands.plain(commands.LIST_TUBE_USED), request)
+    request = connection.pipe.request(commands.LIST_TUBE_USED)
+    connection.pipe.append(commands.plain(commands.LIST_TUBE_USED), request)
     return request

@@ -18,7 +18,7 @@ from gevent.pool import Pool as GreenletPool
 from gstalk.config import Config
 from gstalk.connection import forks
 from gstalk.connection.calls import join
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.critical import section_of
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import wake
@@ -35,15 +35,15 @@ class JobSource(Source):
     """A connection that jobs come from.
 
     Attributes:
-        link: The connection.
+        connection: The connection.
         tubes: What it will watch when all that has been sent is answered.
         looks: How many jobs more of it the server is asked about before their handler runs.
         wait: The reserve that waits on its server.
     """
 
-    def __init__(self, server: str, link: Link, tubes: tuple[str, ...], looks: int) -> None:
+    def __init__(self, server: str, connection: Connection, tubes: tuple[str, ...], looks: int) -> None:
         super().__init__(server)
-        self.link = link
+        self.connection = connection
         self.tubes = tubes
         self.looks = looks
         self.wait: Request | None = None
@@ -118,7 +118,7 @@ class Crew:
         if idle:
             idle[-1].succeed((source, job))
             self._handed.append(idle[-1])
-            source.link.pipe.complete(idle[-1])
+            source.connection.pipe.complete(idle[-1])
             idle.pop()  # last: a signal that comes between must not lose him
         else:
             self._jobs.append((source, job))
@@ -136,7 +136,7 @@ class Crew:
         """Kill those that still work, and give their jobs back."""
         self._handling.is_killing = True
         for source, job in list(self.working.values()):
-            source.link.return_job(job)
+            source.connection.return_job(job)
         self._greenlets.kill(block=False)
 
     def tell_nobody(self) -> None:
@@ -161,7 +161,7 @@ class Crew:
             look = source.looks > 0
             source.looks -= look
             try:
-                self._handling.handle(source.link, job, look)
+                self._handling.handle(source.connection, job, look)
             except KeyboardInterrupt as error:
                 if self.is_copy:
                     raise
@@ -195,7 +195,7 @@ class Crew:
         """A greenlet is gone."""
         if self._jobs and self.is_leaving and not self.is_copy:
             for source, job in self._jobs:
-                source.link.give_back(job)
+                source.connection.give_back(job)
             self._jobs.clear()
         if isinstance(greenlet.value, BaseException):  # what killed it, and it hold each other
             forget(greenlet.value)

@@ -19,7 +19,7 @@ from gevent.pool import Group
 
 from gstalk.config import Config, Plain
 from gstalk.connection.clock import monotonic
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.interrupts import calls_handlers
 from gstalk.connection.loop import InHub
@@ -125,7 +125,7 @@ class Handling:
             self._by_tube = {name: handler for name, handler in self._by_tube.items() if name != tube}
 
     @calls_handlers
-    def handle(self, link: Link, job: Job, look: bool) -> None:
+    def handle(self, connection: Connection, job: Job, look: bool) -> None:
         """Run the handler, and see that the job has a fate.
 
         Args:
@@ -135,7 +135,7 @@ class Handling:
             GreenletExit, KeyboardInterrupt: They hit the handler; the job has been given back.
         """
         config = self._config
-        touching = _Touching(link, job) if config.auto_touch else None
+        touching = _Touching(connection, job) if config.auto_touch else None
         telling = _Telling(self._hooks, job) if self._hooks.listens else None
         by_tube = self._by_tube  # as it is now: the tube may be ignored while the server is asked for its name
         stats: JobStats | None = None
@@ -158,17 +158,17 @@ class Handling:
                 with TimeLimitExceeded(config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
                     result = handler(job)  # type: ignore[misc]
             if (result is not None or job._state != "finished") and not self.is_copy:
-                self._returned(link, job, result)
+                self._returned(connection, job, result)
         except BaseException as error:
             if telling is not None:
                 telling.error = error
             what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
-            self._failed(_Failure(link, job, error, what, stats, fate), is_called, telling)
+            self._failed(_Failure(connection, job, error, what, stats, fate), is_called, telling)
             if isinstance(error, (KeyboardInterrupt, GreenletExit)):
                 raise
         finally:
             if job._state == "settling":  # an automatic delete, or one whose caller was interrupted: nobody waits
-                link.reserved.unattended[job] = partial(self._left, link, job, copy_context())
+                connection.reserved.unattended[job] = partial(self._left, connection, job, copy_context())
             if touching is not None:
                 touching.stop()
             if telling is not None and not self.is_copy:
@@ -192,7 +192,7 @@ class Handling:
             telling.error = JobLostError(f"the server has taken job {job.id} back before its handler ran")
         return False
 
-    def _returned(self, link: Link, job: Job, result: object) -> None:
+    def _returned(self, connection: Connection, job: Job, result: object) -> None:
         """The handler has returned: it has failed if the job isn't finished, or is somebody else's by now."""
         if result is not None:
             checks.check_returned("handler", result)
@@ -200,7 +200,7 @@ class Handling:
         if state == "held":
             if not self._config.auto_delete:
                 raise JobNotFinishedError(f"the handler returned without finishing job {job.id}")
-            link.delete_unwaited(job)
+            connection.delete_unwaited(job)
         elif state == "lost":
             raise JobLostError(f"the server has taken job {job.id} back while its handler ran")
 
@@ -210,7 +210,7 @@ class Handling:
         if self.is_copy:
             self._end_copy(job, error)
         elif isinstance(error, KeyboardInterrupt):
-            failure.link.return_job(job)
+            failure.connection.return_job(job)
         elif is_called or not job.is_lost or not isinstance(error, GstalkError):  # else nobody has failed
             self._settle(failure, telling)
 
@@ -224,9 +224,9 @@ class Handling:
 
     def _settle(self, failure: _Failure, telling: _Telling | None) -> None:
         """Give a job its fate, and tell. A timeout that the handler forgot, or another kill, may hit us meanwhile."""
-        link, job = failure.link, failure.job
+        connection, job = failure.connection, failure.job
         if self.is_killing and isinstance(failure.error, (GreenletExit, JobFinishedError)):
-            link.return_job(job)  # as `stop` does with all of them; that is no failure of the handler's
+            connection.return_job(job)  # as `stop` does with all of them; that is no failure of the handler's
             return
         killed: BaseException | None = None
         interruptions = 0
@@ -243,7 +243,7 @@ class Handling:
                 else:
                     self._hooks.error(hit, failure.message("hit while its fate was decided"), **failure.known)
                 if self.is_killing or isinstance(hit, KeyboardInterrupt) or interruptions == MOST_INTERRUPTIONS:
-                    link.return_job(job)
+                    connection.return_job(job)
                     failure.outcome = done = "released"
         if self.is_copy:  # `given_up_func` has forked: the job is the parent's, who tells of it
             return
@@ -254,10 +254,10 @@ class Handling:
                 _tell(self._hooks, "given_up", job, failure.stats, failure.raised, None)
             if not isinstance(failure.error, (Retry, Bury)):
                 self._hooks.error(failure.error, failure.message(failure.what, done), **failure.known)
-            if state_of(job) == "held" and killed is None and link.is_connected:  # the server has refused it
+            if state_of(job) == "held" and killed is None and connection.is_connected:  # the server has refused it
                 self._pause(failure)
         finally:
-            link.return_job(job)
+            connection.return_job(job)
         if killed is not None:
             try:
                 raise killed
@@ -279,10 +279,10 @@ class Handling:
         except BaseException as hit:
             self._hooks.error(hit, failure.message("hit before it was given back"), **failure.known)
 
-    def _left(self, link: Link, job: Job, context: Context, request: Request) -> None:
+    def _left(self, connection: Connection, job: Job, context: Context, request: Request) -> None:
         """In the hub: a delete, release or bury has failed after the job's handler had ended."""
         assert request.error is not None
-        failure = _Failure(link, job, request.error, NOT_DONE[request.command], None)
+        failure = _Failure(connection, job, request.error, NOT_DONE[request.command], None)
         failure.lost = "it may run again"
         self.aside.spawn(context.run, self._settle, failure, None)
 
@@ -310,7 +310,7 @@ class _Failure:
     """A job that its handler has not finished, and what is known of it.
 
     Attributes:
-        link: The connection that holds it.
+        connection: The connection that holds it.
         job: The job.
         error: What is told, unless it is a `Retry` or a `Bury`.
         raised: What `given_up_func` gets: the handler's own exception, unless that is a wrong `Retry` or `Bury`.
@@ -324,9 +324,9 @@ class _Failure:
         "_fate",
         "_is_carried_out",
         "_is_told",
+        "connection",
         "error",
         "job",
-        "link",
         "lost",
         "outcome",
         "raised",
@@ -335,9 +335,15 @@ class _Failure:
     )
 
     def __init__(
-        self, link: Link, job: Job, error: BaseException, what: str, stats: JobStats | None, fate: Fate | None = None
+        self,
+        connection: Connection,
+        job: Job,
+        error: BaseException,
+        what: str,
+        stats: JobStats | None,
+        fate: Fate | None = None,
     ) -> None:
-        self.link = link
+        self.connection = connection
         self.job = job
         self.error = judged(error)
         self.raised = error if isinstance(self.error, (Retry, Bury)) else self.error
@@ -488,14 +494,14 @@ def _wait(stats: JobStats) -> float | None:
 class _Touching(InHub):
     """Touches a job at a third of its ttr for as long as it is held; all of it in the hub, without a greenlet."""
 
-    def __init__(self, link: Link, job: Job) -> None:
-        self._link = link
-        self.hub, self.section = link.hub, link.section
+    def __init__(self, connection: Connection, job: Job) -> None:
+        self._connection = connection
+        self.hub, self.section = connection.hub, connection.section
         self._job = job
         self._timer: Any = None
         self._stopped = False
-        request = link.pipe.request(commands.STATS_JOB, job.id, self._told)
-        link.append(commands.by_id(commands.STATS_JOB, job.id), request)
+        request = connection.pipe.request(commands.STATS_JOB, job.id, self._told)
+        connection.append(commands.by_id(commands.STATS_JOB, job.id), request)
 
     def _told(self, request: Request) -> None:
         if not self._stopped and not isinstance(request.error, DisconnectedError):
@@ -510,7 +516,7 @@ class _Touching(InHub):
     def _touch(self) -> None:
         state = state_of(self._job)
         if state == "held":
-            self._link.touch_unwaited(self._job)
+            self._connection.touch_unwaited(self._job)
         elif state != "settling":  # that may be refused, and the job is held again
             self.stop()
 

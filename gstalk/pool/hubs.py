@@ -1,9 +1,9 @@
-"""A Producer's connections in all threads: each hub has its own (`pool.put_queue.Lanes`), from its first put on.
+"""A Producer's connections in all threads: each hub has its own (`pool.put_queue.PutQueue`), from its first put on.
 
 Nothing is shared between threads but what is known of outages, so that each is told once. The connections of a thread
 that has ended are closed by `connection.threads`.
 
-What another thread may do with a `Lanes` is little: read how many puts are under way, set a flag, have its hub call
+What another thread may do with a `PutQueue` is little: read how many puts are under way, set a flag, have its hub call
 something, and sever its connections. The last is for a thread whose loop doesn't turn, since it waits for something
 that isn't gevent's: the server sees the end at once, and the descriptor is closed when the loop turns or the thread
 ends.
@@ -24,7 +24,7 @@ from gstalk.config import Config
 from gstalk.connection import threads
 from gstalk.connection.clock import monotonic
 from gstalk.connection.hooks import Hooks
-from gstalk.pool.put_queue import Lanes
+from gstalk.pool.put_queue import PutQueue
 from gstalk.uri import Address
 
 __all__ = ["Hubs"]
@@ -44,34 +44,34 @@ class Hubs:
         self._config = config
         self._hooks = hooks
         self.is_over = False
-        self._lanes: dict[Hub, Lanes] = {}
+        self._queues: dict[Hub, PutQueue] = {}
         self._outages: set[str] = set()
 
-    def find(self) -> Lanes | None:
+    def find(self) -> PutQueue | None:
         """Return this hub's connections, if it has any. Makes no hub."""
         hub = threads.get_hub_if_exists()
-        lanes = None if hub is None else self._lanes.get(hub)
-        return None if lanes is None or lanes.is_parents else lanes
+        queue = None if hub is None else self._queues.get(hub)
+        return None if queue is None or queue.is_parents else queue
 
-    def enter(self) -> Lanes:
+    def enter(self) -> PutQueue:
         """Return this hub's connections, which are made if it has none."""
-        lanes = self.find()
-        if lanes is None:
-            for hub, each in list(self._lanes.items()):
+        queue = self.find()
+        if queue is None:
+            for hub, each in list(self._queues.items()):
                 if each.is_parents:
-                    self._lanes.pop(hub, None)  # another thread may do the same
-            made = Lanes(self._addresses, self._config, self._hooks, self._outages)
-            lanes = self._lanes.setdefault(made.hub, made)
-            if lanes is made:
+                    self._queues.pop(hub, None)  # another thread may do the same
+            made = PutQueue(self._addresses, self._config, self._hooks, self._outages)
+            queue = self._queues.setdefault(made.hub, made)
+            if queue is made:
                 threads.register(made, self._thread_ended)
             else:  # a signal handler that puts has come between
                 made.pool.cut()
-        return lanes
+        return queue
 
-    def _thread_ended(self, lanes: Lanes) -> Sequence[gevent.Greenlet[..., Any]]:
-        if self._lanes.get(lanes.hub) is lanes:
-            self._lanes.pop(lanes.hub, None)  # a stop in another thread may have come between
-        return lanes.abandon()
+    def _thread_ended(self, queue: PutQueue) -> Sequence[gevent.Greenlet[..., Any]]:
+        if self._queues.get(queue.hub) is queue:
+            self._queues.pop(queue.hub, None)  # a stop in another thread may have come between
+        return queue.abandon()
 
     def end(self, seconds: float | None) -> None:
         """Let puts under way finish, in all threads, and close all connections.
@@ -83,14 +83,14 @@ class Hubs:
         if mine is not None and mine.section.owner is not None:
             mine.section.wait()
         in_hub = getcurrent() is threads.enter()
-        if in_hub and seconds != 0 and any(lanes.puts > 0 for lanes in self._here()):
+        if in_hub and seconds != 0 and any(queue.puts > 0 for queue in self._here()):
             raise BlockingSwitchOutError("stop: puts are under way, and the hub can't wait: spawn a greenlet for it")
         self.is_over = True  # first: connections that another thread makes from here on, it closes itself
-        theirs = [lanes for lanes in self._here() if lanes is not mine]
+        theirs = [queue for queue in self._here() if queue is not mine]
         deadline = None if seconds is None else monotonic() + seconds
-        for lanes in theirs:
-            lanes.is_ready, lanes.is_ending = False, True
-            threads.call(lanes.hub, lanes.begin_end)
+        for queue in theirs:
+            queue.is_ready, queue.is_ending = False, True
+            threads.call(queue.hub, queue.begin_end)
         if mine is not None:
             mine.is_ready = False
             mine.begin_end()
@@ -100,33 +100,33 @@ class Hubs:
             if theirs and not in_hub:
                 _wait_idle(theirs, deadline)
         finally:
-            self._lanes.clear()
-            for lanes in theirs:
-                lanes.close_from_outside()
+            self._queues.clear()
+            for queue in theirs:
+                queue.close_from_outside()
             if mine is not None:
                 mine.close()
 
     def drop(self) -> None:
         """Close all connections, since nobody refers to the Producer any more. Never switches."""
         mine = self.find()
-        here = [lanes for lanes in self._here() if not lanes.pool.is_stopped]
-        self._lanes.clear()
-        for lanes in here:
-            if lanes is mine:
-                lanes.pool.cut()
+        here = [queue for queue in self._here() if not queue.pool.is_stopped]
+        self._queues.clear()
+        for queue in here:
+            if queue is mine:
+                queue.pool.cut()
             else:
-                lanes.close_from_outside()
+                queue.close_from_outside()
         if here:
             uris = ", ".join(dict.fromkeys(str(address) for address in self._addresses))
             message = f"a Producer of {uris} was not stopped"
             warnings.warn(message, ResourceWarning, stacklevel=2)  # last: it may be an error
 
-    def _here(self) -> list[Lanes]:
+    def _here(self) -> list[PutQueue]:
         """All connections of this process."""
-        return [lanes for lanes in list(self._lanes.values()) if not lanes.is_parents]
+        return [queue for queue in list(self._queues.values()) if not queue.is_parents]
 
 
-def _wait_idle(theirs: list[Lanes], deadline: float | None) -> None:
+def _wait_idle(theirs: list[PutQueue], deadline: float | None) -> None:
     """Wait until no put is under way in other threads."""
     while True:
         # At least once: a thread may have seen that it may put, and not have counted its put yet.
@@ -134,5 +134,5 @@ def _wait_idle(theirs: list[Lanes], deadline: float | None) -> None:
         if left <= 0:
             return
         gevent.sleep(left)
-        if not any(lanes.puts > 0 and not lanes.is_abandoned for lanes in theirs):
+        if not any(queue.puts > 0 and not queue.is_abandoned for queue in theirs):
             return

@@ -18,7 +18,7 @@ from gevent.event import Event
 from gstalk.config import Config
 from gstalk.connection import forks
 from gstalk.connection.clock import monotonic
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.hooks import Hooks
 from gstalk.errors import CommandTimeoutError, ConnectError, DisconnectedError, GstalkError
 from gstalk.pool.schedule import Backoff, Health
@@ -36,7 +36,7 @@ class Server:
     Attributes:
         error: What failed last there.
         health: Whether it may be used.
-        links: How many connections it has now.
+        connections: How many connections it has now.
     """
 
     def __init__(self, address: Address) -> None:
@@ -44,16 +44,16 @@ class Server:
         self.uri = str(address)
         self.error: BaseException = ConnectError(f"no connection to {self.uri} yet")
         self.health = Health()
-        self.links = 0
+        self.connections = 0
 
     @property
     def is_usable(self) -> bool:
-        return self.links > 0 and self.health.is_usable
+        return self.connections > 0 and self.health.is_usable
 
     @property
     def trouble(self) -> BaseException:
         """Why it isn't usable."""
-        return self.health.refusal if self.links and self.health.refusal is not None else self.error
+        return self.health.refusal if self.connections and self.health.refusal is not None else self.error
 
 
 class Pool:
@@ -64,7 +64,7 @@ class Pool:
         config: For all connections.
         tubes: What they watch, instead of `default`.
         hooks: Told of outages, once of each.
-        up: Called with a server and a link that has just connected, from its keeper; may not switch.
+        up: Called with a server and a connection that has just connected, from its keeper; may not switch.
         down: Called with the same when it is over, from its keeper or from the hub; may not switch.
         outages: Where the servers stand that are known to be down; several pools may share it.
 
@@ -78,8 +78,8 @@ class Pool:
         config: Config,
         tubes: tuple[str, ...],
         hooks: Hooks,
-        up: Callable[[Server, Link], None],
-        down: Callable[[Server, Link], None],
+        up: Callable[[Server, Connection], None],
+        down: Callable[[Server, Connection], None],
         outages: set[str] | None = None,
     ) -> None:
         self._config = config
@@ -94,7 +94,7 @@ class Pool:
         self._changed = Event()
         self._troubles: dict[str, BaseException] | None = None  # once asked for, until the next change
         self.hub = get_hub()
-        self.links: list[Link] = []
+        self.connections: list[Connection] = []
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
         self.is_stopped = False
         self.keepers: list[gevent.Greenlet[..., Any]] = []
@@ -143,21 +143,21 @@ class Pool:
     def cut(self) -> None:
         """Close all connections at once, and make no new ones; never switches."""
         self.stop_dialing()
-        for link in list(self.links):
-            link.cut()
+        for connection in list(self.connections):
+            connection.cut()
 
     def sever(self) -> None:
         """From another thread: have the servers see the end of all connections, and make no new ones."""
         self.is_stopped = True
-        for link in list(self.links):
-            link.pipe.sever()
+        for connection in list(self.connections):
+            connection.pipe.sever()
 
     def abandon(self) -> list[gevent.Greenlet[..., Any]]:
         """The thread has ended: close all sockets, and no more; returns the greenlets that nobody wakes again."""
         self.is_stopped = True
-        for link in self.links:
-            link.on_failure = None  # nobody is there to be told
-            link.pipe.abandon()
+        for connection in self.connections:
+            connection.on_failure = None  # nobody is there to be told
+            connection.pipe.abandon()
         return list(self.keepers)
 
     def _forked(self) -> None:
@@ -187,45 +187,45 @@ class Pool:
                 return
             began = monotonic()
             try:
-                link = Link(server.address, self._config, self.tubes)
+                connection = Connection(server.address, self._config, self.tubes)
             except GstalkError as error:
                 if self.is_stopped:
                     return
                 self._failed(server, error)
             else:
                 if self.is_stopped:  # a kill is on its way here, and nobody else knows of this connection
-                    link.close()
+                    connection.close()
                     return
                 backoff.reset()  # commands were answered, which is more than a connect
                 connects += 1
-                self._serve(server, link, connects, monotonic() - began)
+                self._serve(server, connection, connects, monotonic() - began)
             if self.is_stopped:
                 return
             self._pause(backoff.pause(random()))
 
-    def _serve(self, server: Server, link: Link, connects: int, took: float) -> None:
+    def _serve(self, server: Server, connection: Connection, connects: int, took: float) -> None:
         over = Event()
 
         def failed() -> None:
-            if link in self.links:  # else this is the second time: a signal has struck in the first
-                self.links.remove(link)
-                server.links -= 1
-                server.error = _loss(server, link)
+            if connection in self.connections:  # else this is the second time: a signal has struck in the first
+                self.connections.remove(connection)
+                server.connections -= 1
+                server.error = _loss(server, connection)
                 if isinstance(server.error, CommandTimeoutError):
                     server.health.stall()
                 self.changed()
             if (down := self._down()) is not None:
-                down(server, link)
+                down(server, connection)
             over.set()
 
-        link.on_failure = failed
-        self.links.append(link)
-        server.links += 1
+        connection.on_failure = failed
+        self.connections.append(connection)
+        server.connections += 1
         server.health.answer()
         self.changed()
         try:
             if (up := self._up()) is not None:
-                up(server, link)
+                up(server, connection)
             del up  # it would be held for as long as this connection lives
             if server.uri in self._outages:
                 self._outages.discard(server.uri)
@@ -241,11 +241,11 @@ class Pool:
                     self._hooks.error(error, message, uri=server.uri)
         except BaseException:
             if not self.is_stopped:  # a signal's, or a kill: the next keeper dials anew
-                link.cut()
+                connection.cut()
             raise
         if not self.is_stopped:
             # A cut alone is no outage: proxies cut idle connections all day.
-            loss = _loss(server, link)
+            loss = _loss(server, connection)
             self._hooks.event("disconnect", uri=server.uri, exception=loss)
             self._hooks.info(f"{loss}; connecting again", uri=server.uri, outcome="disconnected")
 
@@ -267,9 +267,9 @@ class Pool:
             timer.close()
 
 
-def _loss(server: Server, link: Link) -> DisconnectedError:
-    assert link.pipe.failure is not None
-    kind, why, _ = link.pipe.failure
+def _loss(server: Server, connection: Connection) -> DisconnectedError:
+    assert connection.pipe.failure is not None
+    kind, why, _ = connection.pipe.failure
     return kind(f"lost connection to {server.uri}: {why}")
 
 

@@ -27,7 +27,7 @@ from gstalk.config import Config
 from gstalk.connection import forks, threads
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.connection.critical import critical, section_of
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import InHub, wake
@@ -40,7 +40,7 @@ from gstalk.protocol.request import Outcome, PutRequest, Request
 from gstalk.traces import bare
 from gstalk.uri import Address
 
-__all__ = ["FULL", "TICK", "Lane", "Lanes"]
+__all__ = ["FULL", "TICK", "Member", "PutQueue"]
 
 FULL = 512  # puts in flight on one connection: all may be answered in one read, and are wakened in one go then
 TICK = 0.05  # seconds between two looks at the time of puts
@@ -50,19 +50,19 @@ BREATH = 0.01  # seconds that puts may end without a wait before others have the
 NEVER = float("inf")
 
 
-class Lane:
+class Member:
     """A connection in the queue, and what is in flight on it.
 
     Attributes:
         earliest: No put in flight on it has to end before this.
     """
 
-    __slots__ = ("earliest", "health", "in_flight", "in_queue", "link", "server")
+    __slots__ = ("connection", "earliest", "health", "in_flight", "in_queue", "server")
 
-    def __init__(self, server: Server, link: Link) -> None:
+    def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
         self.health: Health = server.health
-        self.link = link
+        self.connection = connection
         self.in_flight = 0
         self.in_queue = False
         self.earliest = NEVER
@@ -78,7 +78,7 @@ class Place(Outcome):
         self.deadline = NEVER if deadline is None else deadline
 
 
-class Lanes(InHub):
+class PutQueue(InHub):
     """A Producer's connections in one hub. A forked child gets new ones; copies of puts end with those they began with.
 
     Attributes:
@@ -103,8 +103,8 @@ class Lanes(InHub):
         self.is_ending = False
         self.is_ready = True
         self._idle: Event | None = None
-        self._queue: Queue[Lane] = Queue()
-        self._lanes: dict[Link, Lane] = {}
+        self._queue: Queue[Member] = Queue()
+        self._members: dict[Connection, Member] = {}
         self._line: OrderedDict[Place, None] = OrderedDict()
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
@@ -113,7 +113,7 @@ class Lanes(InHub):
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
         self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down, outages)
-        forks.register("lanes", self, Lanes._forked)
+        forks.register("put queue", self, PutQueue._forked)
 
     def struck(self, error: BaseException) -> None:
         """A signal's exception has hit a callback: the next tick mends what that has left half done."""
@@ -125,7 +125,7 @@ class Lanes(InHub):
         """Others wait for a connection."""
         return bool(self._line)
 
-    def take(self, in_turn: bool = False) -> Lane | None:
+    def take(self, in_turn: bool = False) -> Member | None:
         """Take the connection at the head of the queue; it goes to the tail, unless it is full.
 
         Args:
@@ -135,29 +135,29 @@ class Lanes(InHub):
             return None
         queue = self._queue
         while queue.qsize():
-            lane = queue.get_nowait()
-            pipe = lane.link.pipe
+            member = queue.get_nowait()
+            pipe = member.connection.pipe
             # The only put under way in this hub: its loop may not have turned since the last one, and what the server
             # said meanwhile, perhaps the connection's end, is still to be read.
             if self.puts == 1 and monotonic() - pipe.read_at > SILENT:
                 pipe.look()
-            if pipe.clear and lane.health.is_usable:
-                lane.in_flight += 1
-                if lane.in_flight < FULL:
-                    queue.put_nowait(lane)
+            if pipe.clear and member.health.is_usable:
+                member.in_flight += 1
+                if member.in_flight < FULL:
+                    queue.put_nowait(member)
                 else:
-                    lane.in_queue = False
-                return lane
-            lane.in_queue = False
+                    member.in_queue = False
+                return member
+            member.in_queue = False
         return None
 
-    def take_other(self, tried: frozenset[str]) -> Lane | None:
+    def take_other(self, tried: frozenset[str]) -> Member | None:
         """As `take` in turn, but only a connection to a server that wasn't tried; looks at all of those that were."""
         for _ in range(self._queue.qsize()):
-            lane = self.take(True)
-            if lane is None or lane.server.uri not in tried:
-                return lane
-            self.done(lane)
+            member = self.take(True)
+            if member is None or member.server.uri not in tried:
+                return member
+            self.done(member)
         return None
 
     @critical
@@ -175,40 +175,40 @@ class Lanes(InHub):
             self._line.pop(place, None)
 
     def send(
-        self, lane: Lane, tube: str, data: bytes, deadline: float | None, request: Request | None = None
+        self, member: Member, tube: str, data: bytes, deadline: float | None, request: Request | None = None
     ) -> Request:
         """Send a put; `request` is where the answer goes, if it has been made already."""
-        link = lane.link
-        pipe = link.pipe
+        connection = member.connection
+        pipe = connection.pipe
         if request is None:
             request = PutRequest(commands.PUT, pipe.uri, None, deadline, 0.0)
-        if deadline is not None and deadline < lane.earliest:
-            lane.earliest = deadline
-        if tube == link.used:
+        if deadline is not None and deadline < member.earliest:
+            member.earliest = deadline
+        if tube == connection.used:
             pipe.append(data, request)
         else:
-            link.append_using(tube, data, request)
+            connection.append_using(tube, data, request)
         if self._ticker is None:
             self._start_ticker()
         return request
 
-    def done(self, lane: Lane) -> None:
+    def done(self, member: Member) -> None:
         """A put has ended on this connection, well or not."""
-        lane.in_flight -= 1
-        if not lane.in_queue:
-            self._enqueue(lane)
+        member.in_flight -= 1
+        if not member.in_queue:
+            self._enqueue(member)
 
-    def _enqueue(self, lane: Lane) -> None:
-        if not lane.in_queue and lane.in_flight < FULL and lane.link.pipe.clear and lane.health.is_usable:
-            lane.in_queue = True
-            self._queue.put_nowait(lane)
+    def _enqueue(self, member: Member) -> None:
+        if not member.in_queue and member.in_flight < FULL and member.connection.pipe.clear and member.health.is_usable:
+            member.in_queue = True
+            self._queue.put_nowait(member)
             if self._line:
                 self._serve_soon()
 
     def _enqueue_all(self, server: Server) -> None:
-        for lane in self._lanes.values():
-            if lane.server is server:
-                self._enqueue(lane)
+        for member in self._members.values():
+            if member.server is server:
+                self._enqueue(member)
 
     # -- those in line -----------------------------------------------------------------------------------------
 
@@ -277,14 +277,14 @@ class Lanes(InHub):
     def _tick(self) -> None:
         """In the hub: end the wait of puts whose time is over, and mend what a signal has left."""
         now = monotonic()
-        lanes = list(self._lanes.values())
-        for lane in lanes:
-            if lane.earliest <= now:
-                lane.earliest = _end_late(lane.link.pipe, now)
-        if self._queue.qsize() != sum(lane.in_queue for lane in lanes if lane.health.is_usable):
-            self._fill_queue(lanes)
-        for lane in lanes:
-            self._enqueue(lane)  # it may have room again, once puts are answered that nobody waits for any more
+        members = list(self._members.values())
+        for member in members:
+            if member.earliest <= now:
+                member.earliest = _end_late(member.connection.pipe, now)
+        if self._queue.qsize() != sum(member.in_queue for member in members if member.health.is_usable):
+            self._fill_queue(members)
+        for member in members:
+            self._enqueue(member)  # it may have room again, once puts are answered that nobody waits for any more
         if self._earliest <= now:
             self._end_late_in_line(now)
         if self._line:
@@ -293,12 +293,12 @@ class Lanes(InHub):
         elif self.puts <= 0:
             self._stop_ticker()
 
-    def _fill_queue(self, lanes: list[Lane]) -> None:
+    def _fill_queue(self, members: list[Member]) -> None:
         """Begin the queue anew: it holds what it should not, or a signal struck when a connection was between."""
         while self._queue.qsize():
             self._queue.get_nowait()
-        for lane in lanes:
-            lane.in_queue = False
+        for member in members:
+            member.in_queue = False
 
     def _end_late_in_line(self, now: float) -> None:
         """Have those whose time is over come first."""
@@ -308,12 +308,12 @@ class Lanes(InHub):
 
     # -- servers -----------------------------------------------------------------------------------------------
 
-    def _up(self, server: Server, link: Link) -> None:
-        self._lanes[link] = Lane(server, link)
+    def _up(self, server: Server, connection: Connection) -> None:
+        self._members[connection] = Member(server, connection)
         self._enqueue_all(server)
 
-    def _down(self, server: Server, link: Link) -> None:
-        self._lanes.pop(link, None)
+    def _down(self, server: Server, connection: Connection) -> None:
+        self._members.pop(connection, None)
 
     def leave_alone(self, server: Server, error: DrainingError | OutOfMemoryError) -> None:
         """Give a server that takes no jobs a rest."""
@@ -353,16 +353,16 @@ class Lanes(InHub):
             timer.close()
         with ExitStack() as stack:  # all of them, also if one is interrupted
             stack.callback(self._serve_soon)
-            for link in self._lanes:
-                stack.callback(link.close)
+            for connection in self._members:
+                stack.callback(connection.close)
 
     @critical
     def look(self) -> None:
         """See what has become of the connections while the loop had no turn. Never switches."""
         if self.section.owner is None and not self.section.is_interrupted:  # else a read may be under way
             with self.section:
-                for link in list(self._lanes):
-                    link.pipe.look()
+                for connection in list(self._members):
+                    connection.pipe.look()
 
     def close_from_outside(self) -> None:
         """In another thread: have the servers see the end now, and this hub do the rest when its loop turns."""

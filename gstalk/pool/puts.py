@@ -34,7 +34,7 @@ from gstalk.errors import (
     PutTimeoutError,
     Sent,
 )
-from gstalk.pool.put_queue import TICK, Lane, Lanes
+from gstalk.pool.put_queue import TICK, Member, PutQueue
 from gstalk.pool.schedule import judge
 from gstalk.protocol import commands
 from gstalk.protocol.request import PENDING, PutRequest, Request
@@ -52,7 +52,7 @@ class Put:
     """A put of which more must be known than its bytes: it has failed once, waits, or is one of many.
 
     Attributes:
-        lanes: Where it goes.
+        queue: Where it goes.
         tube, data: What is put.
         deadline: When its time is over; `None`: never.
         once: It takes what is usable now, and no second try.
@@ -62,13 +62,13 @@ class Put:
     """
 
     __slots__ = (
-        "_began _broken _causes _maybes _pause_until _tried data deadline error lanes once tries tube uri"
+        "_began _broken _causes _maybes _pause_until _tried data deadline error queue once tries tube uri"
     ).split()
 
     def __init__(
-        self, lanes: Lanes, tube: str, data: bytes, deadline: float | None, once: bool, began: float | None = None
+        self, queue: PutQueue, tube: str, data: bytes, deadline: float | None, once: bool, began: float | None = None
     ) -> None:
-        self.lanes = lanes
+        self.queue = queue
         self.tube = tube
         self.data = data
         self.deadline = deadline
@@ -89,37 +89,37 @@ class Put:
         return "maybe" if self._maybes else "no"
 
     @critical
-    def choose(self, in_turn: bool) -> Lane | GstalkError | None:
+    def choose(self, in_turn: bool) -> Member | GstalkError | None:
         """Say what is next: a connection, which is taken, an error that ends it, or `None`: it has to wait.
 
         Args:
             in_turn: Whether its turn has come; else those in line come first.
         """
-        with self.lanes.section:
+        with self.queue.section:
             return self._choose(in_turn)
 
-    def _choose(self, in_turn: bool) -> Lane | GstalkError | None:
-        lanes = self.lanes
-        if lanes.pool.is_stopped:
+    def _choose(self, in_turn: bool) -> Member | GstalkError | None:
+        queue = self.queue
+        if queue.pool.is_stopped:
             return self._ended()
         if self.deadline is not None and self.deadline <= monotonic():
             return self._time_over()
-        lane = None
-        if in_turn or not lanes.has_line:
-            lane = lanes.take_other(self._tried)
-            if lane is None and self._tried and self._pause_until <= monotonic():
+        member = None
+        if in_turn or not queue.has_line:
+            member = queue.take_other(self._tried)
+            if member is None and self._tried and self._pause_until <= monotonic():
                 # All usable servers have failed once: go round again, but not as fast as a server can say no. (A lost
                 # connection takes its time to come back by itself.)
                 self._tried = self._broken
-                lane = lanes.take_other(self._tried)
-        if lane is not None:
-            self.uri = lane.server.uri
-            return lane
-        if (refusal := lanes.refusal) is not None:
+                member = queue.take_other(self._tried)
+        if member is not None:
+            self.uri = member.server.uri
+            return member
+        if (refusal := queue.refusal) is not None:
             return self._told(bare(refusal))
         if self.once:
             return self._time_over()
-        if lanes.is_ending and not lanes.pool.is_connected:
+        if queue.is_ending and not queue.pool.is_connected:
             return self._ended()
         return None
 
@@ -127,36 +127,36 @@ class Put:
         """Wait until it may be worth while to `choose` again."""
         now = monotonic()
         pause = self._pause_until - now
-        if pause <= 0 and self._broken and self.lanes.pool.is_connected:
+        if pause <= 0 and self._broken and self.queue.pool.is_connected:
             pause = LOOK  # in line it would be told of connections that are of no use to it
         if pause <= 0:
-            self.lanes.wait(self.deadline)
+            self.queue.wait(self.deadline)
         else:
             gevent.sleep(pause if self.deadline is None else min(pause, max(self.deadline - now, 0.0)))
 
-    def another(self) -> Lane | GstalkError:
+    def another(self) -> Member | GstalkError:
         """Take a connection for the next try, or say with which error it ends; waits if need be."""
         found = self.choose(self.once)
         if found is None:
             while found is None:
                 self.wait()
                 found = self.choose(True)
-        elif found.__class__ is not Lane and not self.tries:
-            self.lanes.breathe()
+        elif found.__class__ is not Member and not self.tries:
+            self.queue.breathe()
         return found
 
-    def failed(self, lane: Lane, error: GstalkError) -> GstalkError | None:
+    def failed(self, member: Member, error: GstalkError) -> GstalkError | None:
         """Take note of a try that failed, and return the error that ends the put, or `None`: another may follow."""
-        lanes, server = self.lanes, lane.server
-        once = self.once or lanes.pool.is_stopped
-        others = len(lanes.pool.servers) - len(self._broken | {server.uri})
-        judgement = judge(error, self._maybes, others, once=once, retry_ambiguous=lanes.config.retry_ambiguous)
+        queue, server = self.queue, member.server
+        once = self.once or queue.pool.is_stopped
+        others = len(queue.pool.servers) - len(self._broken | {server.uri})
+        judgement = judge(error, self._maybes, others, once=once, retry_ambiguous=queue.config.retry_ambiguous)
         self.tries += 1
         self.error = error
         self._tried |= {server.uri}
         self._maybes += judgement.maybe
         if judgement.server == "refuses":
-            lanes.leave_alone(server, error)  # type: ignore[arg-type]
+            queue.leave_alone(server, error)  # type: ignore[arg-type]
         elif judgement.server == "broken":
             self._broken |= {server.uri}
         if isinstance(error, PutTimeoutError):
@@ -172,12 +172,12 @@ class Put:
     def tell_retry(self, passing: bool = False) -> None:
         """Tell that another try follows. `passing`: as for `Hooks.event`."""
         fields = {"uri": self.uri, "tube": self.tube, "attempt": self.tries, "exception": self.error}
-        self.lanes.hooks.event("put_retry", passing=passing, **fields)
+        self.queue.hooks.event("put_retry", passing=passing, **fields)
 
     def tell(self, result: int | BaseException, at: float | None = None) -> None:
         """Tell of its end, in the greenlet that it is put for."""
         error = result if isinstance(result, BaseException) else None
-        self.lanes.hooks.event(
+        self.queue.hooks.event(
             "put",
             passing=True,
             uri=self.uri,
@@ -202,13 +202,13 @@ class Put:
         return told  # type: ignore[no-any-return]
 
     def _ended(self) -> ConnectionClosedError:
-        if self.lanes.is_ending:
+        if self.queue.is_ending:
             return ConnectionClosedError("put: this Producer is stopped", self.sent)
         return ConnectionClosedError("put: it began in the parent process, which goes on with it", "maybe")
 
     def _time_over(self) -> PutTimeoutError:
-        causes = {**self.lanes.pool.troubles(), **(self._causes or {})}
-        count = len(self.lanes.pool.servers)
+        causes = {**self.queue.pool.troubles(), **(self._causes or {})}
+        count = len(self.queue.pool.servers)
         last = f"; last error: {list(causes.values())[-1]}" if causes else "; all connections were busy"
         stored = "; the job may have been stored" if self._maybes else ""
         return PutTimeoutError(
@@ -220,51 +220,51 @@ class Put:
 
 @critical
 def run(
-    lanes: Lanes, tube: str, data: bytes, deadline: float | None, once: bool, put: Put | None = None
+    queue: PutQueue, tube: str, data: bytes, deadline: float | None, once: bool, put: Put | None = None
 ) -> int | GstalkError:
     """Try a put until it is done, refused or out of time, and return its id or its error.
 
     Args:
         put: What is known of it, if it has failed once or is told of; else that is made when it is needed.
     """
-    section = lanes.section
+    section = queue.section
     me = getcurrent()
-    lane: Lane | None = None
+    member: Member | None = None
     while True:
         if section.owner is not None:
             section.wait()
         if put is not None:
             found = put.another()
-            if not isinstance(found, Lane):
+            if not isinstance(found, Member):
                 return found
-            lane = found
+            member = found
         try:
             section.owner = me
             if put is None:
-                lane = lanes.take()
-            if lane is not None:
-                request = lanes.send(lane, tube, data, deadline)
+                member = queue.take()
+            if member is not None:
+                request = queue.send(member, tube, data, deadline)
         finally:
             section.owner = None
-        if lane is None:
-            put = Put(lanes, tube, data, deadline, once)
+        if member is None:
+            put = Put(queue, tube, data, deadline, once)
             continue
         try:
-            join(lanes.hub, request)
+            join(queue.hub, request)
         finally:
             inside = section.owner  # a kill wakes us also while another greenlet is: it stays inside
             section.owner = me
-            lanes.done(lane)
+            queue.done(member)
             section.owner = inside
         error: Any = request.error
         if error is None:
             job_id: int = request.result
             return job_id
         if put is None:
-            put = Put(lanes, tube, data, deadline, once)
-            put.uri = lane.server.uri
+            put = Put(queue, tube, data, deadline, once)
+            put.uri = member.server.uri
         with section:
-            final = put.failed(lane, error)
+            final = put.failed(member, error)
         if final is not None:
             return final
         put.tell_retry(passing=True)
@@ -277,8 +277,8 @@ class Batch:
     that failed is tried again in a greenlet of its own, which ends with it, or with the call.
     """
 
-    def __init__(self, lanes: Lanes, tube: str, once: bool) -> None:
-        self.lanes = lanes
+    def __init__(self, queue: PutQueue, tube: str, once: bool) -> None:
+        self.queue = queue
         self._me = getcurrent()
         self.results: list[int | BaseException] = []
         self.failures = 0
@@ -289,14 +289,14 @@ class Batch:
         self._changed = Event()
         self._trying: dict[_One, Greenlet[..., Any]] = {}
         self.is_over = False
-        self._untold: deque[_One] | None = deque() if lanes.hooks.listens else None
-        self._context = copy_context() if lanes.hooks.listens else None
+        self._untold: deque[_One] | None = deque() if queue.hooks.listens else None
+        self._context = copy_context() if queue.hooks.listens else None
 
     def refuse(self, error: BaseException) -> None:
         """Give a body that can't be put its place."""
         self.results.append(error.with_traceback(None))  # it holds our frames, and they hold the results
         self.failures += 1
-        self.lanes.breathe()
+        self.queue.breathe()
 
     def wait_room(self) -> None:
         """Wait while too many are under way, before the next body is taken: its time begins then."""
@@ -306,27 +306,27 @@ class Batch:
     @critical
     def add(self, data: bytes, began: float, deadline: float | None) -> None:
         """Send a body; waits for a connection."""
-        lanes = self.lanes
+        queue = self.queue
         one = _One(self, data, deadline, began)
         self.results.append(PENDING)
         if self._untold is not None:
             self._tell()
             self._untold.append(one)
         self._under_way[one] = None
-        lanes.puts += 1
-        section = lanes.section
+        queue.puts += 1
+        section = queue.section
         if section.owner is not None:
             section.wait()
         try:
             section.owner = self._me
-            lane = lanes.take()
-            if lane is not None:
-                one.send(lane)
+            member = queue.take()
+            if member is not None:
+                one.send(member)
         finally:
             section.owner = None
-        if lane is None:
+        if member is None:
             found = one.another()
-            if not isinstance(found, Lane):
+            if not isinstance(found, Member):
                 self.settle(one, found)
                 return
             with section:
@@ -342,7 +342,7 @@ class Batch:
         self.is_over = True
         for greenlet in list(self._trying.values()):
             greenlet.kill(block=False)
-        self.lanes.leave(len(self._under_way))
+        self.queue.leave(len(self._under_way))
         for one in self._under_way:
             one.leave()
         self._under_way.clear()
@@ -358,11 +358,11 @@ class Batch:
                         self._tried(one, greenlet)
         self._wanted = -1
 
-    def failed(self, one: _One, lane: Lane, error: GstalkError) -> None:
+    def failed(self, one: _One, member: Member, error: GstalkError) -> None:
         """In the hub: a try has failed, and the iterable may be waiting, so that nobody else can try again."""
         greenlet = self._trying.get(one)
         if greenlet is None:  # else a signal has struck here before
-            final = one.failed(lane, error)
+            final = one.failed(member, error)
             if final is not None:
                 self.settle(one, final)
                 return
@@ -388,7 +388,7 @@ class Batch:
             one.ended_at = monotonic()
         self._under_way.pop(one)  # last: a signal that strikes before it has this called again
         self.failures += outcome.__class__ is not int
-        self.lanes.leave()
+        self.queue.leave()
         if len(self._under_way) <= self._wanted:
             self._changed.set()
 
@@ -406,40 +406,40 @@ class _One(Put):
     __slots__ = ("_batch", "_lane", "ended_at", "number")
 
     def __init__(self, batch: Batch, data: bytes, deadline: float | None, began: float) -> None:
-        super().__init__(batch.lanes, batch.tube, data, deadline, batch.once, began)
+        super().__init__(batch.queue, batch.tube, data, deadline, batch.once, began)
         self.number = len(batch.results)
         self.ended_at = 0.0
         self._batch = batch
-        self._lane: Lane | None = None
+        self._lane: Member | None = None
 
-    def send(self, lane: Lane) -> None:
-        self._lane = lane
-        self.uri = lane.server.uri
-        request = PutRequest(commands.PUT, lane.link.pipe.uri, self._answered, self.deadline, 0.0)
-        self.lanes.send(lane, self.tube, self.data, self.deadline, request)
+    def send(self, member: Member) -> None:
+        self._lane = member
+        self.uri = member.server.uri
+        request = PutRequest(commands.PUT, member.connection.pipe.uri, self._answered, self.deadline, 0.0)
+        self.queue.send(member, self.tube, self.data, self.deadline, request)
 
     def _answered(self, request: Request) -> None:
         """In the hub: the answer is here; or, a second time, after its time was over."""
-        lane = self._lane
-        if lane is None:
+        member = self._lane
+        if member is None:
             return
         error: Any = request.error
         if error is None:
             self._batch.settle(self, request.result)
         else:
-            self._batch.failed(self, lane, error)
+            self._batch.failed(self, member, error)
         self._lane = None
-        self.lanes.done(lane)
+        self.queue.done(member)
 
     def leave(self) -> None:
         """Nobody waits for the answer any more."""
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            self.lanes.done(lane)
+        member, self._lane = self._lane, None
+        if member is not None:
+            self.queue.done(member)
 
     def go_on(self) -> int | GstalkError:
         """Try again, in a greenlet that is there for that."""
         self.tell_retry()
         if self._batch.is_over:  # a hook may have caught the kill
             return self.interrupted()
-        return run(self.lanes, self.tube, self.data, self.deadline, self.once, self)
+        return run(self.queue, self.tube, self.data, self.deadline, self.once, self)

@@ -210,10 +210,10 @@ def test_dropped_conn_goes_at_once_and_whoever_keeps_its_error_does_not_keep_it(
         for outcome in OUTCOMES:
             trial = Trial(play, OPERATIONS[name], outcome)
             conn = trial.dial()
-            pipes = [conn._link.pipe]
+            pipes = [conn._connection.pipe]
             kept = trial.act(conn)
-            pipes.append(conn._link.pipe)
-            gone = weakref.ref(conn), weakref.ref(conn._link)
+            pipes.append(conn._connection.pipe)
+            gone = weakref.ref(conn), weakref.ref(conn._connection)
             del conn
             turn()
             assert gone[0]() is None, outcome
@@ -296,7 +296,7 @@ def test_reserve_that_is_called_back_leaves_nothing_to_the_collector(play, then)
             conn.close()
         elif then == "killed server":
             played.close()
-        pipe = conn._link.pipe
+        pipe = conn._connection.pipe
         del conn
         wait_until(lambda: pipe.failure is not None)
 
@@ -419,11 +419,11 @@ def test_dropped_producer_closes_at_once_and_whoever_keeps_its_error_does_not_ke
         producer = gstalk.Producer(played.uri, **options, error_func=lambda *_: None, info_func=lambda _: None)
         kept = try_put(producer, False)
         assert (kept is None) == (outcome == "all well")
-        pool = producer._lanes.pool
+        pool = producer._queue.pool
         gone = weakref.ref(producer)
         del producer
         assert gone() is None
-        assert pool.links == []
+        assert pool.connections == []
         wait_until(lambda: not pool.keepers)
         del kept
     finally:
@@ -433,7 +433,7 @@ def test_dropped_producer_closes_at_once_and_whoever_keeps_its_error_does_not_ke
 def test_dropped_producer_warns(server):
     producer = gstalk.Producer(server.uri)
     assert producer.wait_connected()
-    pool = producer._lanes.pool
+    pool = producer._queue.pool
     with pytest.warns(ResourceWarning, match=f"Producer of {server.uri} was not stopped"):
         del producer
     wait_until(lambda: not pool.keepers)

@@ -400,7 +400,7 @@ def test_connection_that_is_cut_while_a_handler_sleeps_in_the_middle_of_a_put_le
     def cut() -> None:
         nonlocal cuts
         if section.owner is gevent.getcurrent():
-            gevent.spawn(conn._link.cut)
+            gevent.spawn(conn._connection.cut)
             gevent.sleep(0.001)
             cuts += 1
 
@@ -492,7 +492,7 @@ def test_handler_in_the_greenlet_that_ends_a_wait_is_refused_with_nothing_sent(c
         conn.ignore(tube)
         calls = {"put": lambda: conn.put(tube, b"x"), "delete": lambda: conn.delete(1)}
         waiting = gevent.spawn(conn.reserve)
-        wait_until(lambda: not conn._link.pipe.clear)
+        wait_until(lambda: not conn._connection.pipe.clear)
         handler = InRecall(number, calls.get(what) or getattr(conn, what))
         assert handler.run(lambda: conn.put(f"{tube}-other", b"")) > 0
         waiting.kill()

@@ -318,7 +318,7 @@ def interrupt_everywhere(name: str, dial: Callable[[], gstalk.Conn], other: gsta
             check_settled(world, SETTLED[name])
         elif ".reserve" in name:
             check_reserved(world, run.result)
-        pipe = world.conn._link.pipe
+        pipe = world.conn._connection.pipe
         wait_until(lambda pipe=pipe: pipe.clear and not pipe.requests and not pipe._room, 1)  # type: ignore[misc]
         world.close()
     assert timers() <= before
@@ -390,8 +390,8 @@ def test_producer_interrupted_at_any_switch_keeps_its_pool_whole(server, method)
         for blow in interruptions(Run(function)):
             Run(function, *blow)
             assert producer.put("p", b"next", delay=1000)
-        wait_until(lambda: producer._lanes._queue.qsize() == 2)
-        assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0, 0]
+        wait_until(lambda: producer._queue._queue.qsize() == 2)
+        assert [member.in_flight for member in producer._queue._members.values()] == [0, 0]
 
 
 def test_producer_stop_and_wait_connected_interrupted_at_any_switch_leave_nothing(server, other):

@@ -187,7 +187,7 @@ def close_twice(conn: gstalk.Conn) -> None:
     try:
         conn.close()
     finally:
-        conn._link.cut()
+        conn._connection.cut()
 
 
 @pytest.mark.soak
@@ -243,7 +243,7 @@ def test_ctrl_c_in_the_look_at_progress_leaves_nobody_waiting(play):
 def test_reader_that_gevent_has_stopped_starts_again(server):
     """gevent stops a watcher whose callback raised, also where it was struck before the first line of ours."""
     with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
-        conn._link.pipe._reader.stop()
+        conn._connection.pipe._reader.stop()
         assert conn.put("default", b"x", delay=1000)  # read when it is nearly too late
         began = monotonic()
         for _ in range(10):

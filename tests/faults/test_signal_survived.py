@@ -176,7 +176,7 @@ def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, 
         job_id = other.put(mine, b"job", ttr=60)
         within(2, reserving.ready, strike)
         conn.close()
-        conn._link.cut()  # a close may be what was struck
+        conn._connection.cut()  # a close may be what was struck
         within(2, lambda: other.stats_job(job_id).state == "ready", strike)  # noqa: B023
         other.delete(job_id)
 
@@ -238,8 +238,8 @@ def test_consumer_goes_on(strikes, server, own_server, other, tube, what):
         other.put(mine, b"2")
         gevent.sleep(0.06)
         if what == "down":
-            for link in consumer._run.pool.links:  # type: ignore[union-attr]
-                link.pipe._transport._sock.shutdown(2)  # type: ignore[union-attr]
+            for connection in consumer._run.pool.connections:  # type: ignore[union-attr]
+                connection.pipe._transport._sock.shutdown(2)  # type: ignore[union-attr]
         gevent.sleep(0.03)
         in_hub(sys.settrace, None)
         other.put(mine, b"3")
@@ -253,13 +253,13 @@ def test_keeper_that_is_struck_has_a_successor(server, tube):
     with gstalk.Producer(server.uri, info_func=lambda message: None) as producer:
         producer.wait_connected(5)
         (pool,) = [each for each in _pools() if each.is_connected and not each.is_stopped]
-        link = pool.links[0]
+        connection = pool.connections[0]
         for _ in range(3):
             (keeper,) = pool.keepers
             keeper.kill(block=True)
             assert producer.put(tube, b"x", delay=1000, timeout=3)
-        assert not link.is_connected
-        assert len(pool.links) == len(pool.keepers) == 1
+        assert not connection.is_connected
+        assert len(pool.connections) == len(pool.keepers) == 1
     wait_until(lambda: not pool.keepers)
 
 

@@ -127,7 +127,7 @@ def test_use_from_another_thread_raises_and_sends_nothing(proxy, connect, tube, 
         held.delete()
     if state == "reserving":
         reserving = gevent.spawn(conn.reserve)
-        wait_until(lambda: not conn._link.pipe.clear)  # it waits on the server
+        wait_until(lambda: not conn._connection.pipe.clear)  # it waits on the server
     with gstalk.Producer(proxy.uri) as producer:
         producer.wait_connected()
         before = proxy.bytes_up, proxy.connections

@@ -162,7 +162,7 @@ def test_dropped_conn_that_holds_jobs_gives_them_back_at_once(connect, server, t
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_dropped_conn_closes_its_socket_also_where_warnings_are_errors(play):
     dropped = gstalk.dial(play().uri)
-    pipe = dropped._link.pipe
+    pipe = dropped._connection.pipe
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del dropped
@@ -229,7 +229,7 @@ def test_forked_child_conn_raises_closed_and_its_jobs_lost_and_the_parent_goes_o
 def test_close_that_is_put_off_comes_although_a_signal_strikes_it(connect, monkeypatch):
     """In the middle of a callback in the hub, as by a signal handler."""
     conn = connect()
-    link = conn._link
+    connection = conn._connection
     cut = Channel.cut
     strikes = [KeyboardInterrupt()]
 
@@ -240,6 +240,6 @@ def test_close_that_is_put_off_comes_although_a_signal_strikes_it(connect, monke
 
     monkeypatch.setattr(Channel, "cut", struck)
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: None)
-    link.pipe.soon(conn.close)
-    wait_until(lambda: link.pipe.failure is not None, 1)
+    connection.pipe.soon(conn.close)
+    wait_until(lambda: connection.pipe.failure is not None, 1)
     assert strikes == []

@@ -145,9 +145,9 @@ def test_put_many_own_error_that_strikes_as_the_connection_breaks_passes_unchang
             raised.append(caught)
 
     greenlet = call(run)
-    wait_until(lambda: conn._link.pipe.clear is room and len(conn._link.pipe.requests) > 2)
+    wait_until(lambda: conn._connection.pipe.clear is room and len(conn._connection.pipe.requests) > 2)
     greenlet.kill(error, block=False)
-    conn._link.pipe.fail(gstalk.ConnectionLostError, "cut by the test")
+    conn._connection.pipe.fail(gstalk.ConnectionLostError, "cut by the test")
     greenlet.get()
     assert raised == [error]
 

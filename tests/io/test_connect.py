@@ -20,7 +20,7 @@ def test_dial_first_command_is_stats(play, connect):
 
 def test_dial_options_override_config(server, connect):
     conn = connect(server.uri, config=gstalk.Config(conn_timeout=3), conn_timeout=2)
-    assert conn._link.config.conn_timeout == 2
+    assert conn._connection.config.conn_timeout == 2
 
 
 def test_dial_unknown_option_raises_type_error(server):

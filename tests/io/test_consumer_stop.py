@@ -259,7 +259,7 @@ def test_stop_interrupted_while_a_stalled_server_is_left_closes_its_connections(
     worker = work(lambda job: None, own_server.uri, "t", conn_timeout=30)
     assert worker.consumer.wait_connected(5)
     gevent.sleep(0.1)
-    pipe = worker.consumer._run.pool.links[0].pipe
+    pipe = worker.consumer._run.pool.connections[0].pipe
     own_server.pause()
     try:
         worker.consumer.stop()
@@ -278,12 +278,12 @@ def test_stop_handler_that_asks_on_a_connection_taking_leave_is_told_so(own_serv
     told: list[gstalk.DisconnectedError] = []
 
     def handler(job: gstalk.Job) -> None:
-        link: Any = job._owner
+        connection: Any = job._owner
         job.delete()
-        wait_until(lambda: link._end_wait is not None)
+        wait_until(lambda: connection._end_wait is not None)
         own_server.pause()
         worker.consumer.stop()
-        wait_until(lambda: link.pipe._on_end is not None)
+        wait_until(lambda: connection.pipe._on_end is not None)
         signal.setitimer(signal.ITIMER_REAL, 5)
         try:
             job.stats()

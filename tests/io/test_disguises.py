@@ -164,16 +164,16 @@ def test_conn_argument_in_disguise_is_what_it_holds(server, sent, as_, steps, ex
         for step in steps:
             result = step(conn, as_)
         assert bytes(sent) == expected
-        link = conn._link
-        assert is_builtin(link.used)
-        assert all(map(is_builtin, link.watched))
-        assert all(map(is_builtin, link.reserved.by_id))
+        connection = conn._connection
+        assert is_builtin(connection.used)
+        assert all(map(is_builtin, connection.watched))
+        assert all(map(is_builtin, connection.reserved.by_id))
         assert all(map(is_builtin, checks._known))
         if isinstance(result, gstalk.Job):
             assert is_builtin(result.id)
             assert is_builtin(result.tube)
-        assert conn.list_tube_used() == link.used
-        assert conn.list_tubes_watched() == link.watched
+        assert conn.list_tube_used() == connection.used
+        assert conn.list_tubes_watched() == connection.watched
 
 
 def test_conn_id_in_disguise_finishes_the_job_that_is_held(server):
@@ -197,7 +197,7 @@ def test_dial_takes_a_uri_and_options_in_disguise(server, sent, as_):
         assert conn.uri == server.uri
         assert is_builtin(conn.uri)
         assert conn.put("mail", b"") > 3
-        config = conn._link.config
+        config = conn._connection.config
         assert (config.conn_timeout, config.reserve_timeout, config.put_timeout, config.multiply) == (5, 6, 7, 2)
 
 

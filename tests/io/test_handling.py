@@ -360,14 +360,14 @@ def test_job_lost_before_its_handler_is_not_handled(own_server, work, connect):
 def test_job_not_ours_any_more_is_not_handled(play, now):
     with gstalk.dial(play({"reserve-with-timeout": ONE_JOB}).uri) as conn:
         job: Any = conn.reserve_with_timeout(0)
-        link = job._owner
+        connection = job._owner
         job._state = now
         ran: list[gstalk.Job] = []
         told: list[Any] = []
         config = gstalk.Config(error_func=lambda *error: told.append(error), event_func=told.append)
-        Handling(ran.append, ["default"], {}, config, Hooks(config)).handle(link, job, False)
+        Handling(ran.append, ["default"], {}, config, Hooks(config)).handle(connection, job, False)
         assert (ran, told) == ([], [])
-        link.reserved.unattended.clear()
+        connection.reserved.unattended.clear()
         job._state = "held"
 
 
@@ -583,8 +583,8 @@ def test_unattended_job_is_forgotten_when_its_delete_is_answered(work, conn, tub
     worker = work(lambda job: None, auto_delete=True)
     conn.put_many(tube, [b""] * 20)
     wait_until(lambda: conn.stats_tube(tube).cmd_delete == 20)
-    (link,) = worker.consumer._run.pool.links
-    wait_until(lambda: not link.reserved.unattended)
+    (connection,) = worker.consumer._run.pool.connections
+    wait_until(lambda: not connection.reserved.unattended)
 
 
 # -- what else a handler may do ----------------------------------------------------------------------------------

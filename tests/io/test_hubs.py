@@ -21,7 +21,7 @@ import gstalk
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.threads import get_hub_if_exists
 from gstalk.pool.hubs import Hubs
-from gstalk.pool.put_queue import Lanes
+from gstalk.pool.put_queue import PutQueue
 from gstalk.testing import Beanstalkd
 from tests.servers import Terminator, wait_until
 
@@ -289,18 +289,18 @@ def test_is_connected_in_a_signal_handler_amid_a_read_leaves_the_replies_in_orde
     """The hub has read one reply, and the next is there."""
     with gstalk.Producer(server.uri) as producer:
         assert producer.wait_connected(5)
-        (link,) = producer._lanes.pool.links
+        (connection,) = producer._queue.pool.connections
         asked: list[bool] = []
         take = Pipeline._take
 
         def struck(pipe: Pipeline, data: bytes) -> None:
-            if pipe is link.pipe and not asked:
+            if pipe is connection.pipe and not asked:
                 asked.append(producer.is_connected)
             take(pipe, data)
 
         for name in ("CHUNK", "MUCH"):
             monkeypatch.setattr(f"gstalk.connection.transport.{name}", 5)
-        monkeypatch.setattr(link.pipe._transport, "_chunk", 5)
+        monkeypatch.setattr(connection.pipe._transport, "_chunk", 5)
         monkeypatch.setattr(Pipeline, "_take", struck)
         bodies = [b"1", b"2", b"3"]
         puts = [gevent.spawn(producer.put, "default", body) for body in bodies]
@@ -408,7 +408,7 @@ def test_stop_ends_puts_that_wait_for_a_connection_in_other_threads(play):
     played.close()
     producer = gstalk.Producer(played.uri, **QUIET)
     thread = Thread(partial(producer.put, "t", b"x"))
-    wait_until(lambda: any(lanes.puts for lanes in producer._hubs._lanes.values()))
+    wait_until(lambda: any(queue.puts for queue in producer._hubs._queues.values()))
     producer.stop(0.05)
     with pytest.raises(gstalk.ConnectionClosedError, match=r"^put: this Producer is stopped$") as caught:
         thread.join()
@@ -542,13 +542,13 @@ def test_call_that_meets_the_stop_of_another_thread_leaves_puts_under_way_to_fin
     stopping: list[Thread] = []
     enter = Hubs.enter
 
-    def enter_late(hubs: Hubs) -> Lanes:
-        lanes = enter(hubs)
+    def enter_late(hubs: Hubs) -> PutQueue:
+        queue = enter(hubs)
         if not stopping:
             stopping.append(Thread(producer.stop))
             while not hubs.is_over:
                 time.sleep(0.001)
-        return lanes
+        return queue
 
     monkeypatch.setattr(Hubs, "enter", enter_late)
     with pytest.raises(gstalk.ConnectionClosedError, match="this Producer is stopped"):
@@ -575,15 +575,15 @@ def test_threads_that_let_go_of_the_same_connections_do_not_meet(play):
     """Of their parent's in a child, and of those of a thread that ends during a `stop`."""
     producer = gstalk.Producer(play().uri)
     assert producer.wait_connected(5)
-    hubs, lanes = producer._hubs, producer._lanes
-    lanes.is_ready = False  # as in a child
-    hubs._lanes = Emptied(hubs._lanes)
+    hubs, queue = producer._hubs, producer._queue
+    queue.is_ready = False  # as in a child
+    hubs._queues = Emptied(hubs._queues)
     assert producer.put("t", b"x") == 1
-    lanes.is_ready = True
-    hubs._lanes = Emptied({lanes.hub: lanes})
-    assert len(hubs._thread_ended(lanes)) == 1
-    lanes.pool.cut()
-    producer._lanes.pool.cut()
+    queue.is_ready = True
+    hubs._queues = Emptied({queue.hub: queue})
+    assert len(hubs._thread_ended(queue)) == 1
+    queue.pool.cut()
+    producer._queue.pool.cut()
 
 
 def test_put_of_a_signal_handler_while_connections_are_made_shares_them(play, monkeypatch):
@@ -591,18 +591,18 @@ def test_put_of_a_signal_handler_while_connections_are_made_shares_them(play, mo
     played = play()
     producer = gstalk.Producer(played.uri)
     assert producer.wait_connected(5)
-    made: list[Lanes] = []
+    made: list[PutQueue] = []
 
-    def make(*args: Any) -> Lanes:
-        lanes = Lanes(*args)
-        made.append(lanes)
+    def make(*args: Any) -> PutQueue:
+        queue = PutQueue(*args)
+        made.append(queue)
         if len(made) == 1:
             producer.put("t", b"signal's")
-        return lanes
+        return queue
 
-    monkeypatch.setattr("gstalk.pool.hubs.Lanes", make)
+    monkeypatch.setattr("gstalk.pool.hubs.PutQueue", make)
     assert Thread(partial(producer.put, "t", b"x")).join() == 2
-    assert [lanes.pool.is_stopped for lanes in made] == [True, True]
+    assert [queue.pool.is_stopped for queue in made] == [True, True]
     wait_until(lambda: played.open == 1)
     made.clear()
     producer.stop()

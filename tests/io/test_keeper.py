@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk.connection.connection import Link
+from gstalk.connection.connection import Connection
 from gstalk.pool.keeper import Pool
 from gstalk.testing import Beanstalkd
 from tests.servers import wait_until
@@ -22,11 +22,11 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
     made = []
 
     def dial_and_be_stopped(*args: Any) -> Any:
-        made.append(link := Link(*args))
-        producer._lanes.close()
-        return link
+        made.append(connection := Connection(*args))
+        producer._queue.close()
+        return connection
 
-    monkeypatch.setattr("gstalk.pool.keeper.Link", dial_and_be_stopped)
+    monkeypatch.setattr("gstalk.pool.keeper.Connection", dial_and_be_stopped)
     producer = gstalk.Producer(server.uri)
     wait_until(lambda: made)
     assert not made[0].is_connected
@@ -65,7 +65,7 @@ def test_want_of_many_touches_the_timers_once():
             type(self).changes += 1
 
     with gstalk.Producer("127.0.0.1:1", **QUIET) as producer:
-        pool = producer._lanes.pool
+        pool = producer._queue.pool
         timer = Timer()
         pool._timers.add(timer)
         for change in (1, 1, 1, -1, 1, -1, -1, -1):
@@ -80,10 +80,10 @@ def test_consumer_stalled_is_not_connected_though_a_connection_is_left(own_serve
     receiving = gevent.spawn(consumer.receive, lambda job: None)
     assert consumer.wait_connected(5)
     run: Any = consumer._run
-    wait_until(lambda: len(run.pool.links) == 2)
+    wait_until(lambda: len(run.pool.connections) == 2)
     own_server.pause()
     try:
-        wait_until(lambda: len(run.pool.links) == 1)
+        wait_until(lambda: len(run.pool.connections) == 1)
         assert not consumer.is_connected
         assert not consumer.wait_connected(0.1)
     finally:

@@ -65,7 +65,7 @@ def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(pla
 def test_callback_is_known_to_be_under_way_behind_the_greenlets_that_it_has_wakened(play, connect):
     """A close by a signal handler is put off there, too."""
     conn = connect(play().uri)
-    pipe = conn._link.pipe
+    pipe = conn._connection.pipe
     seen: list[bool] = []
 
     def wake_twice() -> None:

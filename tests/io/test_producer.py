@@ -54,7 +54,7 @@ def nobody() -> Iterator[str]:
 
 
 def all_connected(producer: gstalk.Producer, count: int) -> None:
-    wait_until(lambda: len(producer._lanes.pool.links) == count)
+    wait_until(lambda: len(producer._queue.pool.connections) == count)
 
 
 # -- making one --------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_producer_wait_connected_returns_false_when_stop_begins_though_puts_stil
     assert producer.wait_connected(5)
     putting = gevent.spawn(producer.put, "default", b"", timeout=30)
     gevent.sleep(0)
-    producer._lanes.pool.servers[0].health.stall()
+    producer._queue.pool.servers[0].health.stall()
     waiting = gevent.spawn(producer.wait_connected)
     gevent.sleep(0)
     stopping = gevent.spawn(producer.stop, 1)
@@ -162,7 +162,7 @@ def test_producer_stalled_is_not_connected_though_a_connection_is_left(own_serve
     own_server.pause()
     with gevent.Timeout(0.05, False):  # type: ignore[arg-type]  # the stubs lack False
         producer.put("t", b"x")
-    wait_until(lambda: len(producer._lanes.pool.links) == 1)
+    wait_until(lambda: len(producer._queue.pool.connections) == 1)
     assert not producer.is_connected
     assert not producer.wait_connected(0)
     with pytest.raises(gstalk.PutTimeoutError) as caught:
@@ -236,7 +236,7 @@ def test_put_final_answer_is_raised_at_once_and_never_retried(play, produce, rep
     if kind is gstalk.BuriedError:
         assert caught.value.job_id == 7
     if kind in (gstalk.JobTooBigError, gstalk.BuriedError):
-        assert len(producer._lanes.pool.links) == 2
+        assert len(producer._queue.pool.connections) == 2
 
 
 @pytest.mark.parametrize("reply", [CUT, b"INTERNAL_ERROR\r\n", b"rubbish\r\n", b"DELETED\r\n"])
@@ -256,7 +256,7 @@ def test_put_tried_again_elsewhere_leaves_no_connection_busy(play, produce):
     all_connected(producer, 6)
     for _ in range(20):
         producer.put("default", b"", timeout=10)
-    assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0] * 6
+    assert [member.in_flight for member in producer._queue._members.values()] == [0] * 6
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_put_without_a_limit_waits_and_can_be_interrupted(nobody, produce):
     with pytest.raises(gevent.Timeout):
         with gevent.Timeout(0.2):
             producer.put("t", b"", timeout=None)
-    assert producer._lanes.puts == 0
+    assert producer._queue.puts == 0
 
 
 def test_put_interrupted_passes_the_exception_unchanged_and_loses_no_connection(server, produce, tube):
@@ -555,8 +555,8 @@ def test_put_interrupted_passes_the_exception_unchanged_and_loses_no_connection(
         putter.kill(error)
         assert raised == [error]
     assert producer.put(tube, b"x") > 0
-    assert producer._lanes.puts == 0
-    assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0]
+    assert producer._queue.puts == 0
+    assert [member.in_flight for member in producer._queue._members.values()] == [0]
 
 
 # -- outages -----------------------------------------------------------------------------------------------------
@@ -735,8 +735,8 @@ def test_put_many_iterable_raises_it_passes_unchanged_and_taken_bodies_are_put(s
         producer.put_many(tube, bodies())
     assert caught.value is own
     wait_until(lambda: conn.stats_tube(tube).current_jobs_ready == 2)
-    assert producer._lanes.puts == 0
-    assert [lane.in_flight for lane in producer._lanes._lanes.values()] == [0]
+    assert producer._queue.puts == 0
+    assert [member.in_flight for member in producer._queue._members.values()] == [0]
 
 
 def test_put_many_wrong_arguments_take_nothing(server, produce, tube):
@@ -809,7 +809,7 @@ def test_stop_while_puts_wait_for_a_connection_ends_them(nobody, produce, timeou
 def test_stop_interrupted_while_one_connection_closes_closes_all(play, produce):
     producer = produce(play({"delete": b"", "list-tube-used": b""}).uri, multiply=3, conn_timeout=1)
     all_connected(producer, 3)
-    pipes = [link.pipe for link in producer._lanes.pool.links]
+    pipes = [connection.pipe for connection in producer._queue.pool.connections]
     for pipe in pipes:  # as for a put in the wrong tube
         pipe.append(commands.by_id(commands.DELETE, 1), pipe.request(commands.DELETE, 1))
     stopper = gevent.spawn(producer.stop)

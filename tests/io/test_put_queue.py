@@ -14,7 +14,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk.pool.put_queue import FULL, Lanes
+from gstalk.pool.put_queue import FULL, PutQueue
 from gstalk.pool.puts import Put
 from tests.servers import Played, wait_until
 from tests.speed import slowness
@@ -74,13 +74,13 @@ def counted(monkeypatch) -> collections.Counter[str]:
         monkeypatch.setattr(kind, name, counting)
 
     for name in ("take", "_enqueue", "wait", "done"):
-        count(Lanes, name)
+        count(PutQueue, name)
     count(Put, "choose")
     return seen
 
 
 def connected(producer: gstalk.Producer, count: int) -> None:
-    wait_until(lambda: len(producer._lanes.pool.links) == count, 20)
+    wait_until(lambda: len(producer._queue.pool.connections) == count, 20)
 
 
 def outcomes(producer: gstalk.Producer, count: int, timeout: float = 30) -> tuple[collections.Counter[str], list[Any]]:
@@ -254,30 +254,30 @@ def test_puts_in_line_are_served_in_order_and_those_that_come_later_after_them(p
 
 
 def test_put_interrupted_in_line_leaves_its_place_to_the_next(play, monkeypatch):
-    monkeypatch.setattr(Lanes, "_tick", lambda self: None)  # which would help, later
+    monkeypatch.setattr(PutQueue, "_tick", lambda self: None)  # which would help, later
     with gstalk.Producer(play().uri) as producer:
         connected(producer, 1)
-        lanes = producer._lanes
-        (lane,) = lanes._lanes.values()
-        lane.health.stall()
+        queue = producer._queue
+        (member,) = queue._members.values()
+        member.health.stall()
         puts = [gevent.spawn(producer.put, "default", b"x", timeout=10) for _ in range(4)]
         gevent.sleep(0)
-        assert len(lanes._line) == 4
+        assert len(queue._line) == 4
         puts[1].kill()
-        lane.health.answer()
-        lanes._enqueue(lane)
+        member.health.answer()
+        queue._enqueue(member)
         puts[0].kill(block=False)  # in the turn in which it would have been served
         gevent.joinall(puts, timeout=2)
         assert [each.value for each in puts[2:]] == [1, 2] or [each.value for each in puts[2:]] == [2, 3]
-        assert not lanes._line
+        assert not queue._line
 
 
 def test_connection_lost_from_the_queue_by_a_signal_is_found_again(play):
     """As if Ctrl-C had struck between taking it out and putting it back, with another connection still there."""
     with gstalk.Producer(play().uri, multiply=2) as producer:
         connected(producer, 2)
-        lanes = producer._lanes
+        queue = producer._queue
         producer.put("default", b"x")
-        lanes._queue.get_nowait()
+        queue._queue.get_nowait()
         assert producer.put("default", b"x")
-        wait_until(lambda: lanes._queue.qsize() == 2, 2)
+        wait_until(lambda: queue._queue.qsize() == 2, 2)

@@ -17,7 +17,7 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.pool import puts
-from gstalk.pool.put_queue import Lane, Place
+from gstalk.pool.put_queue import Member, Place
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -34,7 +34,7 @@ def produce() -> Iterator[Callable[..., gstalk.Producer]]:
         def start(*uris: str, connected: int | None = None, **options: Any) -> gstalk.Producer:
             producer = gstalk.Producer(uris, **QUIET, **options)
             stack.callback(producer.stop, 0)
-            wait_until(lambda: len(producer._lanes.pool.links) == (len(uris) if connected is None else connected))
+            wait_until(lambda: len(producer._queue.pool.connections) == (len(uris) if connected is None else connected))
             return producer
 
         yield start
@@ -49,10 +49,10 @@ def nobody() -> Iterator[str]:
 
 def at_rest(producer: gstalk.Producer) -> None:
     """Nothing is under way, and nothing was forgotten on the way."""
-    lanes = producer._lanes
-    assert lanes.puts == 0
-    assert not lanes._line
-    wait_until(lambda: all(lane.in_flight == 0 for lane in lanes._lanes.values()), 5)
+    queue = producer._queue
+    assert queue.puts == 0
+    assert not queue._line
+    wait_until(lambda: all(member.in_flight == 0 for member in queue._members.values()), 5)
 
 
 # -- how often ---------------------------------------------------------------------------------------------------
@@ -124,19 +124,19 @@ def test_put_in_line_remembers_which_servers_it_has_tried(play, produce):
     """While it waits for its turn; then it goes to the other server, whichever stands first in the queue."""
     tried, other = play(), play()
     producer = produce(tried.uri, other.uri)
-    lanes = producer._lanes
-    put = puts.Put(lanes, "default", b"", None, False)
+    queue = producer._queue
+    put = puts.Put(queue, "default", b"", None, False)
     put._tried = frozenset([tried.uri])
     before = Place(None)
-    lanes._line[before] = None
+    queue._line[before] = None
     for _ in range(2):
         assert put.choose(False) is None
-    del lanes._line[before]
+    del queue._line[before]
     for _ in range(3):
-        lane = put.choose(True)
-        assert isinstance(lane, Lane)
-        assert lane.server.uri == other.uri
-        lanes.done(lane)
+        member = put.choose(True)
+        assert isinstance(member, Member)
+        assert member.server.uri == other.uri
+        queue.done(member)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_put_many_body_in_flight_has_its_own_time_while_the_iterable_waits(play,
     def bodies() -> Iterator[bytes]:
         began = time.monotonic()
         yield b"a"
-        wait_until(lambda: producer._lanes.puts == 0, 5)
+        wait_until(lambda: producer._queue.puts == 0, 5)
         ended.append(time.monotonic() - began)
 
     with pytest.raises(gstalk.PutManyError) as caught:
@@ -332,7 +332,7 @@ def test_put_many_interrupted_tries_nothing_again(play, produce, nobody):
     putting = gevent.spawn(producer.put_many, "default", bodies())
     here.wait(5)
     putting.kill()
-    assert producer._lanes.puts == 0
+    assert producer._queue.puts == 0
     gevent.sleep(0.02)
     seen = played.count("put")
     gevent.sleep(0.5)
@@ -383,7 +383,7 @@ def test_put_many_takes_a_body_when_there_is_room_for_it_and_not_before(server, 
 
     def bodies() -> Iterator[bytes]:
         for _ in range(2000):
-            assert producer._lanes.puts < puts.MOST
+            assert producer._queue.puts < puts.MOST
             yield b"x"
 
     assert len(producer.put_many(tube, bodies())) == 2000
@@ -536,8 +536,8 @@ def test_put_callers_own_exception_passes_whatever_its_class(play, produce, nobo
     putting.kill(own)
     assert raised == [own]
     assert raised[0].__cause__ is None
-    assert producer._lanes.puts == 0
-    assert not producer._lanes._line
+    assert producer._queue.puts == 0
+    assert not producer._queue._line
 
 
 def test_conn_put_many_callers_own_exception_passes_though_the_connection_ends_as_well(play, connect):
@@ -553,9 +553,9 @@ def test_conn_put_many_callers_own_exception_passes_though_the_connection_ends_a
             raised.append(error)
 
     putting = gevent.spawn(put)
-    wait_until(lambda: not conn._link.pipe.clear)
+    wait_until(lambda: not conn._connection.pipe.clear)
     gevent.sleep(0.05)
     putting.kill(own, block=False)
-    conn._link.pipe.fail(gstalk.ConnectionLostError, "cut")
+    conn._connection.pipe.fail(gstalk.ConnectionLostError, "cut")
     putting.join()
     assert raised == [own]

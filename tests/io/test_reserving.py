@@ -364,7 +364,7 @@ def test_jobs_that_ran_out_are_held_no_longer_and_the_conn_waits_again(conn, oth
     for _ in range(100):
         hold(conn, other, tube, ttr=1)
     reserver = call(reserved, conn.reserve)
-    wait_until(lambda: not conn._link.reserved.by_id, 20)
+    wait_until(lambda: not conn._connection.reserved.by_id, 20)
     wait_until(lambda: other.stats().current_waiting == 1, 5)
     before = other.stats().cmd_reserve_with_timeout
     gevent.sleep(0.3)
@@ -380,7 +380,7 @@ def test_jobs_that_ran_out_are_noticed_by_who_asks_without_waiting(conn, other, 
 
     def gone():
         reserved(lambda: conn.reserve_with_timeout(0))
-        return not conn._link.reserved.by_id
+        return not conn._connection.reserved.by_id
 
     wait_until(gone, 20)
 

@@ -209,14 +209,14 @@ def test_tls_large_bodies_both_ways(secure, tube):
 def test_tls_counts_what_was_sent_as_its_commands_do(secure, tube):
     conn = secure()
     conn.put(tube, b"x")
-    assert conn._link.pipe.sent == conn._link.pipe._appended
+    assert conn._connection.pipe.sent == conn._connection.pipe._appended
 
 
 def test_tls_that_sent_the_rest_while_it_read_has_room_again(terminator, trusting, tube):
     with FaultProxy(("127.0.0.1", terminator.ports["good"])) as proxy:
         uri = proxy.uri.replace("beanstalk://127.0.0.1", "tls://localhost")
         with gstalk.dial(uri, tls_context=trusting, conn_timeout=30) as conn:
-            pipe = conn._link.pipe
+            pipe = conn._connection.pipe
             proxy.stall("up")
             large = gevent.spawn(conn.put, tube, b"x" * 10_000_000)
             wait_until(lambda: pipe._progress.is_blocked)

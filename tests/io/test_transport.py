@@ -47,7 +47,7 @@ def make_narrow(pipe: Pipeline) -> None:
 @pytest.fixture
 def narrow(server) -> Iterator[tuple[FaultProxy, gstalk.Conn]]:
     with FaultProxy(server.uri) as proxy, gstalk.dial(proxy.uri, conn_timeout=30) as conn:
-        make_narrow(conn._link.pipe)
+        make_narrow(conn._connection.pipe)
         yield proxy, conn
 
 
@@ -115,7 +115,7 @@ def test_callers_interrupted_while_the_line_is_full_leave_it_to_the_others(serve
         proxy.stall()
         puts = [gevent.spawn(conn.put, tube, b"%d" % n, delay=1000) for n in range(2500)]
         gevent.sleep(0.05)
-        wait_until(lambda: len(conn._link.pipe._room) > 1000)
+        wait_until(lambda: len(conn._connection.pipe._room) > 1000)
         killed = [put for n, put in enumerate(puts) if n % 3 == 0]
         gevent.killall(killed)
         proxy.resume()
@@ -129,7 +129,7 @@ def test_large_commands_wait_for_a_full_socket_and_all_arrive(narrow, other, tub
     proxy, conn = narrow
     proxy.stall("up")
     puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(200)]
-    wait_until(lambda: conn._link.pipe._progress.is_blocked)
+    wait_until(lambda: conn._connection.pipe._progress.is_blocked)
     proxy.resume()
     assert len({put.get(timeout=10) for put in puts}) == 200
     assert other.stats_tube(tube).current_jobs_delayed == 200
@@ -139,7 +139,7 @@ def test_connection_cut_while_its_socket_is_full_tells_what_was_not_sent(narrow,
     proxy, conn = narrow
     proxy.stall("up")
     puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(200)]
-    wait_until(lambda: conn._link.pipe._progress.is_blocked)
+    wait_until(lambda: conn._connection.pipe._progress.is_blocked)
     proxy.reset()
     gevent.joinall(puts, timeout=5, raise_error=False)
     errors = [put.exception for put in puts if isinstance(put.exception, gstalk.ConnectionLostError)]
@@ -154,7 +154,7 @@ def test_close_behind_a_full_socket_calls_nothing_unsent_that_it_still_sends(nar
     job = conn.reserve_job(conn.put(tube, b"held"))
     proxy.stall("up")
     puts = [gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000) for _ in range(10)]
-    wait_until(lambda: conn._link.pipe._progress.is_blocked)
+    wait_until(lambda: conn._connection.pipe._progress.is_blocked)
     delete = gevent.spawn(job.delete)
     gevent.sleep(0)
     close = gevent.spawn(conn.close)
@@ -169,7 +169,7 @@ def test_close_behind_a_full_socket_calls_nothing_unsent_that_it_still_sends(nar
 def test_producers_put_in_a_full_line_whose_time_is_over_may_have_been_sent(server, other, tube):
     with FaultProxy(server.uri) as proxy, gstalk.Producer(proxy.uri, conn_timeout=30) as producer:
         assert producer.wait_connected(5)
-        make_narrow(producer._lanes.pool.links[0].pipe)
+        make_narrow(producer._queue.pool.connections[0].pipe)
         proxy.stall("up")
         puts = [gevent.spawn(producer.put, tube, b"x" * 60000, delay=1000, timeout=0.3) for _ in range(15)]
         gevent.joinall(puts, timeout=5, raise_error=False)
@@ -184,7 +184,7 @@ def test_room_used_behind_the_writers_back_is_progress(server, tube, monkeypatch
     room = [True]
     monkeypatch.setattr(Transport, "_send", lambda self, data: sends(self, data[:1000]) if room[0] else 0)
     with gstalk.dial(server.uri, conn_timeout=0.3) as conn:
-        transport = conn._link.pipe._transport
+        transport = conn._connection.pipe._transport
         assert transport is not None
         room[0] = False
         put = gevent.spawn(conn.put, tube, b"x" * 60000, delay=1000)

@@ -38,14 +38,14 @@ MUTANTS = [
     Mutant(
         "a job is not given back when the reserve's caller leaves",
         "connection/reserving.py",
-        "        elif isinstance(caller.result, Job):\n            self._link.give_back(caller.result)",
+        "        elif isinstance(caller.result, Job):\n            self._connection.give_back(caller.result)",
         "        elif False:\n            pass",
     ),
     Mutant(
         "a job is not given back when reserve_job's caller is hit",
         "connection/reserving.py",
-        "            if request.waiter is None:\n                self._link.give_back(job)",
-        "            if False:\n                self._link.give_back(job)",
+        "            if request.waiter is None:\n                self._connection.give_back(job)",
+        "            if False:\n                self._connection.give_back(job)",
     ),
     Mutant(
         "the failure of a give-back is ignored",
@@ -231,19 +231,19 @@ MUTANTS = [
     Mutant(
         "a put counts itself twice as done",
         "pool/put_queue.py",
-        "        lane.in_flight -= 1\n        if not lane.in_queue:",
-        "        lane.in_flight -= 2\n        if not lane.in_queue:",
+        "        member.in_flight -= 1\n        if not member.in_queue:",
+        "        member.in_flight -= 2\n        if not member.in_queue:",
     ),
     Mutant(
         "a full connection never comes back into the queue",
         "pool/put_queue.py",
-        "        if not lane.in_queue:\n            self._enqueue(lane)\n\n    def _enqueue",
-        "        if False:\n            self._enqueue(lane)\n\n    def _enqueue",
+        "        if not member.in_queue:\n            self._enqueue(member)\n\n    def _enqueue",
+        "        if False:\n            self._enqueue(member)\n\n    def _enqueue",
     ),
     Mutant(
         "a put's time isn't looked at while it is in flight",
         "pool/put_queue.py",
-        "            if lane.earliest <= now:",
+        "            if member.earliest <= now:",
         "            if False:",
     ),
     Mutant(
@@ -291,13 +291,13 @@ MUTANTS = [
     Mutant(
         "a job that comes after the stop is not given back",
         "pool/asking.py",
-        "            if self.is_over:\n                source.link.give_back(job)\n                return",
+        "            if self.is_over:\n                source.connection.give_back(job)\n                return",
         "            if self.is_over:\n                return",
     ),
     Mutant(
         "a stop does not end the waits",
         "pool/asking.py",
-        "                source.link.leave_wait()",
+        "                source.connection.leave_wait()",
         "                pass",
     ),
     Mutant(
@@ -327,7 +327,7 @@ MUTANTS = [
     Mutant(
         "auto_delete deletes what was settled already",
         "pool/handling.py",
-        "            link.delete_unwaited(job)\n        elif",
+        "            connection.delete_unwaited(job)\n        elif",
         "            pass\n        elif",
     ),
     Mutant(

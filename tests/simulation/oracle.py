@@ -160,9 +160,9 @@ class Judge:
         world, producer = self.world, life.producer
         if producer is None or life.number in world.dead or world.program.latency > 0.005 or life.number % 2:
             return
-        pool = producer._lanes.pool
+        pool = producer._queue.pool
         if not all(
-            server.is_usable and server.links == life.plan.options.get("multiply", 1) for server in pool.servers
+            server.is_usable and server.connections == life.plan.options.get("multiply", 1) for server in pool.servers
         ):
             return
         for server in life.plan.servers:
@@ -289,9 +289,9 @@ class Judge:
         world = self.world
         for producer in life.producers:
             producer.stop(timeout=1)
-            lanes = producer._lanes
-            if lanes.puts or any(lane.in_flight for lane in lanes._lanes.values()):
-                world.violation("requests", f"process {life.number}: {lanes.puts} puts are under way for ever")
+            queue = producer._queue
+            if queue.puts or any(member.in_flight for member in queue._members.values()):
+                world.violation("requests", f"process {life.number}: {queue.puts} puts are under way for ever")
         for conn in life.all_conns:
             began = world.now()
             conn.close()

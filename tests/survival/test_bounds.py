@@ -66,10 +66,10 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
     with silent_hub(), FaultProxy(own_server.uri) as proxy, gstalk.Producer(proxy.uri, **options) as producer:
         consumer = gstalk.Consumer(proxy.uri, "t", **options)
         receiving = gevent.spawn(consumer.receive, handler)
-        lanes, run = producer._lanes, None
+        queue, run = producer._queue, None
 
         def all_there() -> bool:
-            return len(lanes.pool.links) == CONNECTIONS and len(consumer._run.pool.links) == CONNECTIONS  # type: ignore[union-attr]
+            return len(queue.pool.connections) == CONNECTIONS and len(consumer._run.pool.connections) == CONNECTIONS  # type: ignore[union-attr]
 
         def quiet() -> tuple[int, int, int]:
             asking: Any = consumer._run._asker._asking  # type: ignore[union-attr]
@@ -89,11 +89,11 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
             wait_until(lambda: proxy.open_connections == 2 * CONNECTIONS)
             before = before or left_open()
             assert left_open() <= before
-            assert sum(lane.in_flight for lane in lanes._lanes.values()) == 0
-            assert lanes._queue.qsize() == len(lanes._lanes) == CONNECTIONS
+            assert sum(member.in_flight for member in queue._members.values()) == 0
+            assert queue._queue.qsize() == len(queue._members) == CONNECTIONS
             assert len(run._asker._sources) == len(run._asker._asking.sources) == CONNECTIONS
             assert (len(run._crew), len(run._crew._jobs)) == (10, 0)
-            old = {*lanes.pool.links, *run.pool.links}
+            old = {*queue.pool.connections, *run.pool.connections}
             if rng.random() < 0.3:
                 proxy.refuse()
                 gevent.spawn_later(rng.random() / 10, proxy.accept)
@@ -101,7 +101,7 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
                 proxy.reset()
             else:
                 proxy.close_all()
-            wait_until(lambda: all_there() and not old & {*lanes.pool.links, *run.pool.links})  # noqa: B023
+            wait_until(lambda: all_there() and not old & {*queue.pool.connections, *run.pool.connections})  # noqa: B023
         reconnects = proxy.connections - first
         consumer.stop()
         receiving.get(timeout=20)

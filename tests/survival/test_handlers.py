@@ -129,9 +129,9 @@ def killing(worker: Worker, when: str, rng: random.Random) -> Counter[str]:
             kills["unborn"] += 1
         return greenlet
 
-    def got_and_kill(lane: Any, request: Any) -> None:
+    def got_and_kill(source: Any, request: Any) -> None:
         call = crew._idle[-1] if crew._idle else None
-        got(lane, request)
+        got(source, request)
         if call is not None and isinstance(call.result, tuple) and rng.random() < 0.5:
             call.waiter.throw(gevent.GreenletExit())
             kills["in hand"] += 1

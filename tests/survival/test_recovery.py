@@ -155,7 +155,7 @@ def test_clean_restart_of_idle_pools_makes_no_put_ambiguous(own_server: Beanstal
     producers = [gstalk.Producer(own_server.uri, **options) for _ in range(5)]
     try:
         for _ in range(rounds):
-            wait_until(lambda: all(len(producer._lanes.pool.links) == 5 for producer in producers), 20)
+            wait_until(lambda: all(len(producer._queue.pool.connections) == 5 for producer in producers), 20)
             os.kill(own_server.pid, signal.SIGTERM)
             own_server.restart()
             puts = [gevent.spawn(each.put, "default", b"", timeout=20) for each in producers for _ in range(10)]

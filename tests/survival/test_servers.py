@@ -208,7 +208,7 @@ def test_one_handler_serves_each_of_three_servers_whatever_the_others_hold(many_
     receiver = gevent.spawn(consumer.receive, handle)
     try:
         assert consumer.wait_connected(10)
-        wait_until(lambda: consumer._run and len(consumer._run.pool.links) == 3)
+        wait_until(lambda: consumer._run and len(consumer._run.pool.connections) == 3)
         if others == "stopped":
             for server in servers[1:]:
                 server.pause()
@@ -257,20 +257,20 @@ def holding(
     quiet: dict[str, Any] = {"info_func": lambda message: None, "error_func": error_func}
     consumer = gstalk.Consumer([server.uri for server in servers], "t", num_greenlets=handlers, **quiet)
     receiver = gevent.spawn(consumer.receive, handle)
-    wait_until(lambda: consumer._run and len(consumer._run.pool.links) == len(servers))
+    wait_until(lambda: consumer._run and len(consumer._run.pool.connections) == len(servers))
     return consumer, receiver
 
 
 def is_asked_in_turn(consumer: Any, server: Beanstalkd) -> bool:
     """Whether no wait is begun there any more, as it is while the other server isn't connected yet."""
-    lanes = [lane for lane in consumer._run._asker._asking.sources if lane.server == server.uri]
-    return all(lane.link.pipe.attached and not lane.waiting for lane in lanes)
+    sources = [source for source in consumer._run._asker._asking.sources if source.server == server.uri]
+    return all(source.connection.pipe.attached and not source.waiting for source in sources)
 
 
 def owes(consumer: Any, server: Beanstalkd) -> bool:
     """Whether a server has been asked for a job, and says nothing; not even what it said before it stopped."""
-    lanes = [lane for lane in consumer._run._asker._asking.sources if lane.server == server.uri]
-    return any(lane.asks and monotonic() - lane.asked_at > 0.3 for lane in lanes)
+    sources = [source for source in consumer._run._asker._asking.sources if source.server == server.uri]
+    return any(source.asks and monotonic() - source.asked_at > 0.3 for source in sources)
 
 
 def test_one_handler_and_a_server_that_stands_still_serves_the_other_after_a_second(many_servers):
@@ -356,7 +356,7 @@ def test_hub_that_was_blocked_takes_no_answer_for_late(many_servers):
             wait_until(lambda: all(is_asked_in_turn(consumer, server) for server in servers))
             for conn in conns:
                 conn.put_many("t", [b""] * 10)
-            wait_until(lambda: any(lane.asks for lane in consumer._run._asker._asking.sources))
+            wait_until(lambda: any(source.asks for source in consumer._run._asker._asking.sources))
             sleep(1.1)
             wait_until(lambda: len(releases) == 20 * number)  # noqa: B023
         assert set(releases) == {0}

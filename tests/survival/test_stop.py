@@ -315,7 +315,7 @@ def test_stop_while_a_wait_is_called_back_returns_when_the_server_has_let_go(
         assert other.stats().current_jobs_reserved == 1
         watcher.put(tube, b"starves for the other's permit")
         run: Any = consumer._run
-        wait_until(lambda: any(lane.recalled_at > 0 for lane in run._asker._asking.sources))
+        wait_until(lambda: any(source.recalled_at > 0 for source in run._asker._asking.sources))
         gevent.spawn_later(0.3, proxy.resume)
         before = left_open()
         consumer.stop(0 if handler == "ended" else 0.1)
