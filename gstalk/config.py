@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from gstalk.errors import InvalidArgumentError
-from gstalk.job import Job
+from gstalk.job import Job, Seconds
 from gstalk.protocol import checks
 from gstalk.retry import RetryPolicy
 
@@ -22,7 +22,19 @@ else:
     # Annotations may be read at run time, too; Python 3.10 lacks it, and `Optional` is as good there as another one.
     Unpack = getattr(typing, "Unpack", typing.Optional)
 
-__all__ = ["EVENT_KINDS", "LEFT_OUT", "Config", "Event", "Options", "Plain", "PutParams", "Unpack", "configure"]
+__all__ = [
+    "DEFAULT_PARAMS",
+    "EVENT_KINDS",
+    "LEFT_OUT",
+    "Config",
+    "Event",
+    "Options",
+    "Plain",
+    "PutParams",
+    "Unpack",
+    "configure",
+    "put_params",
+]
 
 #: What a handler or a hook may give back; it is dropped. Not `object`, or type checkers would let an `async def` pass:
 #: its call gives back a coroutine, which is an object too.
@@ -52,6 +64,26 @@ class PutParams:
             object.__setattr__(self, "priority", priority)
         object.__setattr__(self, "delay", checks.check_delay(self.delay))
         object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
+
+
+DEFAULT_PARAMS = PutParams()
+
+
+def put_params(params: PutParams | None, priority: int | None, delay: Seconds | None, ttr: Seconds | None) -> PutParams:
+    """Put together what a put is given: its `params` or none, and keywords that override it."""
+    if params is None:
+        params = DEFAULT_PARAMS
+    elif type(params) is not PutParams:
+        if not isinstance(params, PutParams):
+            raise TypeError(f"params must be a PutParams, got {type(params).__name__}")
+        params = PutParams(params.priority, params.delay, params.ttr)  # a subclass may have left out the checks
+    if priority is None and delay is None and ttr is None:
+        return params
+    return PutParams(
+        priority=params.priority if priority is None else priority,
+        delay=params.delay if delay is None else delay,
+        ttr=params.ttr if ttr is None else ttr,
+    )
 
 
 #: Every kind of `Event`, and when it is told; docs/events.md says the same at length.
@@ -120,11 +152,11 @@ class Config:
 
     multiply: int = 1
     num_greenlets: int = 10
-    conn_timeout: float | timedelta | None = 5
-    put_timeout: float | timedelta | None = 15
-    reserve_timeout: float | timedelta = 30
-    reconnect_timeout: float | timedelta = 3
-    stop_timeout: float | timedelta | None = 25
+    conn_timeout: float | None = 5
+    put_timeout: float | None = 15
+    reserve_timeout: float = 30
+    reconnect_timeout: float = 3
+    stop_timeout: float | None = 25
     tls_context: ssl.SSLContext | None = None
     info_func: Callable[[str], Plain] | None = None
     error_func: Callable[[BaseException, str], Plain] | None = None
@@ -134,7 +166,11 @@ class Config:
     given_up_func: Callable[[Job, BaseException], Plain] | None = None
     auto_delete: bool = False
     auto_touch: bool = False
-    time_limit: float | timedelta | None = None
+    time_limit: float | None = None
+
+    if TYPE_CHECKING:  # the fields above are what a Config holds; it takes a timedelta for a duration, too
+
+        def __init__(self, **options: Unpack[Options]) -> None: ...
 
     def __post_init__(self) -> None:
         for name in ("multiply", "num_greenlets"):
@@ -146,8 +182,8 @@ class Config:
         for name in ("conn_timeout", "reconnect_timeout", "time_limit"):
             if getattr(self, name) == 0:
                 raise InvalidArgumentError(f"{name} must be more than 0 seconds")
-        if not 1 <= self.reserve_timeout < 2**31:  # type: ignore[operator]
-            raise InvalidArgumentError(f"reserve_timeout must be 1 second or more, got {self.reserve_timeout}")
+        if not 1 <= self.reserve_timeout < 2**31:
+            raise InvalidArgumentError(f"reserve_timeout must be 1 to {2**31 - 1} seconds, got {self.reserve_timeout}")
         if self.tls_context is not None and not hasattr(self.tls_context, "wrap_bio"):
             raise TypeError(f"tls_context must be an ssl.SSLContext, got {type(self.tls_context).__name__}")
         for name, arguments in (("info_func", 1), ("error_func", 2), ("event_func", 1), ("given_up_func", 2)):
@@ -162,7 +198,8 @@ class Config:
 
     def replace(self, **options: Unpack[Options]) -> Config:
         """Make a copy with some fields changed; an unknown one is a `TypeError`."""
-        return dataclasses.replace(self, **options) if options else self
+        fields: dict[str, Any] = {**options}
+        return dataclasses.replace(self, **fields) if fields else self
 
     def _duration(self, name: str, may_be_none: bool = False) -> None:
         value = getattr(self, name)

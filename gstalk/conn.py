@@ -15,7 +15,7 @@ from typing import Any
 
 from gevent import get_hub, getcurrent, sleep
 
-from gstalk.config import Config, Options, PutParams, Unpack, configure
+from gstalk.config import DEFAULT_PARAMS, Config, Options, PutParams, Unpack, configure, put_params
 from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Connection
@@ -31,9 +31,8 @@ from gstalk.protocol.stats import JobStats, ServerStats, TubeStats
 from gstalk.traces import forget, forgetful
 from gstalk.uri import parse_uri
 
-__all__ = ["Conn", "connection_of", "dial", "merge"]
+__all__ = ["Conn", "connection_of", "dial"]
 
-_DEFAULTS = PutParams()
 BREATH = 0.01  # seconds of bad bodies, which cost no wait, after which others have their turn
 
 
@@ -53,23 +52,6 @@ def dial(uri: str, config: Config | None = None, **options: Unpack[Options]) -> 
         At most `Config.conn_timeout` seconds: look-up, TCP, TLS, and the answer to a first ``stats``.
     """
     return Conn(Connection(parse_uri(uri), configure(config, options)))
-
-
-def merge(params: PutParams | None, priority: int | None, delay: Seconds | None, ttr: Seconds | None) -> PutParams:
-    """Check a put's parameters: the keywords override `params`."""
-    if params is None:
-        params = _DEFAULTS
-    elif type(params) is not PutParams:
-        if not isinstance(params, PutParams):
-            raise TypeError(f"params must be a PutParams, got {type(params).__name__}")
-        params = PutParams(params.priority, params.delay, params.ttr)  # a subclass may have left out the checks
-    if priority is None and delay is None and ttr is None:
-        return params
-    return PutParams(
-        priority=params.priority if priority is None else priority,
-        delay=params.delay if delay is None else delay,
-        ttr=params.ttr if ttr is None else ttr,
-    )
 
 
 @forgetful(but=("put",))
@@ -169,9 +151,9 @@ class Conn:
             ):
                 connection.check("put")
             if params is None and priority is None and delay is None and ttr is None:
-                params = _DEFAULTS
+                params = DEFAULT_PARAMS
             else:
-                params = merge(params, priority, delay, ttr)
+                params = put_params(params, priority, delay, ttr)
             data = commands.put(body, params.priority, params.delay, params.ttr)
             if type(tube) is not str:
                 tube = checks.check_tube(tube)
@@ -233,7 +215,7 @@ class Conn:
         section = self._section
         me = getcurrent()
         connection.check("put_many")
-        params = merge(params, priority, delay, ttr)
+        params = put_params(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
         checks.check_bodies(bodies)
         numbers = params.priority, params.delay, params.ttr

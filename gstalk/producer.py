@@ -13,8 +13,7 @@ from typing import Any
 from gevent import getcurrent
 from gevent.exceptions import BlockingSwitchOutError
 
-from gstalk.config import LEFT_OUT, Config, Options, PutParams, Unpack, configure
-from gstalk.conn import merge
+from gstalk.config import DEFAULT_PARAMS, LEFT_OUT, Config, Options, PutParams, Unpack, configure, put_params
 from gstalk.connection.clock import monotonic
 from gstalk.connection.forks import look, under_way
 from gstalk.connection.hooks import Hooks
@@ -30,8 +29,6 @@ from gstalk.traces import forgetful
 from gstalk.uri import validate_uris
 
 __all__ = ["Producer"]
-
-_DEFAULTS = PutParams()
 
 
 @forgetful()
@@ -139,12 +136,12 @@ class Producer:
         if not queue.is_ready or under_way or get_hub_if_exists() is not queue.hub or getcurrent() is queue.hub:
             queue = self._check("put")
         if params is None and priority is None and delay is None and ttr is None:
-            params = _DEFAULTS
+            params = DEFAULT_PARAMS
         else:
-            params = merge(params, priority, delay, ttr)
+            params = put_params(params, priority, delay, ttr)
         data = commands.put(body, params.priority, params.delay, params.ttr)
         tube = checks.check_tube(tube)
-        limit: Any = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
+        limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
         deadline = monotonic() + limit if limit else None
         queue.puts += 1
         try:
@@ -193,10 +190,10 @@ class Producer:
             As `Conn.put`.
         """
         queue = self._check("put_many")
-        params = merge(params, priority, delay, ttr)
+        params = put_params(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
         checks.check_bodies(bodies)
-        limit: Any = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
+        limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
         iterator = iter(bodies)
         batch = Batch(queue, tube, limit == 0)
         try:

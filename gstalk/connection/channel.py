@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import gevent
 from gevent import get_hub, getcurrent
@@ -77,7 +77,7 @@ class Channel:
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
         self._recall: Recall | None = None  # the last one
-        self._limit = cast("float | None", config.conn_timeout)  # what a Config holds; its constructor takes timedelta
+        self._limit = config.conn_timeout
         self.pipe = Pipeline(self.uri, self.hub, self._limit)
         self.pipe.check_may_wait()
         transport, self.server = self._dial()

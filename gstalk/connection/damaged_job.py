@@ -40,12 +40,11 @@ def bury_ruined(hub: Hub, address: Address, config: Config, server_id: str | Non
     Protocol:
         ``reserve-job <id>`` -> ``RESERVED <id> <bytes>`` and a body without an end; ``bury <id> <pri>`` -> ``BURIED``.
     """
-    with gevent.Timeout(config.conn_timeout, False):  # type: ignore[arg-type]  # the stubs lack False and timedelta
+    with gevent.Timeout(config.conn_timeout, False):  # type: ignore[arg-type]  # the stubs lack False
         transport = None
         try:
-            timeout: float | None = config.conn_timeout  # type: ignore[assignment]
             try:
-                transport, stats = dial(hub, address, config.tls_context, timeout)
+                transport, stats = dial(hub, address, config.tls_context, config.conn_timeout)
             except ConnectError:
                 return False  # it will be met again
             if stats.id != server_id:

@@ -195,7 +195,7 @@ class ReserveLine(InHub):
         if self._may_wait and not connection.reserved.by_id and not connection.pipe.requests:
             endless = self._timed < len(self._callers)
             longest = INFINITY if endless else max(each.until for each in self._callers) - now
-            seconds = int(min(longest, connection.config.reserve_timeout))  # type: ignore[arg-type]  # checked: no timedelta
+            seconds = int(min(longest, connection.config.reserve_timeout))
             if seconds >= 1:
                 if self._timer is not None:
                     self._stop_timer()

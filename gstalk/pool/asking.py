@@ -193,7 +193,7 @@ class Asker(InHub):
             return
         self._asking.began(action, now)
         if action.what == "wait":
-            seconds = int(self._config.reserve_timeout)  # type: ignore[arg-type]
+            seconds = int(self._config.reserve_timeout)
             source.wait = source.connection.ask(seconds, partial(self._got, source), partial(self._recall, source))
         else:
             for _ in range(action.times):

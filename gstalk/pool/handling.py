@@ -155,7 +155,7 @@ class Handling:
             if config.time_limit is None:
                 result = handler(job)  # type: ignore[misc]  # `None` where there is a mapping
             else:
-                with TimeLimitExceeded(config.time_limit):  # type: ignore[arg-type]  # checked: no timedelta
+                with TimeLimitExceeded(config.time_limit):
                     result = handler(job)  # type: ignore[misc]
             if (result is not None or job._state != "finished") and not self.is_copy:
                 self._returned(connection, job, result)

@@ -178,7 +178,7 @@ class Pool:
         self.keepers.append(keeper)
 
     def _keep(self, server: Server) -> None:
-        backoff = Backoff(float(self._config.reconnect_timeout))  # type: ignore[arg-type]
+        backoff = Backoff(self._config.reconnect_timeout)
         connects = 0
         while True:
             if forks.under_way:

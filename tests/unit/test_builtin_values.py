@@ -10,8 +10,7 @@ from unittest import mock
 
 import pytest
 
-from gstalk.config import Config, PutParams, configure
-from gstalk.conn import merge
+from gstalk.config import Config, PutParams, configure, put_params
 from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import checks, commands
 from gstalk.retry import RetryPolicy
@@ -254,7 +253,7 @@ def test_put_params_hold_builtin_numbers(number, duration):
     params = PutParams(number(5), duration(8), duration(9))
     for value, expected in zip(dataclasses.astuple(params), (5, 8, 9), strict=True):
         same(value, expected)
-    same(dataclasses.astuple(merge(None, number(5), duration(8), duration(9))), (5, 8, 9))
+    same(dataclasses.astuple(put_params(None, number(5), duration(8), duration(9))), (5, 8, 9))
 
 
 def test_put_params_of_a_subclass_are_checked_again():
@@ -263,9 +262,9 @@ def test_put_params_of_a_subclass_are_checked_again():
     class Unchecked(PutParams):
         def __post_init__(self) -> None: ...
 
-    assert dataclasses.astuple(merge(Unchecked(delay=0.5), None, None, None)) == (1024, 1, 60)
+    assert dataclasses.astuple(put_params(Unchecked(delay=0.5), None, None, None)) == (1024, 1, 60)
     with pytest.raises(InvalidArgumentError, match="^priority must"):
-        merge(Unchecked(priority=-1), None, None, None)
+        put_params(Unchecked(priority=-1), None, None, None)
 
 
 DURATION_FIELDS = ("conn_timeout", "put_timeout", "reserve_timeout", "reconnect_timeout", "stop_timeout", "time_limit")

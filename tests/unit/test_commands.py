@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gstalk.config import PutParams
-from gstalk.conn import merge
+from gstalk.config import PutParams, put_params
 from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import commands
 
@@ -62,7 +61,7 @@ def test_put_is_exact_or_refused(body: Any, priority: Any, delay: Any, ttr: Any)
         expected = b"put %d %d %d %d\r\n" % (*numbers, len(body)) + bytes(body) + b"\r\n"
 
     def build() -> bytes:
-        params = merge(None, priority, delay, ttr)
+        params = put_params(None, priority, delay, ttr)
         return commands.put(body, params.priority, params.delay, params.ttr)
 
     holds(build, expected)
@@ -105,10 +104,10 @@ def test_kick_and_pause_are_exact_or_refused(bound: Any, tube: Any, delay: Any) 
 
 def test_params_are_overridden_by_keywords() -> None:
     params = PutParams(priority=5, delay=1.2, ttr=9)
-    assert merge(params, None, None, None) is params
-    assert merge(params, 6, None, 0.1) == PutParams(priority=6, delay=2, ttr=1)
+    assert put_params(params, None, None, None) is params
+    assert put_params(params, 6, None, 0.1) == PutParams(priority=6, delay=2, ttr=1)
     with pytest.raises(TypeError):
-        merge({"priority": 5}, None, None, None)
+        put_params({"priority": 5}, None, None, None)
 
 
 def test_body_is_a_copy() -> None:

@@ -106,7 +106,7 @@ def test_config_reserve_timeout_fits_the_server():
     assert Config(reserve_timeout=2**31 - 1).reserve_timeout == 2**31 - 1
     with pytest.raises(InvalidArgumentError, match="reserve_timeout"):
         Config(reserve_timeout=2**31)
-    with pytest.raises(InvalidArgumentError, match=r"^reserve_timeout must be 1 second or more, got 0\.5$"):
+    with pytest.raises(InvalidArgumentError, match=r"^reserve_timeout must be 1 to 2147483647 seconds, got 0\.5$"):
         Config(reserve_timeout=0.5)
 
 
@@ -260,10 +260,15 @@ def test_event_needs_its_kind_alone_and_takes_no_more():
 
 
 def test_options_are_the_fields_of_config_and_none_is_needed():
-    """In their order and with their types, so that a checker says of an option what it says of the field."""
+    """In their order and with their types, but that a duration may be given as a timedelta, and is held in seconds."""
     known = {"ssl": ssl}
     options = typing.get_type_hints(Options, localns=known)
-    assert list(options.items()) == list(typing.get_type_hints(Config, localns=known).items())
+    fields = typing.get_type_hints(Config, localns=known)
+    durations = {name for name in fields if name.endswith("_timeout") or name == "time_limit"}
+    assert list(options.items()) == [
+        (name, held | timedelta if name in durations else held) for name, held in fields.items()
+    ]
+    assert len(durations) == 6
     assert not Options.__required_keys__
 
 
