@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["DEFAULT_GROUPS", "DEPTHS", "GROUPS", "PACED", "Case"]
+__all__ = ["DEFAULT_GROUPS", "DEPTHS", "FLOOR", "GROUPS", "PACED", "Case"]
 
 DEPTHS = (16, 64, 128, 256, 512, 1024)
 GATHERING_DEPTHS = (128, 256, 512)
 PACED = "raw C, paced"
+FLOOR = "gevent, nothing else"
 GREENLETS = (1, 4, 16, 64, 256, 1000)
 CONNECTIONS = (1, 3, 8)
 SERVERS = (1, 2, 4)
@@ -35,10 +36,10 @@ class Case:
 
     Attributes:
         workload: `put`; `put_many`; `work`: reserve and delete; `mixed`: put, reserve and delete at the same time.
-        client: A name that `clients`, `peers` or `raw` knows.
+        client: A name that `clients`, `floor`, `peers` or `raw` knows.
         greenlets: How many put, or handle jobs; for `raw` it is the depth, commands in flight.
         connections: To each server.
-        wire: tcp, unix or tls.
+        wire: tcp, unix or tls; instant: tcp, to the server that answers at once.
         pinned: Client and server share one core, so that it isn't the waking of another one that is measured.
         long: How many times the usual number of operations.
     """
@@ -56,7 +57,9 @@ class Case:
 
     @property
     def family(self) -> str:
-        """gstalk, raw or peer."""
+        """gstalk, raw, floor or peer."""
+        if self.client == FLOOR:
+            return "floor"
         return next((name for name in ("gstalk", "raw") if self.client.startswith(name)), "peer")
 
     @property
@@ -106,8 +109,16 @@ def _each(cases: list[Case], **ranges: tuple[Any, ...]) -> list[Case]:
 
 
 GROUPS: dict[str, list[Case]] = {
-    "put": [*_raw("put"), _PUT, _PRODUCER, _MANY, Case("put_many", "gstalk Producer", 1), *_peers("put")],
-    "work": [*_raw("work"), _WORK, Case("work", "gstalk Conn"), *_peers("work")],
+    "put": [
+        *_raw("put"),
+        Case("put", FLOOR),
+        _PUT,
+        _PRODUCER,
+        _MANY,
+        Case("put_many", "gstalk Producer", 1),
+        *_peers("put"),
+    ],
+    "work": [*_raw("work"), Case("work", FLOOR), _WORK, Case("work", "gstalk Conn"), *_peers("work")],
     "mixed": [
         Case("mixed", "gstalk Producer+Consumer"),
         Case("mixed", "greenstalk", 1),
@@ -118,6 +129,13 @@ GROUPS: dict[str, list[Case]] = {
         for workload in ("put", "work")
         for client in ("gstalk Conn", "greenstalk", "greenstalk, patched")
     ],
+    "instant": [
+        replace(case, wire="instant")
+        for case in (
+            *(Case("put", FLOOR), _PUT, _PRODUCER, _MANY, Case("put_many", "gstalk Producer", 1)),
+            *(Case("work", FLOOR), Case("work", "gstalk Conn"), _WORK),
+        )
+    ],
     "growth": _each([_PUT, _WORK], greenlets=(64, 1000)),
     "length": _each([_PUT, _MANY], long=(0.125, 12.5)) + _each([_WORK], long=(0.25, 25.0)),
     "greenlets": _each([_PUT, _PRODUCER, _WORK], greenlets=GREENLETS),
@@ -127,4 +145,4 @@ GROUPS: dict[str, list[Case]] = {
     "wires": _each([*_RAW_128, *_GREENSTALK], wire=WIRES[:2]) + _each([_PUT, _WORK], wire=WIRES),
     "tubes": _each([_PUT, _PRODUCER, _WORK, *_GREENSTALK], tubes=TUBES),
 }
-DEFAULT_GROUPS = ("put", "work", "mixed", "lockstep", "growth")
+DEFAULT_GROUPS = ("put", "work", "mixed", "lockstep", "instant", "growth")

@@ -28,6 +28,10 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
 
         clients.CA = order["ca"]
         clients.CLIENTS[case.workload, case.client](case, order["uris"], meter)
+    elif case.family == "floor":
+        from benchmarks import floor
+
+        floor.FLOORS[case.workload](case, order["uris"], meter)
     else:
         from benchmarks import peers
 

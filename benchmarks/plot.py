@@ -10,11 +10,11 @@ from benchmarks.rounds import Result
 
 __all__ = ["draw"]
 
-COLORS = {"gstalk": "#2a6f97", "raw": "#9a9a9a", "peer": "#d9a441"}
+COLORS = {"gstalk": "#2a6f97", "raw": "#9a9a9a", "floor": "#6b8f71", "peer": "#d9a441"}
 
 
 def draw(results: list[Result], place: Path) -> None:
-    """Draw how many operations a second each client does, as bars, beside the raw limit."""
+    """Draw how many operations a second each client does, as bars, beside the raw limit and the floor."""
     import matplotlib as mpl  # type: ignore[import-not-found, unused-ignore]
 
     mpl.use("svg")

@@ -11,18 +11,19 @@ from typing import Any
 import gevent
 
 from benchmarks.cases import Case
-from benchmarks.figures import best_peer, best_raw, is_shown, ratio
+from benchmarks.figures import DEAR, best_peer, best_raw, floor, is_shown, ratio
 from benchmarks.rounds import Result
 from gstalk.testing import Beanstalkd
 
 __all__ = ["machine", "table"]
 
 HEAD = (
-    "what", "client", "how", "ops/s", "of raw", "of best peer", "CPU us", "server busy", "p50 ms", "p99 ms", "p99.9 ms",
+    "what", "client", "how", "ops/s", "of raw", "of best peer", "CPU us", "of floor", "server busy",
+    "p50 ms", "p99 ms", "p99.9 ms",
 )  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
+def machine(system_call: float) -> dict[str, Any]:
     """What a figure's reader must know about where it was measured: no names, no paths."""
 
     def installed(name: str) -> str:
@@ -34,6 +35,7 @@ def machine() -> dict[str, Any]:
     told = subprocess.run([Beanstalkd.find() or "beanstalkd", "-v"], capture_output=True, text=True).stdout
     return {
         "cores": os.cpu_count(),
+        "system calls": f"{'dear' if system_call >= DEAR else 'cheap'} ({system_call:.1f} us)",
         "processor": _processor(),
         "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
@@ -63,7 +65,7 @@ def _setting(case: Case) -> str:
     if case.size != 11:
         said.append(f"{case.size:,} B")
     if case.wire != "tcp":
-        said.append(case.wire)
+        said.append("answered at once" if case.wire == "instant" else case.wire)
     if case.tubes > 1:
         said.append(f"{case.tubes} tubes")
     if case.pinned:
@@ -75,7 +77,7 @@ def _setting(case: Case) -> str:
 
 def _row(result: Result, results: list[Result]) -> tuple[str, ...]:
     case = result.case
-    raw, peer = best_raw(result, results), best_peer(result, results)
+    raw, peer, least = (find(result, results) for find in (best_raw, best_peer, floor))
 
     def times(other: Result | None) -> str:
         return "" if other is None else f"{ratio(result, other):.2f}"
@@ -91,6 +93,7 @@ def _row(result: Result, results: list[Result]) -> tuple[str, ...]:
         times(raw),
         times(peer),
         f"{result.cpu * 1e6:.1f}",
+        "" if least is None or case.family in ("raw", "peer") else f"{result.cpu / least.cpu:.2f}",
         f"{result.busy:.2f}",
         *map(milliseconds, (result.p50, result.p99, result.p999)),
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
+from benchmarks.instant import Instant
 from benchmarks.meter import Others
 from benchmarks.raw import Raw
 from gstalk.testing import Beanstalkd
@@ -68,6 +69,7 @@ class Bed:
         self._stack = ExitStack()
         self._servers: dict[tuple[str, int], Beanstalkd] = {}
         self._tls: Any = None
+        self._instant: Instant | None = None
         self._place = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gstalk-bench-")))
 
     def __enter__(self) -> Bed:
@@ -85,16 +87,26 @@ class Bed:
             self._servers[key].restart()
         return self._servers[key]
 
+    def instant(self) -> Instant:
+        """The server that answers at once; it remembers nothing, so one serves all."""
+        if self._instant is None:
+            self._instant = self._stack.enter_context(Instant(self.raw.instant))
+        return self._instant
+
     def measure(self, case: Case) -> dict[str, Any]:
         """Measure once; `others` is how much else the machine did meanwhile."""
-        servers = [self.server(case.wire, number) for number in range(case.servers)]
+        servers: list[Any]
+        if case.wire == "instant":
+            servers = [self.instant()]
+        else:
+            servers = [self.server(case.wire, number) for number in range(case.servers)]
         between = [self._terminator(servers[0].port).pid] if case.wire == "tls" else []
         others = Others([server.pid for server in servers] + between)
         measured = self._measure(case, servers)
         return {**measured, "others": others.share()}
 
-    def _measure(self, case: Case, servers: list[Beanstalkd]) -> dict[str, Any]:
-        if case.workload == "work":
+    def _measure(self, case: Case, servers: list[Any]) -> dict[str, Any]:
+        if case.workload == "work" and case.wire != "instant":
             for server in servers:
                 self.raw.fill(case, server.uri)
         if case.pinned:

@@ -12,7 +12,7 @@ import pytest
 from gevent import subprocess
 
 from benchmarks.__main__ import options
-from benchmarks.cases import GROUPS, PACED, Case
+from benchmarks.cases import FLOOR, GROUPS, PACED, Case
 from benchmarks.figures import judge
 from benchmarks.raw import Raw
 from benchmarks.report import table
@@ -37,10 +37,10 @@ def few(case: Case) -> Case:
 
 
 def ours(group: str) -> list[Case]:
-    return [few(case) for case in GROUPS[group] if case.family == "gstalk" or case.client in ("raw C", PACED)]
+    return [few(case) for case in GROUPS[group] if case.family == "gstalk" or case.client in ("raw C", PACED, FLOOR)]
 
 
-@pytest.mark.parametrize("group", ["put", "work", "mixed", "lockstep", "wires", "servers", "tubes"])
+@pytest.mark.parametrize("group", ["put", "work", "mixed", "lockstep", "instant", "wires", "servers", "tubes"])
 def test_each_case_of_ours_is_measured(bed, group):
     cases = {(case.workload, case.client, case.wire, case.servers, case.tubes): case for case in ours(group)}
     for case in cases.values():
@@ -56,14 +56,37 @@ def test_results_become_a_table_and_figures(bed):
     shown = table(results)
     assert shown.count("raw C") == 2  # the better one, and the paced
     assert "| gstalk Conn" in shown
-    assert [each.name for each in judge(results, {})] == ["Conn.put, of the raw limit"]
+    assert [each.name for each in judge(results, {}, 1.0)] == ["Conn.put, of the raw limit"]
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios():
     raw = Result("put", Case("put", "raw C"), [100.0, 400.0, 300.0], 1e-6, 1.0, 0.0)
     conn = Result("put", Case("put", "gstalk Conn"), [100.0, 200.0, 300.0], 1e-6, 1.0, 0.0)
-    (figure,) = judge([raw, conn], {})
+    (figure,) = judge([raw, conn], {}, 1.0)
     assert (figure.value, figure.met) == (1.0, True)
+
+
+def test_more_is_promised_of_the_raw_limit_where_system_calls_are_dear():
+    raw = Result("put", Case("put", "raw C"), [100.0], 1e-6, 1.0, 0.0)
+    conn = Result("put", Case("put", "gstalk Conn"), [95.0], 1e-6, 1.0, 0.0)
+    assert [judge([raw, conn], {}, system_call)[0].met for system_call in (0.5, 5.0)] == [True, False]
+
+
+def test_cpu_is_held_against_a_gevent_program_that_does_nothing_else():
+    measured = (("put", FLOOR, 2e-6), ("put", "gstalk Conn", 3e-6), ("put_many", "gstalk Conn", 2e-6))
+    results = [
+        Result("instant", Case(workload, client, wire="instant"), [1.0], cpu, 1.0, 0.0)
+        for workload, client, cpu in measured
+    ]
+    put, many = judge(results, {}, 1.0)
+    assert put.value == pytest.approx(1.5)
+    assert put.met
+    assert (many.value, many.met) == (1.0, True)
+    assert "1.50 |" in table(results)
+
+
+def test_a_system_call_takes_some_time(bed):
+    assert 0.05 < bed.raw.system_call() < 100
 
 
 @pytest.mark.parametrize(

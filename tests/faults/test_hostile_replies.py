@@ -18,7 +18,7 @@ from gevent import socket
 
 import gstalk
 from gstalk.errors import ProtocolError
-from gstalk.protocol import commands
+from gstalk.protocol import commands, replies
 from gstalk.protocol.request import PENDING, Request
 from gstalk.protocol.stream import Stream
 from tests.faults import reference
@@ -33,6 +33,18 @@ BODIES = [b"", b"x", b"12345678901", b"a\r\nb", b"\r\n", b"DELETED\r\n", bytes(r
 IDS = [1, 7, 7, 7, 2**32, 2**63, 2**64 - 1]
 FOREIGN = [b" ", b"0", b"-", b"+", b"\r", b"\n", b"\r\n", b"_", b"\0", b"\x0b", "\u0661".encode()]
 SIZES = [b"%d" % size for size in (0, 3, 2**30, 2**30 + 1, 2**31, 2**32, 2**63, 2**64, 10**25)]
+
+
+def test_second_parser_knows_the_words_of_each_command():
+    """Or a new one would never be played, nor its reply compared."""
+    assert {command for command, _, _ in GRAMMAR.values()} == {
+        each for each in vars(commands).values() if isinstance(each, commands.Command)
+    }
+    for command, _, forms in GRAMMAR.values():
+        words = {*command.replies, *command.refusals, *replies.REFUSALS}
+        assert {form.split()[0] for form in forms} | {*COMMON, *ENDING} | {b"EXPECTED_CRLF"} == words | {
+            b"EXPECTED_CRLF"
+        }, command
 
 
 # -- what is played ------------------------------------------------------------------------------------------------
