@@ -633,7 +633,8 @@ def test_five_thousand_tubes_cost_less_than_a_second_of_cpu(own_server, states, 
         if "buried" in states:
             answers(lambda job_id: conn.reserve_job(job_id).bury(), ids)
             answers(lambda number: conn.put(f"tube-{number}", b"x" * 50), range(5000))
-    took, cost = [], []
+    took: list[float] = []
+    cost: list[float] = []
     bound = slowness() * commands / 15_000
     while (
         len(cost) < 4 and min(cost, default=bound) >= bound
