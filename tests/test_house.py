@@ -7,6 +7,9 @@ import importlib
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.house import is_core, lines_of_code, parts, reaches, speaks_of_ctrl_c
 from tests.test_layers import FLOORS, imports, room, sources
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +34,25 @@ ANSWERED_FOR_BY = {
     "testing.arguments": ("tests/conformance/test_commands.py", "beanstalkd reads the same, or it would be wrong"),
     "testing.wire": ("tests/conformance/test_commands.py", "beanstalkd says the same, or it would be wrong"),
 }
+
+# Figures of `python -m tests.house` that are not to grow again. What is larger has its reason here.
+MOST_LINES = {"class": 300, "function": 50}
+LARGER = {
+    "gstalk.testing.wire: Client": "a method for each command of the protocol",
+    "gstalk.cli.work: work": "an option and its sentence for each thing that a worker can be told",
+    "gstalk.conn: put_many": "a put for each body, in its own lines: a function for it would be called a million times",
+    "gstalk.protocol.stream: receive": "the parser's loop: its branches look at the same few locals, for each reply",
+}
+REACHES_FOR = {
+    "gstalk.connection.connection": ({"_owner", "_state"}, "a Job is a user's object: what we note there is private"),
+    "gstalk.connection.reserved": ({"_state"}, "the one that writes a job's state"),
+    "gstalk.connection.threads": ({"_resolver", "_threadpool"}, "to ask gevent's hub for them would make them"),
+    "gstalk.pool.handling": ({"_state"}, "whether the handler has settled its job"),
+}
+SPEAK_OF_CTRL_C = {
+    "gstalk.connection.forks", "gstalk.connection.hooks", "gstalk.connection.interrupts", "gstalk.connection.pipeline",
+    "gstalk.consumer", "gstalk.pool.crew", "gstalk.pool.handling", "gstalk.pool.keeper",
+}  # fmt: skip
 
 
 def test_map_has_every_room_on_its_floor():
@@ -103,3 +125,42 @@ def test_every_room_has_a_test_file_of_its_name_or_one_that_answers_for_it():
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert {room for room in rooms if named_after(room) not in there} == set(ANSWERED_FOR_BY)
     assert all((ROOT / file).exists() for file, _ in ANSWERED_FOR_BY.values())
+
+
+# -- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_no_class_and_no_function_is_larger_than_one_can_see_at_a_time():
+    every = [part for each in sources().items() for part in parts(*each)]
+    assert {f"{part.module}: {part.name}" for part in every if part.lines > MOST_LINES[part.kind]} == set(LARGER)
+
+
+def test_no_room_reaches_for_what_is_private_to_another():
+    found = {module: names for module, source in sources().items() if (names := reaches(source))}
+    assert found == {module: names for module, (names, _) in REACHES_FOR.items()}
+
+
+def test_few_rooms_of_the_core_speak_of_ctrl_c():
+    found = {module for module, source in sources().items() if is_core(module) and speaks_of_ctrl_c(source)}
+    assert found == SPEAK_OF_CTRL_C
+
+
+def test_lines_of_code_are_those_without_blanks_comments_and_docstrings():
+    source = '"""What lives here."""\n\nx = """two\nlines"""\n\n\n'
+    source += 'def f():\n    """It.\n\n    Well.\n    """\n    # no\n    g()\n'
+    assert lines_of_code(source) == {3, 4, 7, 13}
+    assert [part.lines for part in parts("here", source)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("x = job._state", {"_state"}),
+        ("job._state = 'lost'", {"_state"}),
+        ("class A:\n    def __init__(self): self._x = 1\ndef f(a: A): return a._x", set()),
+        ("class A:\n    _x: int\ndef f(a: A): return a._x", set()),
+        ("import os\nos._exit(0)\nrow._fields\na.__dict__", set()),
+    ],
+)
+def test_what_another_module_keeps_private_is_told_from_ones_own(source, names):
+    assert reaches(source) == names

@@ -63,6 +63,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")
+        # One that struck in a text that was being executed, as in the making of a dataclass, Python has noted, and
+        # though it was caught would end `python -m gstalk` by the signal. With the next text the note is gone.
+        exec("")
         code = 1
     except gstalk.GstalkError as error:
         complain(error)

@@ -12,6 +12,7 @@ from gevent import subprocess
 
 from gstalk.cli._anew import interpreter_flags
 from tests.cli.working import ROOT, Working
+from tests.conftest import SOAK
 from tests.servers import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -43,13 +44,17 @@ from gstalk.cli import main
 main()
 """
 ALL = ("-O", "-s", "-b", "-B", "-u", "-X", "mine", "-X", "utf8", "-Wignore::ImportWarning", "-W", "once")
-FLAGS = [
-    ALL,
-    ("-OOsbbBu",),
-    ("-I", "-X", "dev", "-Wignore::ResourceWarning"),
-    ("-E", "-S"),
-    pytest.param(("-P",), marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")),
+FLAGS: list[tuple[tuple[str, ...], str]] = [
+    (ALL, "module"),
+    (("-OOsbbBu",), "packed"),
+    (("-I", "-X", "dev", "-Wignore::ResourceWarning"), "module"),
+    (("-E", "-S"), "packed"),  # without its site-packages the interpreter itself finds no gstalk
+    (("-P",), "module"),
 ]
+if sys.version_info < (3, 11):
+    FLAGS.pop()  # -P is new in Python 3.11
+if SOAK:  # `make soak` crosses them
+    FLAGS = [(flags, way) for flags, _ in FLAGS for way in ("module", "packed") if "-S" not in flags or way == "packed"]
 
 
 def said_flags(worker: Working) -> list[str]:
@@ -65,8 +70,8 @@ def compiled() -> None:
         subprocess.check_call([sys.executable, flag, "-c", program], env=environment)
 
 
-@pytest.mark.parametrize("way", ["module", "packed"])
-@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+@pytest.mark.soak
+@pytest.mark.parametrize(("flags", "way"), FLAGS, ids=lambda part: part if isinstance(part, str) else " ".join(part))
 @pytest.mark.usefixtures("compiled")
 def test_interpreters_flags_are_kept_by_whatever_starts_anew(start, conn, tube, tmp_path, flags, way):
     """--patch begins anew in this process, --processes in others: all run as the interpreter does with these flags."""
@@ -74,8 +79,6 @@ def test_interpreters_flags_are_kept_by_whatever_starts_anew(start, conn, tube, 
     packed = tmp_path / "packed.pyz"
     with zipfile.ZipFile(packed, "w") as file:
         file.writestr("__main__.py", PACKED.format(path=[str(ROOT), *sys.path]))
-    if way == "module" and "-S" in flags:
-        pytest.skip("without its site-packages the interpreter itself finds no gstalk")
     program = (*flags, *(("-m", "gstalk") if way == "module" else (str(packed),)))
     ways = [(), ("--patch",), ("--processes", "1"), ("--processes", "1", "--patch")]
     workers = []

@@ -633,12 +633,16 @@ def test_five_thousand_tubes_cost_less_than_a_second_of_cpu(own_server, states, 
         if "buried" in states:
             answers(lambda job_id: conn.reserve_job(job_id).bury(), ids)
             answers(lambda number: conn.put(f"tube-{number}", b"x" * 50), range(5000))
-    took, cost = [], []
-    for _ in range(4):
+    took: list[float] = []
+    cost: list[float] = []
+    bound = slowness() * commands / 15_000
+    while (
+        len(cost) < 4 and min(cost, default=bound) >= bound
+    ):  # one of four is to be quick: what else runs makes it slower
         began, used = monotonic(), process_time()
         body = Exposition(look([own_server.uri], [], 60)).compressed()
         took.append(monotonic() - began)
         cost.append(process_time() - used)
     assert gzip.decompress(body).count(b"\nbeanstalkd_tube_oldest_job_age_seconds{") == 2 * 5001
     figures.update(seconds=took, cpu=cost)
-    assert min(cost) < slowness() * commands / 15_000
+    assert min(cost) < bound

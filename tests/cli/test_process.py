@@ -222,6 +222,26 @@ def test_server_killed_in_the_middle_is_told_in_one_sentence(own_server, argumen
     assert told[0].startswith("gstalk: ")
 
 
+STRUCK = """
+from gstalk.cli import cli, main
+
+@cli.command()
+def struck() -> None:
+    exec("raise KeyboardInterrupt")
+
+main(["struck"])
+"""
+
+
+def test_ctrl_c_in_a_text_that_is_executed_ends_as_any_other(tmp_path):
+    """As in the making of a dataclass while a module is imported: Python remembers such a one though it was caught."""
+    (tmp_path / "struck.py").write_text(STRUCK)
+    command = [sys.executable, "-m", "struck"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    code, out, err = finish(process)
+    assert (code, out, err.strip()) == (1, "", "gstalk: interrupted")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_load_interrupted_counts_exactly(own_server, tmp_path, number):
     (tmp_path / "jobs").write_text('{"tube": "mail", "body": "x"}\n' * 100_000)

@@ -499,7 +499,7 @@ def test_random_signals_lose_no_job(start, conn, tube, rng, many, figures, proce
     Twice: what was in hand when a process was killed. A polite end, or a new beginning, repeats nothing, and leaves
     nothing reserved.
     """
-    signals, greenlets = many(10, 100), 10
+    signals, greenlets = many(6, 100), 10
     args = ("--greenlets", str(greenlets), *(("--processes", str(processes)) if processes > 1 else ()))
     put = killed = 0
     worker: Working | None = None

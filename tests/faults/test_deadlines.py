@@ -211,30 +211,34 @@ else:
 """
 
 
+# What is called, the command, its reply, and what the process then says.
+STOPPED_IN: list[tuple[str, str, bytes, str]] = [
+    ("delete", "delete", b"DELETED\r\n", "None True False True"),
+    ("release", "release", b"RELEASED\r\n", "None True False True"),
+    ("bury", "bury", b"BURIED\r\n", "None True False True"),
+    ("touch", "touch", b"TOUCHED\r\n", "None False False True"),
+    ("close", "delete", b"DELETED\r\n", "None True False"),
+    ("reserve", "reserve-with-timeout", b"RESERVED 7 1\r\nx\r\n", "7 True"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("what", "word", "reply", "said"),
-    [
-        ("delete", "delete", b"DELETED\r\n", "None True False True"),
-        ("release", "release", b"RELEASED\r\n", "None True False True"),
-        ("bury", "bury", b"BURIED\r\n", "None True False True"),
-        ("touch", "touch", b"TOUCHED\r\n", "None False False True"),
-        ("close", "delete", b"DELETED\r\n", "None True False"),
-        ("reserve", "reserve-with-timeout", b"RESERVED 7 1\r\nx\r\n", "7 True"),
-    ],
-)
-def test_reply_that_came_while_the_process_was_stopped_counts(play, what, word, reply, said):
-    """Every time limit is over when it goes on, and the answer lies in the kernel."""
+def test_reply_that_came_while_the_process_was_stopped_counts(play):
+    """Every time limit is over when it goes on, and the answer lies in the kernel. All of them wait side by side."""
 
-    def answer(_: bytes) -> bytes:
-        os.kill(child.pid, signal.SIGSTOP)
-        gevent.spawn_later(1.6, os.kill, child.pid, signal.SIGCONT)
-        return reply
+    def begin(what: str, word: str, reply: bytes) -> Any:
+        def answer(_: bytes) -> bytes:
+            os.kill(child.pid, signal.SIGSTOP)
+            gevent.spawn_later(1.6, os.kill, child.pid, signal.SIGCONT)
+            return reply
 
-    played = play({"reserve-job": b"RESERVED 5 1\r\nx\r\n", word: answer})
-    child = subprocess.Popen([sys.executable, "-c", STOPPED, played.uri, what], stdout=subprocess.PIPE, text=True)
-    assert child.communicate(timeout=30)[0].strip() == said
-    assert child.returncode == 0
+        played = play({"reserve-job": b"RESERVED 5 1\r\nx\r\n", word: answer})
+        child = subprocess.Popen([sys.executable, "-c", STOPPED, played.uri, what], stdout=subprocess.PIPE, text=True)
+        return child
+
+    children = {what: begin(what, word, reply) for what, word, reply, _ in STOPPED_IN}
+    said = {what: (child.communicate(timeout=30)[0].strip(), child.returncode) for what, child in children.items()}
+    assert said == {what: (expected, 0) for what, _, _, expected in STOPPED_IN}
 
 
 def test_idle_connection_is_never_late(own_server):

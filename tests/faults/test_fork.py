@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 CHILDREN = 8
 CONNECTIONS = 4  # of each child: a Producer's two, a Consumer's and a Conn's
-FORKS = 30 if SOAK else 10  # of a program whose hooks let the hub run
+FORKS = 30 if SOAK else 6  # of a program whose hooks let the hub run
 CONNECTIONS_WITH_HOOKS = 3  # of each of its children: a Producer's two, and a Conn's
 STYLES = ["gevent", "patched", "multiprocessing", "bare"]
 WAYS = [(style, "tcp") for style in STYLES] + [("gevent", "tls"), ("patched", "tls")]

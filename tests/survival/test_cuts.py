@@ -35,7 +35,7 @@ def goes_on(record: Record) -> None:
 
 def test_cuts_of_all_connections_lose_nothing(own_server: Beanstalkd, connect, rng, many, figures):
     """The server lives: whatever is wrong at the end, gstalk did it."""
-    rounds = many(25, 500)
+    rounds = many(15, 500)
     with Witness(own_server.uri, head_of) as witness, silent_hub():
         record = Record([witness])
         with Load(record, rng, reconnect_timeout=SOON).running():

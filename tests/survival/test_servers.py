@@ -19,12 +19,12 @@ from tests.servers import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timing]
 
-CONN_TIMEOUT: Any = gstalk.Config().conn_timeout
+CONN_TIMEOUT = 2.0  # seconds; the default is a longer wait for the same
 SLOW = 1.5  # seconds; on an idle machine it would be some milliseconds
 
 
 class Three:
-    """Three servers, greenlets that put all the time, and a Consumer; with the default timeouts."""
+    """Three servers, greenlets that put all the time, and a Consumer."""
 
     def __init__(self, servers: list[Beanstalkd]) -> None:
         self.servers = servers
@@ -32,7 +32,9 @@ class Three:
         self.puts: list[tuple[float, float]] = []  # when each began, and what it took
         self.handled: dict[str, float] = {}  # by server: when it gave us a job last
         self.stalled_at = float("inf")
-        config = gstalk.Config(info_func=lambda message: None, error_func=lambda error, message: None)
+        config = gstalk.Config(
+            conn_timeout=CONN_TIMEOUT, info_func=lambda message: None, error_func=lambda error, message: None
+        )
         self.producer = gstalk.Producer(self.uris, config, event_func=self._event)
         self.consumer = gstalk.Consumer(self.uris, "three", config)
         self.receiver = gevent.spawn(self.consumer.receive, self._handle)
@@ -254,8 +256,12 @@ def holding(
     servers: list[Beanstalkd], handle: Callable[[gstalk.Job], None], handlers: int, error_func: Any = None
 ) -> tuple[Any, Any]:
     """A Consumer that has connections to all of them."""
-    quiet: dict[str, Any] = {"info_func": lambda message: None, "error_func": error_func}
-    consumer = gstalk.Consumer([server.uri for server in servers], "t", num_greenlets=handlers, **quiet)
+    options: dict[str, Any] = {
+        "conn_timeout": CONN_TIMEOUT,
+        "info_func": lambda message: None,
+        "error_func": error_func,
+    }
+    consumer = gstalk.Consumer([server.uri for server in servers], "t", num_greenlets=handlers, **options)
     receiver = gevent.spawn(consumer.receive, handle)
     wait_until(lambda: consumer._run and len(consumer._run.pool.connections) == len(servers))
     return consumer, receiver
