@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gstalk import errors
 from gstalk.protocol import commands as c
-from gstalk.protocol.request import PENDING, Request
+from gstalk.protocol.request import PENDING, Outcome, Request, lost
 from gstalk.protocol.stream import Stream
 
 STATS = b"---\nid: 7\ntube: null\nstate: ready\npri: 3\n"
@@ -345,3 +345,31 @@ def test_garbage_raises_nothing_and_is_never_taken_for_more_than_it_is(parts):
             break
     for request in requests:
         assert request.error is None or isinstance(request.error, errors.GstalkError)
+
+
+# -- a request -------------------------------------------------------------------------------------------------------
+
+
+def test_outcome_is_settled_by_a_result_or_an_error_and_hands_its_error_over():
+    open_, done, failed = Outcome(), Outcome(), Outcome()
+    done.succeed()
+    failed.succeed(7)
+    error = ValueError()
+    failed.fail(error)
+    assert [each.is_settled for each in (open_, done, failed)] == [False, True, True]
+    assert done.result is None
+    assert failed.take_error() is error
+    assert (failed.result, failed.error) == (None, None)  # kept, it would hold its frames
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "name"), [(c.PUT, None, "put"), (c.DELETE, 7, "delete 7"), (c.USE, b"mail", "use mail")]
+)
+@pytest.mark.parametrize(("end", "sent", "what"), [(10, 9, "it was not sent"), (10, 10, "the server may have acted")])
+def test_lost_request_may_have_been_acted_on_if_the_kernel_took_all_of_it(command, key, name, end, sent, what):
+    request = Request(command, "beanstalk://q:11300", key)
+    request.end = end
+    error = lost(request, errors.ConnectionLostError, "gone", sent)
+    assert type(error) is errors.ConnectionLostError
+    assert str(error) == f"{name} at beanstalk://q:11300: gone; {what}"
+    assert error.sent == ("maybe" if sent >= end else "no")
