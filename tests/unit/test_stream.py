@@ -88,6 +88,7 @@ BROKEN: list[tuple[c.Command, Any, bytes]] = [
     (c.RESERVE_JOB, 7, b"RESERVED 8 0\r\n\r\n"),
     (c.PEEK, 7, b"FOUND 8 0\r\n\r\n"),
     (c.DELETE, 7, b"RELEASED\r\n"),
+    (c.DELETE, 7, b"DELETED \r\n"),
     (c.STATS_JOB, 7, b"OK 4\r\nabcd\r\n"),
     (c.STATS_JOB, 7, b"OK x 4\r\n---\n\r\n"),
     (c.LIST_TUBES, None, b"OK 7\r\n---\n\xff\xff\n\r\n"),
@@ -139,6 +140,34 @@ def test_what_is_no_reply_of_this_command_breaks_the_protocol(command, key, data
     assert (stream.done, list(stream.requests)) == ([first, second], [])
 
 
+def test_body_that_is_cut_behind_another_reply_is_read_as_soon_as_it_is_there():
+    stream, (*_, last) = opened(*[(c.PUT, None)] * 30, (c.RESERVE, None))
+    assert stream.receive(b"INSERTED 1\r\n" * 30 + b"RESERVED 7") is None
+    assert last.result is PENDING
+    stream.receive(b" 4\r\n")
+    stream.receive(b"abcd\r\n")
+    assert last.result == (7, b"abcd")
+    stream, (*_, last) = opened((c.PUT, None), (c.RESERVE, None))
+    stream.receive(b"INSERTED 1\r\nRESERVED 7 4\r\nab")
+    stream.receive(b"cd\r\n")
+    assert last.result == (7, b"abcd")
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "job_id"),
+    [
+        (c.RESERVE, b"RESERVED 7 2\r\nabcd", 7),
+        (c.PEEK_READY, b"FOUND 8 2\r\nabcd", 8),
+        (c.STATS, b"OK 2\r\nabcd", None),
+    ],
+)
+def test_body_that_does_not_end_where_it_should_breaks_the_protocol_and_names_its_job(command, data, job_id):
+    stream, _ = opened((command, None))
+    error = stream.receive(data)
+    assert isinstance(error, errors.ProtocolError)
+    assert error.job_id == job_id
+
+
 def test_reply_that_nobody_asked_for_breaks_the_protocol():
     stream, _ = opened()
     assert isinstance(stream.receive(b"INSERTED 1\r\n"), errors.ProtocolError)
@@ -151,6 +180,12 @@ def test_put_error_names_the_server_the_command_and_what_came():
     stream.receive(b"WHATEVER 7\r\n")
     words = "INSERTED or BURIED or JOB_TOO_BIG or EXPECTED_CRLF"
     assert str(request.error) == (f"put at beanstalk://q:11300: expected {words}, got 'WHATEVER 7'; connection closed")
+
+
+def test_line_without_an_end_is_shown_as_far_as_it_goes():
+    stream, _ = opened((c.PUT, None), (c.DELETE, 7))
+    error = stream.receive(b"INSERTED 1\r\n" + b"x" * 300)
+    assert f"got '{'x' * 200}'" in str(error)
 
 
 def test_big_announcement_takes_no_memory_before_it_arrives():
@@ -166,6 +201,10 @@ def test_progress_is_64_kib_of_an_unfinished_reply():
     stream.receive(b"x" * 65536)
     assert stream.progressed()
     assert not stream.progressed()
+    stream.receive(b"x" * 65535)
+    assert not stream.progressed()
+    stream.receive(b"x")
+    assert stream.progressed()
 
 
 def noting(*requests: Request) -> list[Request]:
@@ -293,6 +332,7 @@ def test_fail_that_a_signal_strikes_at_any_line_tells_everybody_when_called_agai
         (b"INSERTED 1\r\nINSERTED 22\r", [1]),
         (b"INSERTED 18446744073709551615\r\nINSERTED 2\r\n", [2**64 - 1, 2]),
         (b"INSERTED 1\r\nJOB_TOO_BIG\r\nINSERTED 3\r\n", [1, None, 3]),
+        (b"BURIED 1234\r\nINSERTED 2\r\nINSERTED 3\r\n", [None, 2, 3]),
     ],
 )
 def test_ids_of_puts_in_a_row_are_read_as_far_as_they_are_there(data, ids):
@@ -315,11 +355,12 @@ def test_row_of_ids_ends_at_a_command_that_is_no_put_and_where_nobody_has_asked(
     stream, (put, other) = opened((c.PUT, None), (c.DELETE, 7))
     assert isinstance(stream.receive(b"INSERTED 1\r\nINSERTED 2\r\n"), errors.ProtocolError)
     assert (put.result, other.result, stream.done) == (1, PENDING, [put])
-    stream, (put,) = opened((c.PUT, None))
-    called = noting(put)
-    assert isinstance(stream.receive(b"INSERTED 1\r\nINSERTED 2\r\n"), errors.ProtocolError)
-    stream.act()
-    assert called == [put]
+    for count in (1, 2):
+        stream, puts = opened(*[(c.PUT, None)] * count)
+        called = noting(*puts)
+        assert isinstance(stream.receive(b"INSERTED 1\r\n" * (count + 1)), errors.ProtocolError)
+        stream.act()
+        assert called == puts
 
 
 def test_receive_stops_behind_a_refusal_that_somebody_acts_on_and_goes_on_when_called_again():
@@ -329,6 +370,14 @@ def test_receive_stops_behind_a_refusal_that_somebody_acts_on_and_goes_on_when_c
     assert (stream.is_held, stream.done, list(stream.requests)) == (True, [use], [put])
     stream.receive(b"")
     assert (stream.is_held, put.result) == (False, 7)
+
+
+def test_receive_stopped_behind_a_refusal_takes_what_follows_for_no_line_that_is_too_long():
+    stream, (use, *puts) = opened((c.USE, b"mail"), *[(c.PUT, None)] * 30)
+    noting(use)
+    assert stream.receive(b"OUT_OF_MEMORY\r\n" + b"INSERTED 7\r\n" * 30) is None
+    assert stream.receive(b"") is None
+    assert [put.result for put in puts] == [7] * 30
 
 
 def test_receive_goes_on_behind_a_refusal_that_nobody_acts_on():
