@@ -195,7 +195,12 @@ def test_big_announcement_takes_no_memory_before_it_arrives():
 
 
 def test_progress_is_64_kib_of_an_unfinished_reply():
-    stream, _ = opened((c.RESERVE, None))
+    stream, (first, _) = opened((c.RESERVE, None), (c.RESERVE, None))
+    stream.receive(b"RESERVED 6 100000\r\n")
+    stream.receive(b"x" * 70000)
+    assert stream.progressed()
+    stream.receive(b"x" * 30000 + b"\r\n")
+    assert first.result[0] == 6
     stream.receive(b"RESERVED 7 1000000\r\n")
     assert not stream.progressed()
     stream.receive(b"x" * 65536)
@@ -205,6 +210,10 @@ def test_progress_is_64_kib_of_an_unfinished_reply():
     assert not stream.progressed()
     stream.receive(b"x")
     assert stream.progressed()
+
+
+def gone(request: Request) -> errors.ConnectionLostError:
+    return errors.ConnectionLostError("gone")
 
 
 def noting(*requests: Request) -> list[Request]:
@@ -244,9 +253,24 @@ def test_then_is_called_once_where_no_reply_comes_or_nobody_has_acted_on_it():
     called = noting(*requests)
     stream.receive(b"DELETED\r\n")
     for _ in range(2):
-        stream.fail(lambda request: errors.ConnectionLostError("gone"))
-    assert called == requests
+        stream.fail(gone)
+    assert (called, stream.due) == (requests, [])
     assert [str(request.error) for request in requests] == ["gone", "gone"]
+
+
+def test_then_that_ends_the_connection_is_called_once_and_the_others_are_failed():
+    stream, (first, second) = opened((c.DELETE, 7), (c.DELETE, 8))
+    called = noting(second)
+
+    def end(request: Request) -> None:
+        called.append(request)
+        stream.fail(gone)
+
+    first.then = end
+    stream.receive(b"DELETED\r\nDELETED\r\n")
+    stream.act()
+    assert called == [first, second]
+    assert (first.error, str(second.error)) == (None, "gone")
 
 
 def test_request_that_was_answered_and_acted_on_keeps_its_result_when_the_connection_fails():
@@ -254,7 +278,7 @@ def test_request_that_was_answered_and_acted_on_keeps_its_result_when_the_connec
     called = noting(first)
     stream.receive(b"DELETED\r\n")
     stream.act()
-    stream.fail(lambda request: errors.ConnectionLostError("gone"))
+    stream.fail(gone)
     assert (first.error, called) == (None, [first])
     assert second.error is not None
 
@@ -278,15 +302,21 @@ def test_then_that_an_exception_strikes_is_called_again_by_fail():
 
 
 def test_request_that_a_signal_has_left_on_both_sides_is_failed_once():
-    stream, (request,) = opened((c.DELETE, 7))
-    called = noting(request)
-    stream.done.append(request)
-    stream.fail(lambda request: errors.ConnectionLostError("gone"))
-    assert (called, list(stream.requests)) == ([request], [])
+    for left in ([], [0]):  # the signal struck before it was due, or behind that
+        stream, (request,) = opened((c.DELETE, 7))
+        called = noting(request)
+        stream.done.append(request)
+        stream.due += [request for _ in left]
+        stream.fail(gone)
+        assert (called, list(stream.requests)) == ([request], [])
 
 
-def gone(request: Request) -> errors.ConnectionLostError:
-    return errors.ConnectionLostError("gone")
+def test_request_that_a_signal_has_left_with_its_result_keeps_it_unless_somebody_acts_on_it():
+    stream, (answered, acted) = opened((c.DELETE, 7), (c.DELETE, 8))
+    answered.result = acted.result = None
+    called = noting(acted)
+    stream.fail(gone)
+    assert (answered.error, str(acted.error), called) == (None, "gone", [acted])
 
 
 def is_struck(number: int, function: Callable[[], object], code: Any) -> bool:
