@@ -515,6 +515,8 @@ def test_touch_begins_a_jobs_time_anew_for_the_judgement():
         ({"state": "reserved", "ttr": 10, "time_left": 30, "reserves": 1}, 105, 100, None, True),
         # A server that doesn't tell.
         ({"state": "reserved"}, 200, 100, 1, True),
+        ({"state": "reserved", "ttr": 10}, 200, 100, 1, True),
+        ({"state": "reserved", "time_left": 10}, 200, 100, 1, True),
     ],
 )
 def test_is_ours(stats, asked, since, reserves, ours):
