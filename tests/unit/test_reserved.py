@@ -11,11 +11,11 @@ import pytest
 
 import gstalk
 from gstalk.connection import reserved
-from gstalk.connection.reserved import ReservedJobs, is_ours
+from gstalk.connection.reserved import ReservedJobs, is_ours, settles
 from gstalk.job import Job
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.request import Request
+from gstalk.protocol.request import Request, TwoStepRequest
 from gstalk.protocol.stats import JobStats
 
 SETTLING = [commands.DELETE, commands.RELEASE, commands.BURY]
@@ -521,6 +521,14 @@ def test_touch_begins_a_jobs_time_anew_for_the_judgement():
 )
 def test_is_ours(stats, asked, since, reserves, ours):
     assert is_ours(JobStats(**stats), asked, since, reserves) is ours
+
+
+def test_settles_is_true_of_what_settles_and_of_its_first_step():
+    release = request(commands.RELEASE, None)
+    first = TwoStepRequest(commands.STATS_JOB, Owner.uri, 7)
+    first.second = release
+    asked = [request(command, None) for command in (*SETTLING, commands.TOUCH, commands.STATS_JOB)]
+    assert [settles(each) for each in (*asked, first)] == [True, True, True, False, False, True]
 
 
 def test_figures_are_as_documented():
