@@ -194,7 +194,7 @@ def test_burst_ends_when_each_process_has_ended_by_itself(make):
 
 
 @pytest.mark.parametrize(("code", "kept"), [(0, 0), (AGAIN, 0), (-signal.SIGTERM, 0), (1, 1), (3, 1), (-9, 1)])
-def test_code_of_a_process_that_was_told_to_stop_says_whether_it_did(make, code, kept):
+def test_code_of_a_process_that_was_told_to_stop_says_whether_it_did(make, capfd, code, kept):
     world = make()
     process = world.wait_started(1)
     assert not world.generation.is_stopping
@@ -203,6 +203,18 @@ def test_code_of_a_process_that_was_told_to_stop_says_whether_it_did(make, code,
     process.end(code)
     world.running.join(timeout=5)
     assert (world.generation.codes, len(world.started)) == ([kept], 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_fault_of_ours_is_not_kept_back(make):
+    world = make()
+
+    def fail() -> None:
+        raise ValueError
+
+    world.on_start = fail
+    with pytest.raises(ValueError):
+        world.running.get(timeout=5)
 
 
 def test_all_are_sent_a_signal(make):
