@@ -165,7 +165,6 @@ class Pipeline(Ending):
             transport.close()
             return
         self._transport = transport
-        self._progress.is_draining = False
         transport.count_anew()
         self._reader = self.watch(transport.fileno(), READ, self._on_readable)
         self._flush_due = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import gevent
 import pytest
 from gevent import socket
 
-from gstalk.cli import _notify, _signals, _signs
+from gstalk.cli import _memory, _notify, _signals, _signs
 from gstalk.cli._book import Book
 from gstalk.cli._greenlets import is_running
 from gstalk.cli._lookout import Lookout, Told, to_tell
@@ -190,6 +191,20 @@ def test_memory_that_a_process_holds_is_told():
     held = bytearray(os.urandom(1)) * 2**26
     assert 2**25 < resident() - before < 2**28
     del held
+
+
+def test_memory_where_the_system_does_not_tell_of_now_is_the_most_that_there_was(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError
+
+    now = resident()
+    monkeypatch.setattr(_memory, "open", refuse, raising=False)
+    most = {}
+    for platform in ("linux", "darwin"):
+        monkeypatch.setattr(sys, "platform", platform)
+        most[platform] = resident()
+    assert now * 0.9 < most["linux"] < now * 100
+    assert 1 <= most["darwin"] * 1024 / most["linux"] < 1.1  # it counts in bytes there, and in KiB elsewhere
 
 
 # -- the service manager -----------------------------------------------------------------------------------------

@@ -63,12 +63,16 @@ def test_accepted_reply_is_due_from_when_its_command_was_sent_whole(oldest_end, 
 
 def test_large_write_leaving_the_kernel_is_progress_and_staying_in_it_is_none():
     made = progress()
+    assert made.look_in(3.0) == 3.0
     made.large_write(1000)
     assert made.look_in(3.0) == LOOK
+    made.looked(1000, 500, 102.0)  # as much had left it before that write
+    assert made.time_left(10, 0, 10, 102) == 3
     made.looked(1001, 500, 104.0)
     assert made.time_left(10, 0, 10, 104) == 5
     made.looked(1001, 500, 108.0)
     assert made.time_left(10, 0, 10, 108) == 1
+    made.looked(1001, 1, 108.0)
     assert made.is_draining
     made.looked(1501, 0, 108.5)
     assert not made.is_draining

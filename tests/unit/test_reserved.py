@@ -11,11 +11,11 @@ import pytest
 
 import gstalk
 from gstalk.connection import reserved
-from gstalk.connection.reserved import ReservedJobs, is_ours
+from gstalk.connection.reserved import ReservedJobs, is_ours, settles
 from gstalk.job import Job
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
-from gstalk.protocol.request import Request
+from gstalk.protocol.request import Request, TwoStepRequest
 from gstalk.protocol.stats import JobStats
 
 SETTLING = [commands.DELETE, commands.RELEASE, commands.BURY]
@@ -278,6 +278,58 @@ def test_answer_that_a_signal_cut_short_may_come_twice():
     assert world.job.is_finished
 
 
+def test_refused_job_is_still_held_unless_the_connection_is_over():
+    for error, held in ((REFUSED, True), (GONE, False)):
+        world = World()
+        settling(world)
+        world.answer(error)
+        assert world.reserved.holds(world.job) is held
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "is_told"),
+    [
+        (settling, None, False),
+        (settling, BURIED, False),
+        (settling, REFUSED, True),
+        (settling, NOT_FOUND, True),
+        (settling, GONE, True),
+        (finished_by_id, NOT_FOUND, False),
+    ],
+)
+def test_failure_of_what_nobody_waits_for_is_told_once(prepare, error, is_told):
+    world = World()
+    prepare(world)
+    told: list[Request] = []
+    world.reserved.unattended[world.job] = told.append
+    world.answer_by_id(REFUSED)  # another command about the same job
+    assert world.reserved.unattended
+    answered = world.answer(error)
+    assert (told, world.reserved.unattended) == ([answered] * is_told, {})
+
+
+def test_statistics_not_found_of_a_finished_job_say_so_and_by_id_the_job_is_lost():
+    world = World()
+    finished(world)
+    asked = request(commands.STATS_JOB, world.job, NOT_FOUND)
+    world.reserved.looked(asked)
+    assert asked.error is NOT_FOUND
+    world = World()
+    world.reserved.looked(request(commands.STATS_JOB, None, NOT_FOUND))
+    assert world.job.is_lost
+
+
+def test_connection_over_loses_jobs_though_nobody_refers_to_one_and_a_signal_has_left_a_finished_one():
+    reserved = ReservedJobs()
+    reserved.add(make(6))
+    done, job = make(7), make(8)
+    reserved.add(done)
+    reserved.add(job)
+    done._state = "finished"
+    reserved.lose_all()
+    assert (done.is_finished, job.is_lost, reserved.by_id) == (True, True, {})
+
+
 def test_jobs_are_not_kept():
     """A connection that held its jobs, which hold it, would be a cycle."""
     reserved = ReservedJobs()
@@ -339,6 +391,25 @@ def test_doubtful_jobs_are_named_a_few_at_a_time_and_all_of_them():
     assert sorted(each for ids in found for each in ids) == list(range(1, 151))
 
 
+def test_doubtful_jobs_that_could_not_be_asked_about_come_after_the_others():
+    reserved = ReservedJobs()
+    for job_id in range(1, 66):
+        reserved.add(make(job_id))
+    for job_id in reserved.doubtful(100.0):
+        reserved.told(request(commands.STATS_JOB, None, gstalk.OutOfMemoryError("x"), job_id), 100.0)
+    assert reserved.doubtful(100.0) == [65]
+
+
+def test_doubtful_job_of_a_server_that_does_not_tell_its_time_is_asked_about_every_second():
+    reserved = ReservedJobs()
+    job = make()
+    reserved.add(job)
+    for now in (106.0, 107.0, 108.0):
+        assert reserved.doubtful(now) == [7]
+        told(reserved, now, ttr=None, time_left=None)
+    assert reserved.holds(job)
+
+
 def test_doubtful_are_none_for_a_second_after_all_were_looked_at():
     reserved = ReservedJobs()
     assert reserved.doubtful(100.0) == []
@@ -380,6 +451,7 @@ def test_told_that_it_was_reserved_once_more_the_job_is_lost():
     assert reserved.doubtful(111.0) == [7]
     told(reserved, 111.0, reserves=3, time_left=10)  # touched elsewhere, or a clock that jumps
     assert reserved.holds(job)
+    reserved.touched(request(commands.TOUCH, job), 121.0)  # only the number tells: so it might still be ours
     assert reserved.doubtful(122.0) == [7]
     told(reserved, 122.0, reserves=4, time_left=10)
     assert job.is_lost
@@ -395,6 +467,18 @@ def test_told_too_late_says_nothing_about_the_job_that_was_reserved_again():
     told(reserved, 106.1, state="ready")
     assert reserved.holds(new)
     assert not new.is_lost
+    assert reserved.doubtful(107.0) == []  # the new one was looked at, and is not asked about
+    told(reserved, 107.1, state="ready")
+    assert reserved.holds(new)
+
+
+def test_doubtful_job_that_is_finished_and_reserved_anew_is_asked_about_anew():
+    world = World()
+    assert world.reserved.doubtful(106.0) == [7]
+    finished(world)
+    new = make(reserved_at=106.0)
+    world.reserved.add(new)
+    assert world.reserved.doubtful(111.0) == [7]
 
 
 def test_told_of_a_job_while_its_delete_is_under_way_the_delete_decides():
@@ -431,10 +515,20 @@ def test_touch_begins_a_jobs_time_anew_for_the_judgement():
         ({"state": "reserved", "ttr": 10, "time_left": 30, "reserves": 1}, 105, 100, None, True),
         # A server that doesn't tell.
         ({"state": "reserved"}, 200, 100, 1, True),
+        ({"state": "reserved", "ttr": 10}, 200, 100, 1, True),
+        ({"state": "reserved", "time_left": 10}, 200, 100, 1, True),
     ],
 )
 def test_is_ours(stats, asked, since, reserves, ours):
     assert is_ours(JobStats(**stats), asked, since, reserves) is ours
+
+
+def test_settles_is_true_of_what_settles_and_of_its_first_step():
+    release = request(commands.RELEASE, None)
+    first = TwoStepRequest(commands.STATS_JOB, Owner.uri, 7)
+    first.second = release
+    asked = [request(command, None) for command in (*SETTLING, commands.TOUCH, commands.STATS_JOB)]
+    assert [settles(each) for each in (*asked, first)] == [True, True, True, False, False, True]
 
 
 def test_figures_are_as_documented():

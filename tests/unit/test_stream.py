@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gstalk import errors
 from gstalk.protocol import commands as c
-from gstalk.protocol.request import PENDING, Request
+from gstalk.protocol.request import PENDING, Outcome, Request, lost
 from gstalk.protocol.stream import Stream
 
 STATS = b"---\nid: 7\ntube: null\nstate: ready\npri: 3\n"
@@ -88,6 +88,7 @@ BROKEN: list[tuple[c.Command, Any, bytes]] = [
     (c.RESERVE_JOB, 7, b"RESERVED 8 0\r\n\r\n"),
     (c.PEEK, 7, b"FOUND 8 0\r\n\r\n"),
     (c.DELETE, 7, b"RELEASED\r\n"),
+    (c.DELETE, 7, b"DELETED \r\n"),
     (c.STATS_JOB, 7, b"OK 4\r\nabcd\r\n"),
     (c.STATS_JOB, 7, b"OK x 4\r\n---\n\r\n"),
     (c.LIST_TUBES, None, b"OK 7\r\n---\n\xff\xff\n\r\n"),
@@ -139,6 +140,34 @@ def test_what_is_no_reply_of_this_command_breaks_the_protocol(command, key, data
     assert (stream.done, list(stream.requests)) == ([first, second], [])
 
 
+def test_body_that_is_cut_behind_another_reply_is_read_as_soon_as_it_is_there():
+    stream, (*_, last) = opened(*[(c.PUT, None)] * 30, (c.RESERVE, None))
+    assert stream.receive(b"INSERTED 1\r\n" * 30 + b"RESERVED 7") is None
+    assert last.result is PENDING
+    stream.receive(b" 4\r\n")
+    stream.receive(b"abcd\r\n")
+    assert last.result == (7, b"abcd")
+    stream, (*_, last) = opened((c.PUT, None), (c.RESERVE, None))
+    stream.receive(b"INSERTED 1\r\nRESERVED 7 4\r\nab")
+    stream.receive(b"cd\r\n")
+    assert last.result == (7, b"abcd")
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "job_id"),
+    [
+        (c.RESERVE, b"RESERVED 7 2\r\nabcd", 7),
+        (c.PEEK_READY, b"FOUND 8 2\r\nabcd", 8),
+        (c.STATS, b"OK 2\r\nabcd", None),
+    ],
+)
+def test_body_that_does_not_end_where_it_should_breaks_the_protocol_and_names_its_job(command, data, job_id):
+    stream, _ = opened((command, None))
+    error = stream.receive(data)
+    assert isinstance(error, errors.ProtocolError)
+    assert error.job_id == job_id
+
+
 def test_reply_that_nobody_asked_for_breaks_the_protocol():
     stream, _ = opened()
     assert isinstance(stream.receive(b"INSERTED 1\r\n"), errors.ProtocolError)
@@ -153,6 +182,12 @@ def test_put_error_names_the_server_the_command_and_what_came():
     assert str(request.error) == (f"put at beanstalk://q:11300: expected {words}, got 'WHATEVER 7'; connection closed")
 
 
+def test_line_without_an_end_is_shown_as_far_as_it_goes():
+    stream, _ = opened((c.PUT, None), (c.DELETE, 7))
+    error = stream.receive(b"INSERTED 1\r\n" + b"x" * 300)
+    assert f"got '{'x' * 200}'" in str(error)
+
+
 def test_big_announcement_takes_no_memory_before_it_arrives():
     stream, _ = opened((c.RESERVE, None))
     assert stream.receive(b"RESERVED 7 1073741824\r\n" + b"x" * 1000) is None
@@ -160,12 +195,25 @@ def test_big_announcement_takes_no_memory_before_it_arrives():
 
 
 def test_progress_is_64_kib_of_an_unfinished_reply():
-    stream, _ = opened((c.RESERVE, None))
+    stream, (first, _) = opened((c.RESERVE, None), (c.RESERVE, None))
+    stream.receive(b"RESERVED 6 100000\r\n")
+    stream.receive(b"x" * 70000)
+    assert stream.progressed()
+    stream.receive(b"x" * 30000 + b"\r\n")
+    assert first.result[0] == 6
     stream.receive(b"RESERVED 7 1000000\r\n")
     assert not stream.progressed()
     stream.receive(b"x" * 65536)
     assert stream.progressed()
     assert not stream.progressed()
+    stream.receive(b"x" * 65535)
+    assert not stream.progressed()
+    stream.receive(b"x")
+    assert stream.progressed()
+
+
+def gone(request: Request) -> errors.ConnectionLostError:
+    return errors.ConnectionLostError("gone")
 
 
 def noting(*requests: Request) -> list[Request]:
@@ -205,9 +253,24 @@ def test_then_is_called_once_where_no_reply_comes_or_nobody_has_acted_on_it():
     called = noting(*requests)
     stream.receive(b"DELETED\r\n")
     for _ in range(2):
-        stream.fail(lambda request: errors.ConnectionLostError("gone"))
-    assert called == requests
+        stream.fail(gone)
+    assert (called, stream.due) == (requests, [])
     assert [str(request.error) for request in requests] == ["gone", "gone"]
+
+
+def test_then_that_ends_the_connection_is_called_once_and_the_others_are_failed():
+    stream, (first, second) = opened((c.DELETE, 7), (c.DELETE, 8))
+    called = noting(second)
+
+    def end(request: Request) -> None:
+        called.append(request)
+        stream.fail(gone)
+
+    first.then = end
+    stream.receive(b"DELETED\r\nDELETED\r\n")
+    stream.act()
+    assert called == [first, second]
+    assert (first.error, str(second.error)) == (None, "gone")
 
 
 def test_request_that_was_answered_and_acted_on_keeps_its_result_when_the_connection_fails():
@@ -215,7 +278,7 @@ def test_request_that_was_answered_and_acted_on_keeps_its_result_when_the_connec
     called = noting(first)
     stream.receive(b"DELETED\r\n")
     stream.act()
-    stream.fail(lambda request: errors.ConnectionLostError("gone"))
+    stream.fail(gone)
     assert (first.error, called) == (None, [first])
     assert second.error is not None
 
@@ -239,15 +302,21 @@ def test_then_that_an_exception_strikes_is_called_again_by_fail():
 
 
 def test_request_that_a_signal_has_left_on_both_sides_is_failed_once():
-    stream, (request,) = opened((c.DELETE, 7))
-    called = noting(request)
-    stream.done.append(request)
-    stream.fail(lambda request: errors.ConnectionLostError("gone"))
-    assert (called, list(stream.requests)) == ([request], [])
+    for left in ([], [0]):  # the signal struck before it was due, or behind that
+        stream, (request,) = opened((c.DELETE, 7))
+        called = noting(request)
+        stream.done.append(request)
+        stream.due += [request for _ in left]
+        stream.fail(gone)
+        assert (called, list(stream.requests)) == ([request], [])
 
 
-def gone(request: Request) -> errors.ConnectionLostError:
-    return errors.ConnectionLostError("gone")
+def test_request_that_a_signal_has_left_with_its_result_keeps_it_unless_somebody_acts_on_it():
+    stream, (answered, acted) = opened((c.DELETE, 7), (c.DELETE, 8))
+    answered.result = acted.result = None
+    called = noting(acted)
+    stream.fail(gone)
+    assert (answered.error, str(acted.error), called) == (None, "gone", [acted])
 
 
 def is_struck(number: int, function: Callable[[], object], code: Any) -> bool:
@@ -293,6 +362,7 @@ def test_fail_that_a_signal_strikes_at_any_line_tells_everybody_when_called_agai
         (b"INSERTED 1\r\nINSERTED 22\r", [1]),
         (b"INSERTED 18446744073709551615\r\nINSERTED 2\r\n", [2**64 - 1, 2]),
         (b"INSERTED 1\r\nJOB_TOO_BIG\r\nINSERTED 3\r\n", [1, None, 3]),
+        (b"BURIED 1234\r\nINSERTED 2\r\nINSERTED 3\r\n", [None, 2, 3]),
     ],
 )
 def test_ids_of_puts_in_a_row_are_read_as_far_as_they_are_there(data, ids):
@@ -315,11 +385,12 @@ def test_row_of_ids_ends_at_a_command_that_is_no_put_and_where_nobody_has_asked(
     stream, (put, other) = opened((c.PUT, None), (c.DELETE, 7))
     assert isinstance(stream.receive(b"INSERTED 1\r\nINSERTED 2\r\n"), errors.ProtocolError)
     assert (put.result, other.result, stream.done) == (1, PENDING, [put])
-    stream, (put,) = opened((c.PUT, None))
-    called = noting(put)
-    assert isinstance(stream.receive(b"INSERTED 1\r\nINSERTED 2\r\n"), errors.ProtocolError)
-    stream.act()
-    assert called == [put]
+    for count in (1, 2):
+        stream, puts = opened(*[(c.PUT, None)] * count)
+        called = noting(*puts)
+        assert isinstance(stream.receive(b"INSERTED 1\r\n" * (count + 1)), errors.ProtocolError)
+        stream.act()
+        assert called == puts
 
 
 def test_receive_stops_behind_a_refusal_that_somebody_acts_on_and_goes_on_when_called_again():
@@ -329,6 +400,14 @@ def test_receive_stops_behind_a_refusal_that_somebody_acts_on_and_goes_on_when_c
     assert (stream.is_held, stream.done, list(stream.requests)) == (True, [use], [put])
     stream.receive(b"")
     assert (stream.is_held, put.result) == (False, 7)
+
+
+def test_receive_stopped_behind_a_refusal_takes_what_follows_for_no_line_that_is_too_long():
+    stream, (use, *puts) = opened((c.USE, b"mail"), *[(c.PUT, None)] * 30)
+    noting(use)
+    assert stream.receive(b"OUT_OF_MEMORY\r\n" + b"INSERTED 7\r\n" * 30) is None
+    assert stream.receive(b"") is None
+    assert [put.result for put in puts] == [7] * 30
 
 
 def test_receive_goes_on_behind_a_refusal_that_nobody_acts_on():
@@ -345,3 +424,31 @@ def test_garbage_raises_nothing_and_is_never_taken_for_more_than_it_is(parts):
             break
     for request in requests:
         assert request.error is None or isinstance(request.error, errors.GstalkError)
+
+
+# -- a request -------------------------------------------------------------------------------------------------------
+
+
+def test_outcome_is_settled_by_a_result_or_an_error_and_hands_its_error_over():
+    open_, done, failed = Outcome(), Outcome(), Outcome()
+    done.succeed()
+    failed.succeed(7)
+    error = ValueError()
+    failed.fail(error)
+    assert [each.is_settled for each in (open_, done, failed)] == [False, True, True]
+    assert done.result is None
+    assert failed.take_error() is error
+    assert (failed.result, failed.error) == (None, None)  # kept, it would hold its frames
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "name"), [(c.PUT, None, "put"), (c.DELETE, 7, "delete 7"), (c.USE, b"mail", "use mail")]
+)
+@pytest.mark.parametrize(("end", "sent", "what"), [(10, 9, "it was not sent"), (10, 10, "the server may have acted")])
+def test_lost_request_may_have_been_acted_on_if_the_kernel_took_all_of_it(command, key, name, end, sent, what):
+    request = Request(command, "beanstalk://q:11300", key)
+    request.end = end
+    error = lost(request, errors.ConnectionLostError, "gone", sent)
+    assert type(error) is errors.ConnectionLostError
+    assert str(error) == f"{name} at beanstalk://q:11300: gone; {what}"
+    assert error.sent == ("maybe" if sent >= end else "no")
