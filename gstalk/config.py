@@ -182,8 +182,10 @@ class Config:
         for name in ("conn_timeout", "reconnect_timeout", "time_limit"):
             if getattr(self, name) == 0:
                 raise InvalidArgumentError(f"{name} must be more than 0 seconds")
-        if not 1 <= self.reserve_timeout < 2**31:
-            raise InvalidArgumentError(f"reserve_timeout must be 1 to {2**31 - 1} seconds, got {self.reserve_timeout}")
+        if self.reserve_timeout < 1:
+            raise InvalidArgumentError(f"reserve_timeout must be 1 second or more, got {self.reserve_timeout}")
+        if self.reserve_timeout >= 2**31:  # the server would wait for ever, or refuse it
+            raise InvalidArgumentError(f"reserve_timeout must be below 2147483648 seconds, got {self.reserve_timeout}")
         if self.tls_context is not None and not hasattr(self.tls_context, "wrap_bio"):
             raise TypeError(f"tls_context must be an ssl.SSLContext, got {type(self.tls_context).__name__}")
         for name, arguments in (("info_func", 1), ("error_func", 2), ("event_func", 1), ("given_up_func", 2)):

@@ -171,9 +171,14 @@ class Producer:
     ) -> list[int]:
         """Put many jobs in pipelined streams over all connections; each body is retried on its own.
 
+        While no server takes jobs, the bodies are taken one after the other, and each waits its whole `timeout` for a
+        server. With the default of 15 seconds, a hundred bodies then fail after 25 minutes. Where that is too long, ask
+        first (`wait_connected(5)`), give a short `timeout`, or bound the whole call with a `gevent.Timeout`.
+
         Args:
             tube, bodies, params, priority, delay, ttr: As in `Conn.put_many`.
-            timeout: As in `put`, for each body from when it is taken.
+            timeout: As in `put`, for each body from when it is taken: it doesn't bound the whole call. With 0 a body
+                fails at once where no server can take it.
 
         Returns:
             The ids, in order. They are of different servers where there are several.
@@ -184,7 +189,7 @@ class Producer:
             Exception: Whatever the iterable raised, unchanged, once the bodies taken before it are put or have failed.
 
         Blocks:
-            Until all are put or have failed.
+            Until all are put or have failed: without a server, `timeout` seconds for each body.
 
         Protocol:
             As `Conn.put`.

@@ -1,4 +1,4 @@
-"""Which servers a command speaks to, and what it asks them about their tubes."""
+"""Which servers a command speaks to, what it asks them about their tubes, and what it says of one that is away."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ import gevent
 from gevent.pool import Pool
 
 import gstalk
-from gstalk.cli._output import complain, exit_code
+from gstalk.cli._output import complain, exit_code, tell
 
-__all__ = ["DEFAULT", "TUBE", "URI_HELP", "Servers", "answers", "at_once", "take_uris", "tube_stats", "visit"]
+__all__ = [
+    "DEFAULT",
+    "TUBE",
+    "URI_HELP",
+    "Outages",
+    "Servers",
+    "answers",
+    "at_once",
+    "take_uris",
+    "tube_stats",
+    "visit",
+]
 
 DEFAULT = "localhost:11300"
 IN_FLIGHT = 64
@@ -48,6 +59,22 @@ class Servers:
     def label(self, uri: str) -> dict[str, str]:
         """What tells the servers' rows apart, where there are several."""
         return {"uri": uri} if len(self.uris) > 1 else {}
+
+
+class Outages:
+    """Tells on standard error of a server's outage once, and of its end: who asks every second would fill a log."""
+
+    def __init__(self) -> None:
+        self._down: set[str] = set()
+
+    def note(self, uri: str, error: Exception | None) -> None:
+        """Say it, if it is news, that a server has failed, or (`None`) has answered."""
+        if error is not None and uri not in self._down:
+            self._down.add(uri)
+            tell(str(error))
+        elif error is None and uri in self._down:
+            self._down.remove(uri)
+            tell(f"{uri} tells its figures again")
 
 
 def take_uris(command: click.Command) -> None:

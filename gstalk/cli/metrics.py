@@ -11,9 +11,9 @@ import gevent
 from gevent.event import Event
 
 from gstalk.cli._durations import Duration
-from gstalk.cli._figures import Seen, look
-from gstalk.cli._output import complain, tell
-from gstalk.cli._servers import TUBE, Servers
+from gstalk.cli._figures import look
+from gstalk.cli._output import complain
+from gstalk.cli._servers import TUBE, Outages, Servers
 
 __all__ = ["exporter", "metrics"]
 
@@ -70,12 +70,12 @@ def exporter(servers: Servers, listen: tuple[str, int], tubes: tuple[str, ...], 
     from gstalk.cli._exporter import Exporter
     from gstalk.cli._exposition import Exposition
 
-    down: set[str] = set()
+    outages = Outages()
 
     def see() -> Exposition:
         seen = look(servers.uris, tubes, timeout)
         for each in seen:
-            _tell_change(each, down)
+            outages.note(each.uri, each.error)
         return Exposition(seen)
 
     over = Event()
@@ -93,16 +93,6 @@ def exporter(servers: Servers, listen: tuple[str, int], tubes: tuple[str, ...], 
         over.wait()
     finally:
         serving.stop()
-
-
-def _tell_change(seen: Seen, down: set[str]) -> None:
-    """One line for each outage, and one for its end: scrapes come every few seconds."""
-    if seen.error is not None and seen.uri not in down:
-        down.add(seen.uri)
-        tell(str(seen.error))
-    elif seen.error is None and seen.uri in down:
-        down.remove(seen.uri)
-        tell(f"{seen.uri} tells its figures again")
 
 
 def _need_prometheus_client() -> None:

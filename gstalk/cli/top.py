@@ -15,7 +15,7 @@ import gevent
 from gevent import socket
 
 from gstalk.cli._output import fields, row
-from gstalk.cli._servers import Servers
+from gstalk.cli._servers import Outages, Servers
 from gstalk.cli._watcher import Watcher
 
 __all__ = ["top"]
@@ -55,7 +55,10 @@ def top(servers: Servers, as_json: bool) -> int:
 
 
 def _print_on(watcher: Watcher, servers: Servers) -> None:
+    outages = Outages()  # else a server that is away would look like one without jobs
     while True:
+        for uri in servers.uris:
+            outages.note(uri, watcher.failures.get(uri))
         for line in watcher.lines:
             rates = {"puts_per_second": line.puts, "deletes_per_second": line.deletes, "oldest": line.oldest}
             row({**servers.label(line.uri), **fields(line.stats), **rates})

@@ -6,11 +6,13 @@ import json
 import signal
 import termios
 
+import gevent
 import pytest
 
 import gstalk
+from gstalk.cli._servers import Outages
 from gstalk.testing import Beanstalkd
-from tests.cli.running import buried, run, terminal
+from tests.cli.running import UNUSED, buried, run, start, terminal
 from tests.servers import wait_until
 
 
@@ -140,3 +142,39 @@ def test_top_json_is_a_stream(busy):
     assert mine[0]["puts_per_second"] is None
     assert mine[0]["oldest"] >= 0
     assert max(each["puts_per_second"] or 0 for each in mine) > 0
+
+
+def test_top_json_tells_an_outage_once_and_goes_on(busy, tmp_path):
+    """A stream that is silent looks like a server without jobs."""
+    said = tmp_path / "said"
+    down = f"gstalk: connect to beanstalk://{UNUSED}: connection refused"
+    with said.open("w") as err, start("--uri", UNUSED, "top", "--json", uri=busy.uri, stderr=err) as process:
+        try:
+            assert json.loads(process.stdout.readline())["uri"] == busy.uri
+            assert said.read_text().splitlines() == [down]
+            busy.kill()
+            wait_until(lambda: said.read_text().count("\n") == 2)
+            gevent.sleep(1.2)  # for another look that finds it away
+            busy.start()
+            with gstalk.dial(busy.uri) as conn:
+                conn.watch("later")
+                rows = (json.loads(line) for line in process.stdout)
+                assert any(row["name"] == "later" for row in rows)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            process.stdout.close()
+    first, lost, back = said.read_text().splitlines()
+    assert first == down
+    assert busy.uri in lost
+    assert back == f"gstalk: {busy.uri} tells its figures again"
+
+
+def test_outages_are_told_when_they_begin_and_when_they_end(capfd):
+    outages = Outages()
+    for error in (None, OSError("first"), OSError("second"), None, None, OSError("third")):
+        outages.note("here", error)
+    outages.note("there", None)
+    expected = ["first", "here tells its figures again", "third"]
+    assert capfd.readouterr().err.splitlines() == [f"gstalk: {line}" for line in expected]

@@ -716,10 +716,15 @@ def test_put_many_timeout_counts_for_each_body_from_when_it_is_taken(server, pro
     assert len(produce(server.uri).put_many(tube, bodies(), timeout=0.9)) == 4
 
 
-def test_put_many_nobody_there_fails_each_body_with_a_timeout(nobody, produce):
+@pytest.mark.parametrize("timeout", [0, 0.2])
+def test_put_many_nobody_there_fails_each_body_after_a_timeout_of_its_own(nobody, produce, timeout):
+    """One after the other, as docs/delivery.md says: the timeout doesn't bound the whole call, but 0 is at once."""
+    producer = produce(nobody)
+    began = time.monotonic()
     with pytest.raises(gstalk.PutManyError) as caught:
-        produce(nobody).put_many("t", [b"a", b"b"], timeout=0.2)
+        producer.put_many("t", [b"a", b"b"], timeout=timeout)
     assert [type(result) for result in caught.value.results] == [gstalk.PutTimeoutError] * 2
+    assert 2 * timeout <= time.monotonic() - began < 2 * timeout + 2
 
 
 def test_put_many_iterable_raises_it_passes_unchanged_and_taken_bodies_are_put(server, produce, conn, tube):
