@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 
@@ -19,7 +19,7 @@ import gstalk
 from gstalk import Conn, Consumer, GstalkError, Job, Producer
 from tests.simulation.network import FOREVER
 from tests.simulation.program import Actor, Process, Step
-from tests.simulation.servers import Copy, RecordingClient, Server
+from tests.simulation.servers import QUIET, Copy, RecordingClient, Server
 from tests.simulation.world import World
 
 __all__ = ["Ledger", "Life", "Putting", "StruckError"]
@@ -57,6 +57,14 @@ class Putting:
         self.error, self.sent = repr(error), getattr(error, "sent", None)
 
 
+class Exhausted(NamedTuple):
+    """A job whose handler has failed for the last time. Unless one of these has changed, it must never run again."""
+
+    life: str  # its server's
+    kicks: int
+    others: int  # reservations by those who have no handlers: what they take they may release
+
+
 @dataclass
 class Ledger:
     """What all actors have done.
@@ -64,13 +72,13 @@ class Ledger:
     Attributes:
         wishes: What was asked for, and so may happen to a job: (process, body or (server, id), what).
         handled: How often a handler began, by process and copy.
-        failures: How often a handler failed so, by process and copy.
+        exhausted: The attempts of these copies were used up when a handler failed: what was true of it then.
     """
 
     puts: list[Putting] = field(default_factory=list)
     wishes: set[tuple[Any, ...]] = field(default_factory=set)
     handled: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
-    failures: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    exhausted: dict[tuple[int, int, int], Exhausted] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     interrupted: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
@@ -104,6 +112,7 @@ class Life:
         self.is_calm = False
         self.is_over = False
         self.ended: set[tuple[int, int, int]] = set()  # copies whose handler has ended
+        self.kills: list[float] = []  # when a stop may have killed handlers, and given their jobs back
         self.running: Counter[tuple[int, int, int]] = Counter()
         self.actors: list[gevent.Greenlet[..., Any]] = []
         self.doing: dict[int, Doing] = {}
@@ -227,6 +236,7 @@ class Life:
         self.ended.discard(name)
         live = server.engine.jobs.get(job.id)
         attempt = live.reserves if live is not None else 1
+        self._look_at_attempts(copy, live.kicks if live is not None else 0)
         what = self.plan.handlers[(copy.id + attempt) % len(self.plan.handlers)] if not self.is_calm else "finish"
         self.world.trace(f"handler {self.number}", f"job {name}, attempt {attempt}: {what}")
         if self.is_calm or self.plan.options.get("auto_delete") or self.plan.retry.get("exhausted") == "delete":
@@ -238,12 +248,38 @@ class Life:
             raise
         except BaseException as error:
             if what == "exit" or not isinstance(error, gevent.GreenletExit):  # which else is a stop's
-                self.ledger.failures[key] += 1
+                self._failed(job, copy)
             raise
         finally:
             self.running[name] -= 1
             if not self.running[name]:
                 self.ended.add(name)
+
+    def _failed(self, job: Job, copy: Copy) -> None:
+        """A handler fails: when the job's attempts are used up, that was its last one."""
+        world, server = self.world, self.world.servers[copy.server]
+        live, most = server.engine.jobs.get(job.id), self.plan.retry["max_attempts"]
+        if live is None or most is None or live.reserves < most * (live.kicks + 1):
+            return
+        # What may come between: a line that breaks, a server that refuses the bury, the end of the job's ttr, a stop.
+        told = job.reserved_at is not None and world.now() + 1.0 + world.way < job.reserved_at + copy.ttr
+        if not told or job.is_lost or job.is_finished or not self.is_clean or world.faults["full"]:
+            return
+        name, now = (copy.server, copy.epoch, copy.id), world.now()
+        exhausted = Exhausted(server.lives[-1], live.kicks, copy.reserved_elsewhere(world.program))
+
+        def look() -> None:
+            if not any(now <= at <= world.now() for at in self.kills) and self.is_clean:
+                self.ledger.exhausted[name] = exhausted
+
+        world.loop.after(2 * world.way, look)  # it is asked about, and then settled
+
+    def _look_at_attempts(self, copy: Copy, kicks: int) -> None:
+        server = self.world.servers[copy.server]
+        name = copy.server, copy.epoch, copy.id
+        now = Exhausted(server.lives[-1], kicks, copy.reserved_elsewhere(self.world.program))
+        if self.ledger.exhausted.get(name) == now:
+            self.world.violation("attempts", f"job {name} runs again, though its attempts are used up")
 
     def wish(self, job: Job, what: str, priority: int | None = None) -> None:
         self.ledger.wishes.add((self.number, job.body, what))
@@ -400,6 +436,7 @@ class Doing:
             if step.limit is not None:
                 self.limit = gevent.Timeout(step.limit)
                 self.limit.start()
+                self._note_kill(step.limit)
             outcome = getattr(self, "_" + step.what.replace("-", "_"))(*step.args)
             self._look_at_conn(began)
         except GstalkError as error:
@@ -427,8 +464,8 @@ class Doing:
         """A Conn does not outlive its server's process: ids would mean other jobs."""
         conn = self.life.conns.get(self.actor.conn % len(self.life.plan.conns)) if self.life.plan.conns else None
         if conn is not None and conn.is_connected and self.step.what in ASKING:
-            server, program, faults = self.world.servers[self._server], self.world.program, self.world.faults
-            told = 4 * (program.latency + program.jitter) + 0.01  # so long the end of the stream may take
+            server, faults = self.world.servers[self._server], self.world.faults
+            told = self.world.way  # so long the end of the stream may take
             if faults["stall"] or faults["blackhole"]:
                 return
             if self.life.born[id(conn)] < len(server.lives) and server.died_at < began - told:
@@ -439,7 +476,13 @@ class Doing:
             self.is_struck = True
             kind = STRUCK[self.step.pick % 3]
             self.world.trace("STRIKE", f"{self}: {kind.__name__}")
+            self._note_kill(0.0)
             greenlet.kill(kind(), block=False)
+
+    def _note_kill(self, seconds: float) -> None:
+        """An interruption that comes in so many seconds is a stop, if this is a `receive`."""
+        if self.step.what.startswith("receive"):
+            self.life.kills.append(self.world.now() + seconds + self.life.plan.options["stop_timeout"])
 
     @contextmanager
     def within(self, seconds: float, what: str = "wait") -> Iterator[None]:
@@ -568,6 +611,8 @@ class Doing:
         clients = [each for each in engine.clients if each.process == self.life.number]  # type: ignore[attr-defined]
         if any(not each.job.is_finished and not each.job.is_lost for each in self.life.held):
             return set()  # their time may be over soon, and then nothing is asked for a while
+        if any(self.world.now() < each.soon_at + QUIET + self.world.way for each in clients):  # type: ignore[attr-defined]
+            return set()  # such a time it is
         watched = [{tube.name for tube in each.watched} for each in clients]
         names = set.intersection(*watched) if watched else set()
         tubes = [engine.tubes[name] for name in names if not engine.tubes[name].pause]
@@ -715,10 +760,13 @@ class Doing:
         """Receive for so long."""
         consumer = self.life.consumer
         assert consumer is not None
-        stopper = gevent.spawn_later(
-            seconds, lambda: consumer.stop() if timeout is None else consumer.stop(timeout=timeout)
-        )
         limit = self.life.plan.options["stop_timeout"] if timeout is None else timeout
+
+        def stop() -> None:
+            self.life.kills.append(self.world.now() + limit)
+            consumer.stop() if timeout is None else consumer.stop(timeout=timeout)
+
+        stopper = gevent.spawn_later(seconds, stop)
         try:
             self.receive(seconds + limit)
         finally:

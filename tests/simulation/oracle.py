@@ -391,16 +391,6 @@ class Judge:
                 wished = {(by, copy.body, "priority", after), (by, name, what)} & self.ledger.wishes
                 if before != after and what in ("release", "bury") and not wished:
                     self.world.violation("priority", f"job {name} went from {before} to {after} by process {by}")
-        for (process, server, epoch, job_id), failures in self.ledger.failures.items():
-            life = self.lives[process]
-            most = life.plan.retry.get("max_attempts")
-            if most is None or not life.is_clean or self.world.servers[server].lives[1:]:
-                continue
-            copy = self.world.servers[server].copies[epoch, job_id]
-            kicks = sum(count for (what, _), count in copy.settled.items() if what == "kick-job")
-            others = len([each for each in self.lives if each.plan.consumes]) > 1
-            if failures > most * (kicks + 1) and not others and not self.ledger.calls["by_tube"]:
-                self.world.violation("attempts", f"job {server, job_id} failed {failures} times, at most {most}")
 
 
 def _where(greenlet: Any) -> str:

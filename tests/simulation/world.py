@@ -104,6 +104,11 @@ class World:
 
     # -- telling -----------------------------------------------------------------------------------------------
 
+    @property
+    def way(self) -> float:
+        """Seconds within which a command and its reply have gone their ways, in a world without faults."""
+        return 4 * (self.program.latency + self.program.jitter) + 0.01
+
     def now(self) -> float:
         return self.loop.time
 
