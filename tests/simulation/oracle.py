@@ -102,12 +102,12 @@ class Judge:
         world.schedule()
         for life in self.lives:
             life.start()
-        working = [actor for life in self.lives if not life.plan.consumes for actor in life.actors]
-        consuming = [actor for life in self.lives if life.plan.consumes for actor in life.actors]
+        working = [actor for life in self.lives for actor in life.actors_who(receive=False)]
+        consuming = [actor for life in self.lives for actor in life.actors_who(receive=True)]
         gevent.joinall(working, timeout=LONGEST)
         for life in self.lives:
-            for number, actor in enumerate(life.actors if not life.plan.consumes else ()):
-                doing = life.doing.get(number)
+            for actor in life.actors_who(receive=False):
+                doing = life.doing.get(life.actors.index(actor))
                 if not actor.ready() and (doing is None or doing.step.what != "put_many"):  # its time is each body's
                     world.violation("waits", f"{doing}: still waits: {_where(actor)}")
         gevent.killall([actor for actor in working if not actor.ready()], block=True, timeout=20)
@@ -239,7 +239,8 @@ class Judge:
             if life.receiving and life.number not in self.world.dead:
                 for number in life.plan.servers:
                     engine = self.world.servers[number].engine
-                    for name in life.plan.consumes:
+                    assert life.consumer is not None
+                    for name in life.consumer.tubes:
                         tube = engine.tubes.get(name.encode())
                         if tube is not None and not tube.pause:
                             found += [(number, job.id) for job in tube.ready]
@@ -271,7 +272,7 @@ class Judge:
             if life.consumer is not None and life.receiving:
                 began = world.now()
                 life.consumer.stop(timeout=1)
-                actors = life.actors
+                actors = life.actors_who(receive=True)
                 gevent.joinall(actors, timeout=5.0)
                 took = world.now() - began
                 if not all(actor.ready() for actor in actors):

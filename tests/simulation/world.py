@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import logging
 import random
 import re
 import sys
@@ -308,6 +309,8 @@ def running(world: World) -> Iterator[QuietHub]:
         if name.partition(".")[0] == "gstalk" and vars(module).get("monotonic") is REAL_CLOCK
     ]
     real_socket = transport.Socket
+    logger = logging.getLogger("gstalk")  # told of hooks that raise, as those here do
+    was_disabled, logger.disabled = logger.disabled, True
 
     def spawned(greenlet: Any) -> None:
         world.greenlets.append(weakref.ref(greenlet))
@@ -326,6 +329,7 @@ def running(world: World) -> Iterator[QuietHub]:
     finally:
         gevent.Greenlet.remove_spawn_callback(spawned)
         transport.Socket = real_socket
+        logger.disabled = was_disabled
         for module in modules:
             module.monotonic = REAL_CLOCK  # type: ignore[attr-defined]
         hub.destroy()
