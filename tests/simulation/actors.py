@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 
@@ -19,7 +19,7 @@ import gstalk
 from gstalk import Conn, Consumer, GstalkError, Job, Producer
 from tests.simulation.network import FOREVER
 from tests.simulation.program import Actor, Process, Step
-from tests.simulation.servers import Copy, RecordingClient, Server
+from tests.simulation.servers import QUIET, Copy, RecordingClient, Server
 from tests.simulation.world import World
 
 __all__ = ["Ledger", "Life", "Putting", "StruckError"]
@@ -57,6 +57,14 @@ class Putting:
         self.error, self.sent = repr(error), getattr(error, "sent", None)
 
 
+class Exhausted(NamedTuple):
+    """A job whose handler has failed for the last time. Unless one of these has changed, it must never run again."""
+
+    life: str  # its server's
+    kicks: int
+    others: int  # reservations by those who have no handlers: what they take they may release
+
+
 @dataclass
 class Ledger:
     """What all actors have done.
@@ -64,13 +72,14 @@ class Ledger:
     Attributes:
         wishes: What was asked for, and so may happen to a job: (process, body or (server, id), what).
         handled: How often a handler began, by process and copy.
-        failures: How often a handler failed so, by process and copy.
+        exhausted: The attempts of these copies were used up when a handler failed: what was true of it then.
     """
 
     puts: list[Putting] = field(default_factory=list)
     wishes: set[tuple[Any, ...]] = field(default_factory=set)
     handled: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
-    failures: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    exhausted: dict[tuple[int, int, int], Exhausted] = field(default_factory=dict)
+    given_up: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     interrupted: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
@@ -104,6 +113,9 @@ class Life:
         self.is_calm = False
         self.is_over = False
         self.ended: set[tuple[int, int, int]] = set()  # copies whose handler has ended
+        self.giving_up: set[tuple[int, int, int]] = set()  # copies that `given_up_func` is at work with
+        self.ignored: dict[str, float] = {}  # tubes that `ignore` has returned for, and when
+        self.kills: list[float] = []  # when a stop may have killed handlers, and given their jobs back
         self.running: Counter[tuple[int, int, int]] = Counter()
         self.actors: list[gevent.Greenlet[..., Any]] = []
         self.doing: dict[int, Doing] = {}
@@ -112,6 +124,10 @@ class Life:
         options = dict(plan.options)
         if options.pop("events", False):
             options["event_func"] = self._event
+        self.has_mapping = options.pop("mapping", False)  # `receive` is given a handler for each tube
+        self.last_words = options.pop("given_up", "")  # what `given_up_func` does
+        if self.last_words:
+            options["given_up_func"] = self._given_up
         self.options: dict[str, Any] = {
             **options,
             "info_func": lambda message: None,
@@ -131,6 +147,12 @@ class Life:
             greenlet.name = f"actor {self.number}.{number}"
             self.actors.append(greenlet)
 
+    def actors_who(self, receive: bool) -> list[gevent.Greenlet[..., Any]]:
+        """Those who are in `receive`, or the others."""
+        return [
+            greenlet for greenlet, actor in zip(self.actors, self.plan.actors, strict=True) if actor.receives == receive
+        ]
+
     @property
     def uris(self) -> list[str]:
         return [self.world.address(self.number, server) for server in self.plan.servers]
@@ -144,15 +166,25 @@ class Life:
         def reserved(server: Server, copy: Copy, client: RecordingClient) -> None:
             before(server, copy, client)
             if client.process == self.number:
+                self._look_at_tube(copy)
                 self._count_reserved()
 
         return reserved
 
+    def _look_at_tube(self, copy: Copy) -> None:
+        """When `ignore` has returned, no more jobs of that tube are reserved."""
+        if self.is_clean and copy.tube in self.ignored and copy in self._reserved:
+            self.world.violation("ignored", f"process {self.number} was given a job of {copy.tube!r}")
+
+    @property
+    def _reserved(self) -> list[Copy]:
+        """What this process has reserved, but for connections that are ending."""
+        return [copy for server in self.world.servers for copy in server.reserved_by(self.number, True)]
+
     def _count_reserved(self) -> None:
         if not self.is_clean:
             return
-        held = [copy for server in self.world.servers for copy in server.reserved_by(self.number, True)]
-        count = sum((copy.server, copy.epoch, copy.id) not in self.ended for copy in held)
+        count = sum((copy.server, copy.epoch, copy.id) not in self.ended for copy in self._reserved)
         if count > self.plan.options["num_greenlets"]:
             self.world.violation("permits", f"{count} jobs reserved by process {self.number}")
 
@@ -207,8 +239,21 @@ class Life:
 
     # -- a Consumer's handlers ---------------------------------------------------------------------------------
 
+    @property
+    def handlers(self) -> Any:
+        """What `receive` is given."""
+        return {tube: self.handler_of(tube) for tube in self.plan.consumes} if self.has_mapping else self.handle
+
+    def handler_of(self, tube: str) -> Callable[[Job], None]:
+        def handle(job: Job) -> None:
+            if job.tube != tube:
+                self.world.violation("tube", f"a job of {job.tube!r} reached the handler of {tube!r}")
+            self.handle(job)
+
+        return handle
+
     def handle(self, job: Job) -> None:
-        server = self.world.servers[int(job.uri.rpartition(":")[0].rpartition(".")[2])]
+        server = self.server_of(job)
         copy = server.find(job.id, job.body)
         if copy is None:
             if not server.was_hostile:
@@ -220,13 +265,14 @@ class Life:
         self.ledger.handled[key] += 1
         if self.ledger.handled[key] > copy.reserved[self.number]:
             self.world.violation("handled twice", f"job {name} was handled more often than reserved")
-        if copy.tube not in self.plan.consumes:
+        if copy.tube not in self.plan.consumes and not self.plan.changes_tubes:
             self.world.violation("tube", f"a job of {copy.tube!r} reached a Consumer of {self.plan.consumes}")
         self.running[name] += 1
         self.ledger.told["handler"] += 1
         self.ended.discard(name)
         live = server.engine.jobs.get(job.id)
         attempt = live.reserves if live is not None else 1
+        self._look_at_attempts(copy, live.kicks if live is not None else 0)
         what = self.plan.handlers[(copy.id + attempt) % len(self.plan.handlers)] if not self.is_calm else "finish"
         self.world.trace(f"handler {self.number}", f"job {name}, attempt {attempt}: {what}")
         if self.is_calm or self.plan.options.get("auto_delete") or self.plan.retry.get("exhausted") == "delete":
@@ -238,12 +284,82 @@ class Life:
             raise
         except BaseException as error:
             if what == "exit" or not isinstance(error, gevent.GreenletExit):  # which else is a stop's
-                self.ledger.failures[key] += 1
+                self._failed(job, copy, isinstance(error, gstalk.Bury))
             raise
         finally:
             self.running[name] -= 1
             if not self.running[name]:
                 self.ended.add(name)
+
+    def _failed(self, job: Job, copy: Copy, is_buried: bool) -> None:
+        """A handler fails: when the job's attempts are used up, that was its last one.
+
+        Args:
+            is_buried: As the handler wishes, and so not given up.
+        """
+        world, server = self.world, self.world.servers[copy.server]
+        live, most = server.engine.jobs.get(job.id), self.plan.retry["max_attempts"]
+        if live is None or most is None or live.reserves < most * (live.kicks + 1):
+            return
+        # What may come between: a line that breaks, a server that refuses the bury, the end of the job's ttr, a stop.
+        told = job.reserved_at is not None and world.now() + 1.0 + world.way < job.reserved_at + copy.ttr
+        if not told or job._state != "held" or not self.is_clean or world.faults["full"]:
+            return
+        exhausted = Exhausted(server.lives[-1], live.kicks, copy.reserved_elsewhere(world.program))
+        self._was_exhausted((copy.server, copy.epoch, copy.id), exhausted, is_buried)
+
+    def _was_exhausted(self, name: tuple[int, int, int], exhausted: Exhausted, is_buried: bool = False) -> None:
+        """Its attempts are used up. It is asked about, and then settled, unless a stop kills whoever does that."""
+        world, now = self.world, self.world.now()
+
+        def look() -> None:
+            was_killed = any(now <= at <= world.now() for at in self.kills)
+            if name in self.giving_up or was_killed or not self.is_clean:
+                return
+            self.ledger.exhausted[name] = exhausted
+            if self.last_words and not is_buried and not self.ledger.given_up[name]:
+                world.violation("given up", f"job {name} was, and nobody was told")
+
+        world.loop.after(2 * world.way, look)
+
+    def _given_up(self, job: Job, error: BaseException) -> None:
+        """The `given_up_func`."""
+        self.ledger.told["given up"] += 1
+        server = self.server_of(job)
+        copy, live = server.find(job.id, job.body), server.engine.jobs.get(job.id)
+        most = self.plan.retry["max_attempts"]
+        if copy is None or live is None or not self.is_clean:
+            return
+        name = copy.server, copy.epoch, copy.id
+        if job.is_finished or job.is_lost or most is None or live.reserves < most:
+            self.world.violation("given up", f"job {name} after {live.reserves} attempts of {most}: {error!r}")
+        self.ledger.given_up[name] += 1
+        if self.ledger.given_up[name] > live.kicks + 1 and not copy.reserved_elsewhere(self.world.program):
+            self.world.violation("given up", f"job {name} was given up more often than kicked")
+        exhausted = self.ledger.exhausted.pop(name, None)
+        self.giving_up.add(name)
+        try:
+            if self.last_words == "raise":
+                raise HandlerError
+            if self.last_words == "hang":
+                gevent.sleep(3)
+            elif self.last_words == "dead letter":
+                self.make_producer().put("dead", b"%d.%d.%d" % name, timeout=1)
+                self._delete(job)
+        finally:
+            self.giving_up.discard(name)
+            if exhausted is not None:
+                self._was_exhausted(name, exhausted)
+
+    def server_of(self, job: Job) -> Server:
+        return self.world.servers[int(job.uri.rpartition(":")[0].rpartition(".")[2])]
+
+    def _look_at_attempts(self, copy: Copy, kicks: int) -> None:
+        server = self.world.servers[copy.server]
+        name = copy.server, copy.epoch, copy.id
+        now = Exhausted(server.lives[-1], kicks, copy.reserved_elsewhere(self.world.program))
+        if self.ledger.exhausted.get(name) == now:
+            self.world.violation("attempts", f"job {name} runs again, though its attempts are used up")
 
     def wish(self, job: Job, what: str, priority: int | None = None) -> None:
         self.ledger.wishes.add((self.number, job.body, what))
@@ -264,7 +380,7 @@ class Life:
             self.world.violation("lost", f"job {job.id} is finished and lost")
 
     def was_deleted(self, job: Job) -> None:
-        server = self.world.servers[int(job.uri.rpartition(":")[0].rpartition(".")[2])]
+        server = self.server_of(job)
         copies = [copy for copy in server.by_body.get(job.body, []) if copy.id == job.id]
         if not any(copy.deleted_by is not None for copy in copies):
             self.world.violation("delete", f"job {job.id} of {job.uri} was said to be deleted")
@@ -400,6 +516,7 @@ class Doing:
             if step.limit is not None:
                 self.limit = gevent.Timeout(step.limit)
                 self.limit.start()
+                self._note_kill(step.limit)
             outcome = getattr(self, "_" + step.what.replace("-", "_"))(*step.args)
             self._look_at_conn(began)
         except GstalkError as error:
@@ -427,8 +544,8 @@ class Doing:
         """A Conn does not outlive its server's process: ids would mean other jobs."""
         conn = self.life.conns.get(self.actor.conn % len(self.life.plan.conns)) if self.life.plan.conns else None
         if conn is not None and conn.is_connected and self.step.what in ASKING:
-            server, program, faults = self.world.servers[self._server], self.world.program, self.world.faults
-            told = 4 * (program.latency + program.jitter) + 0.01  # so long the end of the stream may take
+            server, faults = self.world.servers[self._server], self.world.faults
+            told = self.world.way  # so long the end of the stream may take
             if faults["stall"] or faults["blackhole"]:
                 return
             if self.life.born[id(conn)] < len(server.lives) and server.died_at < began - told:
@@ -439,7 +556,13 @@ class Doing:
             self.is_struck = True
             kind = STRUCK[self.step.pick % 3]
             self.world.trace("STRIKE", f"{self}: {kind.__name__}")
+            self._note_kill(0.0)
             greenlet.kill(kind(), block=False)
+
+    def _note_kill(self, seconds: float) -> None:
+        """An interruption that comes in so many seconds is a stop, if this is a `receive`."""
+        if self.step.what.startswith("receive"):
+            self.life.kills.append(self.world.now() + seconds + self.life.plan.options["stop_timeout"])
 
     @contextmanager
     def within(self, seconds: float, what: str = "wait") -> Iterator[None]:
@@ -568,6 +691,8 @@ class Doing:
         clients = [each for each in engine.clients if each.process == self.life.number]  # type: ignore[attr-defined]
         if any(not each.job.is_finished and not each.job.is_lost for each in self.life.held):
             return set()  # their time may be over soon, and then nothing is asked for a while
+        if any(self.world.now() < each.soon_at + QUIET + self.world.way for each in clients):  # type: ignore[attr-defined]
+            return set()  # such a time it is
         watched = [{tube.name for tube in each.watched} for each in clients]
         names = set.intersection(*watched) if watched else set()
         tubes = [engine.tubes[name] for name in names if not engine.tubes[name].pause]
@@ -715,10 +840,13 @@ class Doing:
         """Receive for so long."""
         consumer = self.life.consumer
         assert consumer is not None
-        stopper = gevent.spawn_later(
-            seconds, lambda: consumer.stop() if timeout is None else consumer.stop(timeout=timeout)
-        )
         limit = self.life.plan.options["stop_timeout"] if timeout is None else timeout
+
+        def stop() -> None:
+            self.life.kills.append(self.world.now() + limit)
+            consumer.stop() if timeout is None else consumer.stop(timeout=timeout)
+
+        stopper = gevent.spawn_later(seconds, stop)
         try:
             self.receive(seconds + limit)
         finally:
@@ -728,13 +856,35 @@ class Doing:
         """Receive until the end of the world; it is stopped by whoever ends that."""
         self.receive(FOREVER)
 
+    def _change_tubes(self, what: str, tube: str) -> None:
+        """Have a Consumer watch a tube, or ignore one, while its `receive` runs or before it."""
+        life, consumer = self.life, self.life.consumer
+        assert consumer is not None
+        if what == "watch":
+            life.ignored.pop(tube, None)
+        was, before = life.receiving, consumer.tubes
+        try:
+            with self.within(self._bound()):
+                if what == "watch":
+                    consumer.watch(tube, life.handler_of(tube) if life.has_mapping else None)
+                else:
+                    consumer.ignore(tube)
+                    if was and life.receiving:
+                        life.ignored[tube] = self.world.now()
+        except gstalk.NotIgnoredError:
+            if before != [tube]:
+                self.world.violation("tubes", f"{self}: refused, though {before} were watched")
+        else:
+            if (tube in consumer.tubes) != (what == "watch"):
+                self.world.violation("tubes", f"{self}: {consumer.tubes} are watched")
+
     def receive(self, bound: float) -> None:
         consumer = self.life.consumer
         assert consumer is not None
         self.life.receiving = True
         try:
             with self.within(bound + 3.0, "receive"):
-                consumer.receive(self.life.handle)
+                consumer.receive(self.life.handlers)
         finally:
             self.life.receiving = False
             # A server without memory may refuse to take a job back; then the connection's end makes it.

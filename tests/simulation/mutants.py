@@ -325,6 +325,24 @@ MUTANTS = [
         "return self.max_attempts is not None and reserves > self.max_attempts * (kicks + 1)",
     ),
     Mutant(
+        "nobody is told that a job is given up",
+        "pool/handling.py",
+        "                if self._fate.is_given_up and not self._is_told:",
+        "                if False:",
+    ),
+    Mutant(
+        "an ignored tube is ignored by later connections alone",
+        "pool/asking.py",
+        "                if watch or ignore:\n                    requests += self._tell_tubes(source, watch, ignore)",
+        "                if watch or ignore:\n                    source.tubes = self._watch_list.tubes",
+    ),
+    Mutant(
+        "a job's own handler is another tube's",
+        "pool/handling.py",
+        "    handler = by_tube.get(str(job.tube))\n",
+        "    handler = next(iter(by_tube.values()))\n",
+    ),
+    Mutant(
         "auto_delete deletes what was settled already",
         "pool/handling.py",
         "            connection.delete_unwaited(job)\n        elif",

@@ -102,12 +102,12 @@ class Judge:
         world.schedule()
         for life in self.lives:
             life.start()
-        working = [actor for life in self.lives if not life.plan.consumes for actor in life.actors]
-        consuming = [actor for life in self.lives if life.plan.consumes for actor in life.actors]
+        working = [actor for life in self.lives for actor in life.actors_who(receive=False)]
+        consuming = [actor for life in self.lives for actor in life.actors_who(receive=True)]
         gevent.joinall(working, timeout=LONGEST)
         for life in self.lives:
-            for number, actor in enumerate(life.actors if not life.plan.consumes else ()):
-                doing = life.doing.get(number)
+            for actor in life.actors_who(receive=False):
+                doing = life.doing.get(life.actors.index(actor))
                 if not actor.ready() and (doing is None or doing.step.what != "put_many"):  # its time is each body's
                     world.violation("waits", f"{doing}: still waits: {_where(actor)}")
         gevent.killall([actor for actor in working if not actor.ready()], block=True, timeout=20)
@@ -239,7 +239,8 @@ class Judge:
             if life.receiving and life.number not in self.world.dead:
                 for number in life.plan.servers:
                     engine = self.world.servers[number].engine
-                    for name in life.plan.consumes:
+                    assert life.consumer is not None
+                    for name in life.consumer.tubes:
                         tube = engine.tubes.get(name.encode())
                         if tube is not None and not tube.pause:
                             found += [(number, job.id) for job in tube.ready]
@@ -271,7 +272,7 @@ class Judge:
             if life.consumer is not None and life.receiving:
                 began = world.now()
                 life.consumer.stop(timeout=1)
-                actors = life.actors
+                actors = life.actors_who(receive=True)
                 gevent.joinall(actors, timeout=5.0)
                 took = world.now() - began
                 if not all(actor.ready() for actor in actors):
@@ -391,16 +392,6 @@ class Judge:
                 wished = {(by, copy.body, "priority", after), (by, name, what)} & self.ledger.wishes
                 if before != after and what in ("release", "bury") and not wished:
                     self.world.violation("priority", f"job {name} went from {before} to {after} by process {by}")
-        for (process, server, epoch, job_id), failures in self.ledger.failures.items():
-            life = self.lives[process]
-            most = life.plan.retry.get("max_attempts")
-            if most is None or not life.is_clean or self.world.servers[server].lives[1:]:
-                continue
-            copy = self.world.servers[server].copies[epoch, job_id]
-            kicks = sum(count for (what, _), count in copy.settled.items() if what == "kick-job")
-            others = len([each for each in self.lives if each.plan.consumes]) > 1
-            if failures > most * (kicks + 1) and not others and not self.ledger.calls["by_tube"]:
-                self.world.violation("attempts", f"job {server, job_id} failed {failures} times, at most {most}")
 
 
 def _where(greenlet: Any) -> str:

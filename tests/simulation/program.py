@@ -42,6 +42,11 @@ class Actor:
     start: float = 0.0
     conn: int = 0
 
+    @property
+    def receives(self) -> bool:
+        """Whether it is in a Consumer's `receive`, which only a stop ends."""
+        return any(step.what.startswith("receive") for step in self.steps)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -62,6 +67,11 @@ class Process:
     options: dict[str, Any] = field(default_factory=dict)
     retry: dict[str, Any] = field(default_factory=dict)
     handlers: tuple[str, ...] = ("delete",)
+
+    @property
+    def changes_tubes(self) -> bool:
+        """Whether the tubes that its Consumer watches change."""
+        return any(step.what == "change_tubes" for actor in self.actors for step in actor.steps)
 
 
 @dataclass(frozen=True)
@@ -182,8 +192,15 @@ def _process(rng: Random, kind: str, servers: int, duration: float) -> Process:
             for _ in range(rng.randint(0, 3))
         ]
         steps = [_struck(rng, step, 0.2) for step in steps] + [Step("receive-on")]
+        actors = [Actor(tuple(steps), rng.random() * 0.01)]
+        if rng.random() < 0.3:
+            actors.append(_changing(rng, duration))
+        if rng.random() < 0.3:
+            options["mapping"] = True
+        if rng.random() < 0.3:
+            options["given_up"] = rng.choice(("raise", "hang", "dead letter"))
         return Process(
-            (Actor(tuple(steps), rng.random() * 0.01),),
+            tuple(actors),
             (),
             chosen,
             tuple(rng.sample(TUBES, rng.randint(1, 3))),
@@ -207,6 +224,15 @@ def _process(rng: Random, kind: str, servers: int, duration: float) -> Process:
             steps.append(_struck(rng, rng.choice(makers)(rng), 0.25))
         actors.append(Actor(tuple(steps), round(rng.choice((0.0, 0.0, 0.1)) * rng.random(), 6), rng.randrange(2)))
     return Process(tuple(actors), conns, chosen, (), options)
+
+
+def _changing(rng: Random, duration: float) -> Actor:
+    """Who changes the tubes that a Consumer watches, now and then."""
+    steps = []
+    for _ in range(rng.randint(1, 5)):
+        steps.append(Step("sleep", (round(rng.choice((0.0, 0.01, 0.5)) * duration * rng.random(), 6),)))
+        steps.append(_struck(rng, Step("change_tubes", (rng.choice(("watch", "ignore")), rng.choice(TUBES))), 0.15))
+    return Actor(tuple(steps), rng.random() * 0.01)
 
 
 def _met(rng: Random, server: int) -> Process:

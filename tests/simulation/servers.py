@@ -19,6 +19,7 @@ from gstalk.testing.engine import Engine, Job
 from gstalk.testing.wire import Client
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import Endpoint
+from tests.simulation.program import Program
 
 __all__ = ["HOSTILE", "Copy", "Server"]
 
@@ -61,6 +62,10 @@ class Copy:
     settled: Counter[tuple[str, int]] = field(default_factory=Counter)  # release, bury, touch, kick: by process
     is_lost: bool = False  # with a server that keeps nothing
     priorities: list[tuple[str, int, int, int]] = field(default_factory=list)  # what, process, before, after
+
+    def reserved_elsewhere(self, program: Program) -> int:
+        """How often it was reserved by processes that have no handlers."""
+        return sum(count for process, count in self.reserved.items() if not program.processes[process].consumes)
 
 
 class RecordingEngine(Engine):
@@ -120,7 +125,7 @@ class RecordingClient(Client):
         program = server.world.program
         is_conn = self.process < len(program.processes) and not program.processes[self.process].consumes
         if word == b"reserve-with-timeout" and self.soon_at > 0 and is_conn and not server.world.faults:
-            after, way = now - self.soon_at, 4 * (program.latency + program.jitter) + 0.01
+            after, way = now - self.soon_at, server.world.way
             if way < after < QUIET - way and program.slicing == 0:
                 server.world.violation("deadline soon", f"process {self.process} asked {after:.3f} s after it was told")
         before: tuple[Job, int] | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import logging
 import random
 import re
 import sys
@@ -103,6 +104,11 @@ class World:
         ]
 
     # -- telling -----------------------------------------------------------------------------------------------
+
+    @property
+    def way(self) -> float:
+        """Seconds within which a command and its reply have gone their ways, in a world without faults."""
+        return 4 * (self.program.latency + self.program.jitter) + 0.01
 
     def now(self) -> float:
         return self.loop.time
@@ -303,6 +309,8 @@ def running(world: World) -> Iterator[QuietHub]:
         if name.partition(".")[0] == "gstalk" and vars(module).get("monotonic") is REAL_CLOCK
     ]
     real_socket = transport.Socket
+    logger = logging.getLogger("gstalk")  # told of hooks that raise, as those here do
+    was_disabled, logger.disabled = logger.disabled, True
 
     def spawned(greenlet: Any) -> None:
         world.greenlets.append(weakref.ref(greenlet))
@@ -321,6 +329,7 @@ def running(world: World) -> Iterator[QuietHub]:
     finally:
         gevent.Greenlet.remove_spawn_callback(spawned)
         transport.Socket = real_socket
+        logger.disabled = was_disabled
         for module in modules:
             module.monotonic = REAL_CLOCK  # type: ignore[attr-defined]
         hub.destroy()
