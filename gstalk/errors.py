@@ -111,6 +111,10 @@ class OutOfMemoryError(ServerError):
     sent: Sent = "no"
 
 
+#: What a server says that takes no jobs for now; others may take them.
+TakesNoJobs = DrainingError | OutOfMemoryError
+
+
 class InternalError(ServerError):
     """INTERNAL_ERROR: a bug in the server; it may have acted."""
 

@@ -9,6 +9,7 @@ import gevent
 import gstalk
 from gstalk.cli._lines import BadLine, Row
 from gstalk.cli._output import complain, exit_code
+from gstalk.errors import TakesNoJobs
 
 __all__ = ["feed"]
 
@@ -91,8 +92,7 @@ def _put(
 
 def _is_final(error: Result) -> bool:
     """Whether there is no use in going on."""
-    kinds = (gstalk.DisconnectedError, gstalk.ProtocolError, gstalk.DrainingError, gstalk.OutOfMemoryError)
-    return isinstance(error, kinds)
+    return isinstance(error, gstalk.DisconnectedError | gstalk.ProtocolError | TakesNoJobs)
 
 
 def _may_be_there(result: Result) -> bool:

@@ -32,7 +32,7 @@ from gstalk.connection.critical import critical, section_of
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import InHub, wake
 from gstalk.connection.pipeline import Pipeline
-from gstalk.errors import DrainingError, OutOfMemoryError, PutTimeoutError
+from gstalk.errors import PutTimeoutError, TakesNoJobs
 from gstalk.pool.keeper import Pool, Server, Wanted
 from gstalk.pool.schedule import ALONE, Health
 from gstalk.protocol import commands
@@ -108,8 +108,8 @@ class PutQueue(InHub):
         self._line: OrderedDict[Place, None] = OrderedDict()
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
-        self._refusing: dict[str, Any] = {}  # the servers that are left alone, and what ends that
-        self._refusal: DrainingError | OutOfMemoryError | None = None  # the last one
+        self._resting: dict[str, Any] = {}  # the servers that are left alone, and what ends that
+        self._last_refusal: TakesNoJobs | None = None  # the last one
         self._held_since: float | None = None  # since when puts have ended without a wait
         self._ticker: Any = None
         self.pool = Pool(list(addresses), config, (), hooks, self._up, self._down, outages)
@@ -233,7 +233,7 @@ class PutQueue(InHub):
     @property
     def is_hopeless(self) -> bool:
         """No connection will come: all servers are left alone, or this is the end."""
-        return len(self._refusing) == len(self.pool.servers) or self.pool.is_stopped
+        return len(self._resting) == len(self.pool.servers) or self.pool.is_stopped
 
     def breathe(self) -> None:
         """Have others run now and then, where puts end without a wait. Who is interrupted here has ended his put."""
@@ -315,29 +315,29 @@ class PutQueue(InHub):
     def _down(self, server: Server, connection: Connection) -> None:
         self._members.pop(connection, None)
 
-    def leave_alone(self, server: Server, error: DrainingError | OutOfMemoryError) -> None:
-        """Give a server that takes no jobs a rest."""
-        if server.uri not in self._refusing and not self.pool.is_stopped:
+    def leave_alone(self, server: Server, error: TakesNoJobs) -> None:
+        """Give a server that takes no jobs a rest. Answers that were on their way then don't make it longer."""
+        if server.uri not in self._resting and not self.pool.is_stopped:
             timer = self.hub.loop.timer(ALONE, ALONE, ref=False)  # repeated: a signal may strike before the first line
-            self._refusing[server.uri] = timer
+            self._resting[server.uri] = timer
             timer.start(self._rested, server, timer)
-        self._refusal = bare(error)
-        server.health.refuse(self._refusal)
+        self._last_refusal = bare(error)
+        server.health.refuse(self._last_refusal)
         self.pool.changed()
         if self.is_hopeless and self._line:
             self._serve_soon()
 
     def _rested(self, server: Server, timer: Any) -> None:
         server.health.rest()
-        self._refusing.pop(server.uri, None)
+        self._resting.pop(server.uri, None)
         self._enqueue_all(server)
         self.pool.changed()
         timer.close()
 
     @property
-    def refusal(self) -> DrainingError | OutOfMemoryError | None:
+    def refusal_of_all(self) -> TakesNoJobs | None:
         """The last DRAINING or OUT_OF_MEMORY, if every server is left alone after one."""
-        return self._refusal if len(self._refusing) == len(self.pool.servers) else None
+        return self._last_refusal if len(self._resting) == len(self.pool.servers) else None
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class PutQueue(InHub):
     def close(self) -> None:
         self.is_ending = True
         self.pool.stop_dialing()
-        for timer in self._refusing.values():
+        for timer in self._resting.values():
             timer.close()
         with ExitStack() as stack:  # all of them, also if one is interrupted
             stack.callback(self._serve_soon)
@@ -374,7 +374,7 @@ class PutQueue(InHub):
     def abandon(self) -> list[gevent.Greenlet[..., Any]]:
         """The thread has ended, and with it whoever put; returns the greenlets that nobody wakes again."""
         self.is_ready, self.is_ending = False, True
-        timers = [*self._refusing.values(), *([] if self._ticker is None else [self._ticker])]
+        timers = [*self._resting.values(), *([] if self._ticker is None else [self._ticker])]
         threads.close_watchers(self.hub, timers)
         return self.pool.abandon()
 

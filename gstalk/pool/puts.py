@@ -33,6 +33,7 @@ from gstalk.errors import (
     InternalError,
     PutTimeoutError,
     Sent,
+    TakesNoJobs,
 )
 from gstalk.pool.put_queue import TICK, Member, PutQueue
 from gstalk.pool.schedule import judge
@@ -115,7 +116,7 @@ class Put:
         if member is not None:
             self.uri = member.server.uri
             return member
-        if (refusal := queue.refusal) is not None:
+        if (refusal := queue.refusal_of_all) is not None:
             return self._told(bare(refusal))
         if self.once:
             return self._time_over()
@@ -156,7 +157,8 @@ class Put:
         self._tried |= {server.uri}
         self._maybes += judgement.maybe
         if judgement.server == "refuses":
-            queue.leave_alone(server, error)  # type: ignore[arg-type]
+            assert isinstance(error, TakesNoJobs)
+            queue.leave_alone(server, error)
         elif judgement.server == "broken":
             self._broken |= {server.uri}
         if isinstance(error, PutTimeoutError):
@@ -403,24 +405,24 @@ class Batch:
 class _One(Put):
     """One body of many."""
 
-    __slots__ = ("_batch", "_lane", "ended_at", "number")
+    __slots__ = ("_batch", "_member", "ended_at", "number")
 
     def __init__(self, batch: Batch, data: bytes, deadline: float | None, began: float) -> None:
         super().__init__(batch.queue, batch.tube, data, deadline, batch.once, began)
         self.number = len(batch.results)
         self.ended_at = 0.0
         self._batch = batch
-        self._lane: Member | None = None
+        self._member: Member | None = None
 
     def send(self, member: Member) -> None:
-        self._lane = member
+        self._member = member
         self.uri = member.server.uri
         request = PutRequest(commands.PUT, member.connection.pipe.uri, self._answered, self.deadline, 0.0)
         self.queue.send(member, self.tube, self.data, self.deadline, request)
 
     def _answered(self, request: Request) -> None:
         """In the hub: the answer is here; or, a second time, after its time was over."""
-        member = self._lane
+        member = self._member
         if member is None:
             return
         error: Any = request.error
@@ -428,12 +430,12 @@ class _One(Put):
             self._batch.settle(self, request.result)
         else:
             self._batch.failed(self, member, error)
-        self._lane = None
+        self._member = None
         self.queue.done(member)
 
     def leave(self) -> None:
         """Nobody waits for the answer any more."""
-        member, self._lane = self._lane, None
+        member, self._member = self._member, None
         if member is not None:
             self.queue.done(member)
 

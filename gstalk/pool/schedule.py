@@ -16,14 +16,13 @@ from gstalk.errors import (
     BadFormatError,
     BuriedError,
     DisconnectedError,
-    DrainingError,
     ExpectedCrlfError,
     GstalkError,
     JobTooBigError,
     NotIgnoredError,
-    OutOfMemoryError,
     ProtocolError,
     PutTimeoutError,
+    TakesNoJobs,
     UnknownCommandError,
 )
 from gstalk.protocol.pauses import FIRST_PAUSE, LONGEST_PAUSE, QUIET, longer
@@ -86,7 +85,7 @@ class Health:
 
     def __init__(self) -> None:
         self.is_stalled = False
-        self.refusal: DrainingError | OutOfMemoryError | None = None
+        self.refusal: TakesNoJobs | None = None
         self.is_usable = True
 
     def stall(self) -> None:
@@ -98,7 +97,7 @@ class Health:
         self.is_stalled = False
         self.is_usable = self.refusal is None
 
-    def refuse(self, error: DrainingError | OutOfMemoryError) -> None:
+    def refuse(self, error: TakesNoJobs) -> None:
         self.refusal = error
         self.is_usable = False
 
@@ -140,7 +139,7 @@ def judge(error: GstalkError, maybes: int, others: int, *, once: bool, retry_amb
         return Judgement(False, True)
     if isinstance(error, _FINAL):
         return Judgement(False, False)
-    if isinstance(error, (DrainingError, OutOfMemoryError)):
+    if isinstance(error, TakesNoJobs):
         return Judgement(not once, False, "refuses")
     if isinstance(error, DisconnectedError) and error.sent == "no":
         return Judgement(not once, False)
