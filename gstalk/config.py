@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from gstalk.errors import InvalidArgumentError
 from gstalk.job import Job, Seconds
-from gstalk.protocol import checks
+from gstalk.protocol import checks, commands
 from gstalk.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -58,12 +58,20 @@ class PutParams:
     delay: int | float | timedelta = 0
     ttr: int | float | timedelta = 60
 
+    if TYPE_CHECKING:
+
+        @property
+        def head(self) -> bytes: ...
+
     def __post_init__(self) -> None:
         priority = checks.check_priority(self.priority)
         if priority is not self.priority:  # seldom, and puts with keywords come through here
             object.__setattr__(self, "priority", priority)
-        object.__setattr__(self, "delay", checks.check_delay(self.delay))
-        object.__setattr__(self, "ttr", checks.check_ttr(self.ttr))
+        delay, ttr = checks.check_delay(self.delay), checks.check_ttr(self.ttr)
+        object.__setattr__(self, "delay", delay)
+        object.__setattr__(self, "ttr", ttr)
+        # What a put with these numbers begins with. No field, so that it is neither shown nor compared.
+        object.__setattr__(self, "head", commands.put_head(priority, delay, ttr))
 
 
 DEFAULT_PARAMS = PutParams()

@@ -154,7 +154,7 @@ class Conn:
                 params = DEFAULT_PARAMS
             else:
                 params = put_params(params, priority, delay, ttr)
-            data = commands.put(body, params.priority, params.delay, params.ttr)
+            data = commands.put(body, params.head)
             if type(tube) is not str:
                 tube = checks.check_tube(tube)
             if not connection.pipe.clear:
@@ -218,14 +218,14 @@ class Conn:
         params = put_params(params, priority, delay, ttr)
         tube = checks.check_tube(tube)
         checks.check_bodies(bodies)
-        numbers = params.priority, params.delay, params.ttr
+        head = params.head
         results: list[int | BaseException] = []
         pending: deque[PutRequest | BaseException] = deque()
         failed = 0
         breath = monotonic() + BREATH
         for body in bodies:
             try:
-                data = commands.put(body, *numbers)
+                data = commands.put(body, head)
             except Exception as error:  # whatever is wrong with a body is wrong with it alone
                 pending.append(error.with_traceback(None))  # it holds this frame, and this frame holds it
                 if monotonic() > breath:

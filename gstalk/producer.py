@@ -139,7 +139,7 @@ class Producer:
             params = DEFAULT_PARAMS
         else:
             params = put_params(params, priority, delay, ttr)
-        data = commands.put(body, params.priority, params.delay, params.ttr)
+        data = commands.put(body, params.head)
         tube = checks.check_tube(tube)
         limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
         deadline = monotonic() + limit if limit else None
@@ -215,7 +215,7 @@ class Producer:
                     batch.refuse(ConnectionClosedError("put: this Producer is stopped", "no"))
                     break
                 try:
-                    data = commands.put(body, params.priority, params.delay, params.ttr)
+                    data = commands.put(body, params.head)
                 except Exception as error:  # whatever is wrong with a body is wrong with it alone
                     batch.refuse(error)
                     continue

@@ -45,6 +45,7 @@ __all__ = [
     "pause_tube",
     "plain",
     "put",
+    "put_head",
     "release",
     "reserve",
 ]
@@ -142,11 +143,21 @@ def by_tube(command: Command, tube: str) -> bytes:
     return b"%b %b\r\n" % (command.name.encode("ascii"), checks.tube_bytes(tube))
 
 
-def put(body: checks.Body, priority: int, delay: Any, ttr: Any) -> bytes:
-    """Build a put whose numbers have been checked, as those of a `PutParams` are."""
+def put_head(priority: int, delay: int, ttr: int) -> bytes:
+    """Build what all puts with these numbers begin with; they have been checked."""
+    return b"put %d %d %d " % (priority, delay, ttr)
+
+
+def put(body: checks.Body, head: bytes) -> bytes:
+    """Build a put.
+
+    Args:
+        head: Its beginning, made by `put_head`. A `PutParams` keeps it: to write out its numbers for each put would
+            cost more than all the rest of this.
+    """
     if type(body) is not bytes or len(body) > checks.MAX_BODY:
         body = checks.check_body(body)
-    return b"put %d %d %d %d\r\n%b\r\n" % (priority, delay, ttr, len(body), body)
+    return b"%b%d\r\n%b\r\n" % (head, len(body), body)
 
 
 def reserve(seconds: int) -> bytes:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gstalk.errors import GstalkError, ProtocolError
-from gstalk.protocol.commands import PUT
+from gstalk.protocol.commands import DELETE, PUT
 from gstalk.protocol.replies import BODIED, Malformed, body_size, job_id
 from gstalk.protocol.request import PENDING, Outcome, Request
 
@@ -71,25 +71,31 @@ class Stream:
         length = len(data)
         try:
             while position < length and not self.is_held and (end := find(b"\r\n", position)) >= 0:
-                word, blank, rest = data[position:end].partition(b" ")
-                if not requests or (blank and not rest):
+                if not requests:
                     raise Malformed
                 request = requests[0]
+                line = data[position:end]
                 after = end + 2
-                parse = request.command.replies.get(word)
-                if parse is None:
-                    request.fail(_refusal(request, word, rest))
-                    self.is_held = request.then is not None
-                elif word in BODIED:
-                    after += body_size(word, rest) + 2
-                    if length < after:
-                        self._keep(data[position:], after - position)
-                        return None
-                    if data[after - 2 : after] != b"\r\n":
-                        raise Malformed(None if word == b"OK" else job_id(rest.partition(b" ")[0]))
-                    request.result = parse(request, rest, data[end + 2 : after - 2])  # `succeed`, without a call
+                if request.command is DELETE and line == b"DELETED":  # what ends most jobs: no need to take it apart
+                    request.result = None
                 else:
-                    request.result = parse(request, rest, b"")
+                    word, blank, rest = line.partition(b" ")
+                    if blank and not rest:
+                        raise Malformed
+                    parse = request.command.replies.get(word)
+                    if parse is None:
+                        request.fail(_refusal(request, word, rest))
+                        self.is_held = request.then is not None
+                    elif word in BODIED:
+                        after += body_size(word, rest) + 2
+                        if length < after:
+                            self._keep(data[position:], after - position)
+                            return None
+                        if data[after - 2 : after] != b"\r\n":
+                            raise Malformed(None if word == b"OK" else job_id(rest.partition(b" ")[0]))
+                        request.result = parse(request, rest, data[end + 2 : after - 2])  # `succeed`, without a call
+                    else:
+                        request.result = parse(request, rest, b"")
                 if request.then is not None:
                     self.due += (request,)  # `append`, without a call
                 done.append(request)

@@ -22,6 +22,7 @@ numbers = pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
 durations = pytest.mark.parametrize("duration", DURATIONS.values(), ids=DURATIONS)
 
 BODY = b"12345678"
+HEAD = commands.put_head(1, 2, 3)
 
 
 def same(value: Any, expected: Any) -> None:
@@ -208,14 +209,14 @@ def test_number_that_only_pretends_to_be_one_is_a_type_error(kind):
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_body_is_the_bytes_that_are_held(body):
     same(checks.check_body(body(BODY)), BODY)
-    same(commands.put(body(BODY), 1, 2, 3), b"put 1 2 3 8\r\n12345678\r\n")
+    same(commands.put(body(BODY), HEAD), b"put 1 2 3 8\r\n12345678\r\n")
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_body_size_is_that_of_its_bytes(body, monkeypatch):
     monkeypatch.setattr(checks, "MAX_BODY", 7)
     with pytest.raises(InvalidArgumentError, match="^body has 8 bytes, more than beanstalkd can hold: 7$"):
-        commands.put(body(BODY), 1, 2, 3)
+        commands.put(body(BODY), HEAD)
 
 
 @pytest.mark.parametrize("data", [b"x", bytearray(b"x"), array("I", [1])])
@@ -223,19 +224,19 @@ def test_body_that_was_released_is_refused(data):
     view = memoryview(data)
     view.release()
     with pytest.raises(InvalidArgumentError, match="^body is a memoryview that was released$"):
-        commands.put(view, 1, 2, 3)
+        commands.put(view, HEAD)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_body_that_only_pretends_to_be_one_is_a_type_error(kind):
     with pytest.raises(TypeError, match="^body must be bytes, bytearray or memoryview, got NonCallableMagicMock$"):
-        commands.put(mock.NonCallableMagicMock(spec=kind), 1, 2, 3)
+        commands.put(mock.NonCallableMagicMock(spec=kind), HEAD)
 
 
 @texts
 def test_body_that_is_a_str_is_told_how_to_encode_it(text):
     with pytest.raises(TypeError, match=r"^body must be bytes, got str; encode it first"):
-        commands.put(text("x"), 1, 2, 3)
+        commands.put(text("x"), HEAD)
 
 
 @pytest.mark.parametrize("bodies", [None, 5, b"x", "x", bytearray(b"x"), memoryview(b"x")])

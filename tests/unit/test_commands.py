@@ -61,8 +61,7 @@ def test_put_is_exact_or_refused(body: Any, priority: Any, delay: Any, ttr: Any)
         expected = b"put %d %d %d %d\r\n" % (*numbers, len(body)) + bytes(body) + b"\r\n"
 
     def build() -> bytes:
-        params = put_params(None, priority, delay, ttr)
-        return commands.put(body, params.priority, params.delay, params.ttr)
+        return commands.put(body, put_params(None, priority, delay, ttr).head)
 
     holds(build, expected)
 
@@ -112,7 +111,7 @@ def test_params_are_overridden_by_keywords() -> None:
 
 def test_body_is_a_copy() -> None:
     body = bytearray(b"before")
-    line = commands.put(body, 0, 0, 1)
+    line = commands.put(body, commands.put_head(0, 0, 1))
     body[:] = b"after!"
     assert line == b"put 0 0 1 6\r\nbefore\r\n"
 
