@@ -20,7 +20,8 @@ FLOORS = [
     {"gstalk"},  # gstalk/__init__.py, which only hands names on
     {"cli", "__main__", "otel"},
 ]
-BELOW_THE_WATERLINE = FLOORS[0] | {"pool.schedule", "connection.reserved"}  # decisions and records of the floors above
+# Decisions and records of the floors above.
+BELOW_THE_WATERLINE = FLOORS[0] | {"pool.schedule", "pool.permits", "connection.reserved"}
 BANNED = {"gevent", "ssl", "socket", "select", "threading", "random", "time"}
 MAY_USE_TESTING = {"testing", "cli", "__main__"}  # `serve` and `demo` run the embedded server
 MAY_IMPORT_LATE = MAY_USE_TESTING  # what an extra brings is imported where it is used

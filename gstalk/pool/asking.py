@@ -1,6 +1,6 @@
 """Connections that reserve for a crew.
 
-`Asking` in `schedule` decides which of them asks for how many jobs, who waits on its server, and who is recalled; here
+`Asking` in `permits` decides which of them asks for how many jobs, who waits on its server, and who is recalled; here
 that is carried out, in the hub.
 
 The tubes that they watch may change meanwhile. Each connection is told in the stream of its commands, so every reserve
@@ -29,7 +29,8 @@ from gstalk.errors import ConnectionLostError, DeadlineSoonError, DisconnectedEr
 from gstalk.job import Job
 from gstalk.pool.crew import Crew, JobSource
 from gstalk.pool.keeper import Server
-from gstalk.pool.schedule import SILENT, Action, Asking, WatchList
+from gstalk.pool.permits import NEVER, SILENT, Action, Asking
+from gstalk.pool.schedule import WatchList
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.request import Request
@@ -72,30 +73,37 @@ class Asker(InHub):
         self.section = section_of(self.hub)
         self._asking = Asking(config.num_greenlets)
         self._sources: dict[Connection, JobSource] = {}
+        self._tubes = watch_list.tubes  # what all connections were told to watch, but for those that have just come
+        self._holding: dict[JobSource, None] = {}  # may hold jobs
+        self._speak_at = 0.0  # when those that do are to be looked at
         self._due = False  # a look at what to ask
         self._timer: Any = None
+        self._rings_at = NEVER
 
     # -- connections -------------------------------------------------------------------------------------------
 
     def up(self, server: Server, connection: Connection) -> None:
         """A connection is there."""
         dialed, tubes = tuple(connection.watched), self._watch_list.tubes
-        if dialed != tubes:  # they have changed meanwhile: it is told in `_look_at`
+        if dialed != tubes:  # they have changed meanwhile: it is told in `_tell_all`
             tubes = dialed
         # Jobs that were lost with their worker come first when there is a new one: those are asked about.
         looks = 0 if self._config.retry.max_attempts is None else self._config.num_greenlets
         self._sources[connection] = source = JobSource(server.uri, connection, tubes, looks)
-        self._asking.sources.append(source)
-        connection.reserved.on_settled = self.look_soon  # one that holds no job any more may wait on its server
+        self._asking.add(source)
+        connection.reserved.on_settled = partial(self._settled, source)
+        if source.tubes is not self._watch_list.tubes:
+            self._tubes = ()  # so that it is told in the next look
         self._on_change(True)
         self.look_soon()
 
     def down(self, server: Server, connection: Connection) -> None:
         """A connection is gone."""
         source = self._sources.get(connection)
-        if source in self._asking.sources:  # else a signal has struck here before
-            self._asking.sources.remove(source)
-        self._sources.pop(connection, None)
+        if source is not None:  # else a signal has struck here before
+            self._asking.remove(source)
+            self._holding.pop(source, None)
+            self._sources.pop(connection, None)
         if not self._sources:
             self._on_change(False)
         self.look_soon()
@@ -128,7 +136,7 @@ class Asker(InHub):
         try:
             for source in list(self._sources.values()):  # a send that fails takes its connection out
                 if source.tubes is not before:
-                    continue  # it has just come, and is told in `_look_at`
+                    continue  # it has just come, and is told in `_tell_all`
                 if watch or ignore:
                     requests += self._tell_tubes(source, watch, ignore)
                 elif source.wait is None:  # somebody's change of the same kind may be under way
@@ -171,48 +179,62 @@ class Asker(InHub):
         if self.is_over:
             return
         now = monotonic()
-        any_held = False
-        for source in list(self._sources.values()):  # a send that fails takes its connection out
-            any_held |= self._look_at(source, now)
+        if self._tubes is not self._watch_list.tubes:
+            self._tell_all()
+        for source in self._asking.late(now):  # or so it seems: the hub may have been blocked, and the answer be there
+            assert isinstance(source, JobSource)
+            source.connection.pipe.catch_up()
         self._asking.running = self._crew.running
         decision = self._asking.decide(now)
         for action in decision.actions:
-            self._carry_out(action, now)
-        again = decision.again
-        self.stop_timer()
-        if any_held:
-            again = min(again, SILENT)
-        if again < float("inf"):
-            self._timer = self.once(again, self._on_timer)
+            self._carry_out(action)
+        at = now + decision.again
+        if self._holding:
+            if now >= self._speak_at:
+                self._speak(now)
+            at = min(at, self._speak_at)
+        if at < self._rings_at:
+            self.stop_timer()
+            self._rings_at = at
+            self._timer = self.once(max(at - now, 0.0), self._on_timer)
 
-    def _carry_out(self, action: Action, now: float) -> None:
+    def _carry_out(self, action: Action) -> None:
         source = action.source
         assert isinstance(source, JobSource)
         if action.what == "recall":
             self._recall(source)
-            return
-        self._asking.began(action, now)
-        if action.what == "wait":
+        elif action.what == "wait":
             seconds = int(self._config.reserve_timeout)
             source.wait = source.connection.ask(seconds, partial(self._got, source), partial(self._recall, source))
         else:
             for _ in range(action.times):
                 source.connection.ask(0, partial(self._got, source))
 
-    def _look_at(self, source: JobSource, now: float) -> bool:
-        """Take note of how a connection is; tell whether it holds jobs."""
-        if source.tubes is not self._watch_list.tubes:
-            self._tell_tubes(source, *self._watch_list.since(source.tubes))
-        pipe = source.connection.pipe
-        # Late, or so it seems: the hub may have been blocked, and the answer be there.
-        if source.asks and source.is_late(now):
-            pipe.catch_up()
-        source.held = bool(source.connection.reserved.by_id)
-        source.busy = bool(pipe.requests) or not pipe.attached
-        if source.held and not source.busy and now - pipe.read_at > SILENT:
-            # The server forgets to expire a job while its connection is silent; and a dead line shows itself.
-            _fence(source.connection)
-        return source.held
+    def _tell_all(self) -> None:
+        """Tell each connection what to watch that watches something else."""
+        self._tubes = self._watch_list.tubes
+        for source in list(self._sources.values()):  # a send that fails takes its connection out
+            if source.tubes is not self._watch_list.tubes:
+                self._tell_tubes(source, *self._watch_list.since(source.tubes))
+
+    def _speak(self, now: float) -> None:
+        """Say something on connections that hold jobs and were silent.
+
+        The server forgets to expire a job while its connection is silent; and a dead line shows itself.
+        """
+        self._speak_at = now + SILENT / 2
+        for source in list(self._holding):
+            pipe = source.connection.pipe
+            if not source.connection.reserved.by_id:
+                self._holding.pop(source, None)
+            elif pipe.attached and not pipe.requests and now - pipe.read_at > SILENT:
+                _fence(source.connection)
+
+    def _settled(self, source: JobSource) -> None:
+        """A job was settled. A connection that holds none any more may wait on its server."""
+        if not source.connection.reserved.by_id:
+            self._asking.changed(source)
+        self.look_soon()
 
     def _on_timer(self) -> None:
         self.stop_timer()
@@ -223,6 +245,7 @@ class Asker(InHub):
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+        self._rings_at = NEVER
 
     def abandon(self) -> None:
         """The thread has ended, and with it the loop."""
@@ -266,6 +289,7 @@ class Asker(InHub):
             was_overdue = source.overdue > 0
             self._asking.answered(source, True, now)
             job: Job = request.result
+            self._holding[source] = None
             if self.is_over:
                 source.connection.give_back(job)
                 return

@@ -24,7 +24,7 @@ from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import wake
 from gstalk.job import Job
 from gstalk.pool.handling import Handling
-from gstalk.pool.schedule import Source
+from gstalk.pool.permits import Source
 from gstalk.protocol.request import Outcome, Request
 from gstalk.traces import forget
 
@@ -47,6 +47,11 @@ class JobSource(Source):
         self.tubes = tubes
         self.looks = looks
         self.wait: Request | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        pipe = self.connection.pipe
+        return pipe.attached and not (pipe.requests or self.connection.reserved.by_id)
 
 
 class Crew:

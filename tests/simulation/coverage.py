@@ -13,7 +13,7 @@ ROOMS = """
     connection/channel connection/connection connection/reserved connection/reserving
     connection/recall connection/calls connection/transport connection/connect connection/used_tube
     connection/damaged_job connection/critical pool/keeper pool/asking pool/crew pool/handling pool/put_queue pool/puts
-    pool/schedule conn consumer producer job retry
+    pool/schedule pool/permits conn consumer producer job retry
 """.split()
 
 
