@@ -270,18 +270,16 @@ def test_reply_costs_the_same_however_many_are_awaited():
     """Whatever is done for each, also in C, must not look at all that is in flight."""
 
     def seconds(requests: int) -> float:
-        taken = []
-        for _ in range(7):
-            stream = Stream("here")
-            stream.requests.extend(Request(commands.PUT, stream.uri) for _ in range(requests))
-            replies = [b"INSERTED %d\r\n" % number for number in range(1, requests + 1)]
-            began = process_time()
-            for reply in replies:
-                stream.receive(reply)
-            taken.append((process_time() - began) / requests)
-        return min(taken)
+        stream = Stream("here")
+        stream.requests.extend(Request(commands.PUT, stream.uri) for _ in range(requests))
+        replies = [b"INSERTED %d\r\n" % number for number in range(1, requests + 1)]
+        began = process_time()
+        for reply in replies:
+            stream.receive(reply)
+        return (process_time() - began) / requests
 
-    assert seconds(2000) < seconds(50) * 1.5
+    pairs = [(seconds(2000), seconds(50)) for _ in range(15)]  # in turns: a busy neighbour slows both
+    assert min(many for many, _ in pairs) < min(few for _, few in pairs) * 1.5
 
 
 def test_command_costs_the_same_however_many_are_in_flight():

@@ -105,8 +105,8 @@ MUTANTS = [
     Mutant(
         "replies are matched from the wrong end",
         "protocol/stream.py",
-        "                request = requests[0]\n                after",
-        "                request = requests[-1]\n                after",
+        "                request = requests[0]\n                line",
+        "                request = requests[-1]\n                line",
     ),
     Mutant(
         "a body is taken one byte short",
