@@ -17,6 +17,7 @@ import gevent.event
 
 import gstalk
 from benchmarks.meter import percentiles
+from gstalk.protocol.pauses import LONGEST_PAUSE
 
 JOBS = 500
 PAUSE = 0.003
@@ -58,10 +59,10 @@ def shared(uri: str) -> dict[str, Any]:
         running = gevent.spawn(consumer.receive, handler)
         consumer.wait_connected()
         conn.put_many("shared", [b"long"] * 2)
-        gevent.sleep(0.5)  # until it asks as seldom as it ever does
+        gevent.sleep(10 * LONGEST_PAUSE)  # until it asks as seldom as it ever does
         for number in range(100):
             conn.put("shared", b"%.9f" % time.perf_counter())
-            gevent.sleep(0.11 + number % 10 * 0.005)
+            gevent.sleep(2 * LONGEST_PAUSE + 0.01 + number % 10 * 0.005)  # that seldom again
         held.set()
         consumer.stop()
         running.join()

@@ -81,7 +81,7 @@ class Recall:
             assert self._dial is not None
             transport, server = self._dial()
             if server.id != self._server_id:
-                pipe.fail(ConnectionLostError, "the server was restarted while a reserve was called back")
+                pipe.fail(ConnectionLostError, "the server was restarted while a reserve was recalled")
             else:
                 with pipe.section:
                     pipe.attach(transport)

@@ -97,7 +97,7 @@ class ReserveLine(InHub):
                 caller.succeed()
                 return caller
             if self._wait is not None:
-                self.call_back()
+                self.recall()
         self._timed += timeout is not None
         self._callers.append(caller)
         if timeout:  # last: where a signal strikes, its timer is closed with all those in line
@@ -128,12 +128,12 @@ class ReserveLine(InHub):
             if not self._callers:
                 self._stop_timer()
                 if self._wait is not None:
-                    self.call_back()
+                    self.recall()
         elif isinstance(caller.result, Job):
             self._connection.give_back(caller.result)
 
     @fail_stop
-    def call_back(self) -> None:
+    def recall(self) -> None:
         """End the wait on the server: another command is to go out, or nobody waits any more."""
         assert self._wait is not None
         self._may_wait = False
@@ -202,7 +202,7 @@ class ReserveLine(InHub):
                 for each in self._callers:
                     each.ask = self._asked
                 self._wait_ends = now + seconds
-                self._wait = connection.ask(seconds, self._on_reply, self.call_back)
+                self._wait = connection.ask(seconds, self._on_reply, self.recall)
                 return
         connection.ask(0, self._on_reply)
 
@@ -262,7 +262,7 @@ class ReserveLine(InHub):
                 self._answer(caller, None)
                 self._callers.remove(caller)
                 if not self._callers:
-                    self.call_back()
+                    self.recall()
         elif caller.ask <= self._answered:
             self._ask(caller)
 

@@ -35,7 +35,7 @@ from itertools import count
 from math import ceil
 from typing import Literal, NamedTuple
 
-from gstalk.protocol.pauses import FIRST_PAUSE, LONGEST_PAUSE, QUIET, longer
+from gstalk.protocol.pauses import FIRST_PAUSE, LONGEST_PAUSE, QUIET, REST, longer
 
 __all__ = ["SILENT", "Action", "Asking", "Decision", "Source"]
 
@@ -92,7 +92,7 @@ class Source:
 
     def may_wait(self, now: float) -> bool:
         """Whether it is idle, and hasn't just been recalled."""
-        return now >= self.recalled_at + LONGEST_PAUSE and self.is_idle and not self.asks
+        return now >= self.recalled_at + REST and self.is_idle and not self.asks
 
     def is_late(self, now: float) -> bool:
         """Whether it owes an answer for too long, and that has not been noted yet."""
@@ -501,7 +501,7 @@ class Asking:
         """A wait was recalled, since its permit is needed elsewhere, or a command is to go out."""
         group = self._end_ask(source, now)
         source.recalled_at = now
-        source.next_ask = now + LONGEST_PAUSE
+        source.next_ask = now + REST
         if group is not None:
             group.pause = LONGEST_PAUSE
 

@@ -149,7 +149,7 @@ def test_reserve_line_goes_on_or_is_broken(strikes, server, tube, what):
 def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, tube):
     """Another command comes while the server waits for a job: the wait is ended, or the connection is."""
     names = (
-        "call_back",
+        "recall",
         "recall",
         "_run",
         "_end_wait",

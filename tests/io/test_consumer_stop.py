@@ -274,7 +274,7 @@ def test_stop_interrupted_while_a_stalled_server_is_left_closes_its_connections(
 
 
 def test_stop_handler_that_asks_on_a_connection_taking_leave_is_told_so(own_server, work, connect):
-    """Its wait can't be called back any more; to try for ever would block the hub."""
+    """Its wait can't be recalled any more; to try for ever would block the hub."""
     told: list[gstalk.DisconnectedError] = []
 
     def handler(job: gstalk.Job) -> None:

@@ -1,4 +1,4 @@
-"""Commands beside a reserve that waits on the server: it is called back, and nobody's command or job is lost."""
+"""Commands beside a reserve that waits on the server: it is recalled, and nobody's command or job is lost."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant(
         "a recalled connection asks at once",
         "pool/permits.py",
-        "        source.recalled_at = now\n        source.next_ask = now + LONGEST_PAUSE",
+        "        source.recalled_at = now\n        source.next_ask = now + REST",
         "        source.recalled_at = now\n        source.next_ask = now",
     ),
     Mutant(

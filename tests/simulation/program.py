@@ -236,7 +236,7 @@ def _changing(rng: Random, duration: float) -> Actor:
 
 
 def _met(rng: Random, server: int) -> Process:
-    """A Conn whose wait is met by a command: it is called back, and dialed anew."""
+    """A Conn whose wait is met by a command: it is recalled, and dialed anew."""
     waits = Step("reserve", (), round(0.2 + 0.5 * rng.random(), 6), None, rng.getrandbits(32))
     meets = (Step("sleep", (round(0.2 * rng.random(), 6),)), _struck(rng, rng.choice(_CONNECTED)(rng), 0.1))
     later = (Step("sleep", (round(0.5 * rng.random(), 6),)), Step("ask", ("stats",)))

@@ -244,7 +244,7 @@ def look_up() -> None:
 
 
 def redial() -> None:
-    """A waiting reserve is being called back."""
+    """A waiting reserve is being recalled."""
     for number in range(30):
         conn = gstalk.dial(URI)
         conn.watch(f"tube-{number}")
