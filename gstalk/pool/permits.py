@@ -464,7 +464,15 @@ class Asking:
 
     def answered(self, source: Source, found: bool, now: float) -> None:
         """An ask was answered."""
-        group = self._end_ask(source, now)
+        group = source.group
+        if group is None or source.waiting or source.overdue or source.asks == 1:
+            self._end_ask(source, now)
+        else:  # the same, spelled out for the sake of the hot path
+            source.asks -= 1
+            source.since = now
+            self._asked -= 1
+            group.asks -= 1
+            self._changed[group] = None
         source.hot = found
         if group is None:
             return
