@@ -23,6 +23,7 @@ import gstalk
 from gstalk.connection import pipeline
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.transport import Transport
+from gstalk.pool.permits import Asking, Source
 from gstalk.protocol import commands
 from gstalk.protocol.request import Outcome, Request
 from gstalk.protocol.stream import Stream
@@ -176,6 +177,29 @@ def test_consumer_job_makes_few_calls(server):
 
     work_off(server.uri, 3000, begin, end)
     assert counted.each(2000) < 71.4
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_decision_whom_to_ask_looks_at_few_of_many_servers(found):
+    schedule, now, asked = Asking(20), 100.0, collections.deque[Source]()
+    for number in range(1000):
+        schedule.add(Source(str(number)))
+    counted = Calls()
+    for number in range(1000):
+        now += 0.0005
+        if number == 500:
+            counted.watch()
+        if asked and schedule.running < 19:
+            schedule.running += found
+            schedule.answered(asked.popleft(), found, now)
+        elif schedule.running:
+            schedule.running -= 1
+        for action in schedule.decide(now).actions:
+            if action.what == "recall":
+                schedule.recalled(action.source, now)
+            elif action.what == "ask":
+                asked.extend([action.source] * action.times)
+    assert counted.each(500) < 50
 
 
 def test_reserve_and_delete_many_greenlets_cost_no_more_for_being_many(server):

@@ -234,7 +234,8 @@ class Asker(InHub):
         """A job was settled. A connection that holds none any more may wait on its server."""
         if not source.connection.reserved.by_id:
             self._asking.changed(source)
-        self.look_soon()
+        if not self._due:
+            self.look_soon()
 
     def _on_timer(self) -> None:
         self.stop_timer()

@@ -192,7 +192,7 @@ class Asking:
         self._waits = 0
         self._changed: dict[Group, None] = {}
         self._hot: dict[Group, None] = {}  # find jobs; who was served longest ago comes first
-        self._turns: dict[Group, None] = {}  # are to be asked now; the longest neglected comes first
+        self._turns: dict[Group, float] = {}  # are to be asked now, and since when; the longest neglected comes first
         self._could_wait: OrderedDict[Group, None] = OrderedDict()  # who has had a job last comes first
         self._later: list[tuple[float, int, Group]] = []  # a heap: to be looked at then
         self._waiting: list[tuple[float, int, Source]] = []  # a heap of those whose wait may be recalled
@@ -201,7 +201,7 @@ class Asking:
         self._kept = 0  # permits kept from waits
         self._calm_at = 0.0
         self._hot_since = 0.0  # since when those that find jobs find no more permits; 0: they do
-        self._turns_since = 0.0  # the same for those whose turn it is
+        self._helped_at = 0.0  # when a wait was recalled for those whose turn it is
         self._late_at = NEVER  # nobody is late before this
 
     def add(self, source: Source) -> None:
@@ -284,8 +284,6 @@ class Asking:
             free = self._share_out(actions, free, now)
         if not self._hot:
             self._hot_since = 0.0
-        if not self._turns:
-            self._turns_since = 0.0
         while self._later and self._later[0][2].look_at != self._later[0][0]:
             heappop(self._later)  # it has another time now, or none
         again = self._later[0][0] - now if self._later else NEVER
@@ -296,27 +294,31 @@ class Asking:
         return Decision(actions, again)
 
     def _place(self, group: Group, now: float) -> None:
-        """Put a server where it belongs."""
+        """Put a server where it belongs; where it is already, it keeps its place in the line."""
         hot = group.hot
         if hot is not None and not (hot.waiting or hot.overdue) and hot.next_ask <= now:
             if group not in self._hot:
                 self._leave_queues(group)
                 self._hot[group] = None
             return
-        self._leave_queues(group)
-        if group.asks or not group.sources:
+        if group.asks:
+            self._leave_queues(group)
             return
-        if hot is None:
+        self._hot.pop(group, None)
+        if hot is None and group not in self._could_wait:
             self._could_wait[group] = None
             if group.has_had_job:
                 group.has_had_job = False
                 self._could_wait.move_to_end(group, last=False)
         at = max(group.next_ask, group.who_asks(now).next_ask)
         if at <= now:
-            self._turns[group] = None
-        elif group.look_at != at:
-            group.look_at = at
-            heappush(self._later, (at, next(self._number), group))
+            if group not in self._turns:
+                self._turns[group] = now
+        else:
+            self._turns.pop(group, None)
+            if group.look_at != at:
+                group.look_at = at
+                heappush(self._later, (at, next(self._number), group))
 
     def _leave_queues(self, group: Group) -> None:
         self._hot.pop(group, None)
@@ -423,8 +425,8 @@ class Asking:
             needy.append(group)
         if self._turns:
             group = next(iter(self._turns))
-            self._turns_since = self._turns_since or now
-            due = min(due, self._turns_since + (PATIENCE if self._asked > self._waits else STARVED))
+            since = max(self._turns[group], self._helped_at)
+            due = min(due, since + (PATIENCE if self._asked > self._waits else STARVED))
             needy.append(group)
         victim = self._whose_wait_may_end(needy[0] if len(self._hot) + len(self._turns) == 1 else None)
         if victim is None:
@@ -435,7 +437,7 @@ class Asking:
         actions.append(Action("recall", victim))
         self._kept += 1
         self._calm_at = now + CALM
-        self._turns_since = 0.0
+        self._helped_at = now
         return STARVED
 
     def _whose_wait_may_end(self, but: Group | None) -> Source | None:
@@ -464,7 +466,15 @@ class Asking:
 
     def answered(self, source: Source, found: bool, now: float) -> None:
         """An ask was answered."""
-        group = self._end_ask(source, now)
+        group = source.group
+        if group is None or source.waiting or source.overdue or source.asks == 1:
+            self._end_ask(source, now)
+        else:  # the same, spelled out for the sake of the hot path
+            source.asks -= 1
+            source.since = now
+            self._asked -= 1
+            group.asks -= 1
+            self._changed[group] = None
         source.hot = found
         if group is None:
             return
@@ -476,7 +486,6 @@ class Asking:
         else:
             if group.hot is source:
                 group.hot = None
-            self._turns_since = 0.0
             others = (len(self._groups) - self._waits - 1) / RATE
             group.next_ask = now + max(group.pause, others)
             if others > LONGEST_PAUSE:  # many at the same time: one timer for all of them
