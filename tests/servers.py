@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
+import gstalk
 from gstalk.testing.beanstalkd import free_port
 
 CUT = object()  # instead of a reply: the server says no more, and closes
@@ -25,6 +27,14 @@ def wait_until(holds: Callable[[], object], seconds: float = 10) -> None:
     with gevent.Timeout(seconds, AssertionError(f"did not come to hold within {seconds} s")):
         while not holds():
             gevent.sleep(0.005)
+
+
+def dial_in_time(uri: str, conn_timeout: float) -> gstalk.Conn:
+    """Dial with a time so short that a busy machine may keep the server, which is in this process, from keeping it."""
+    for _ in range(20):
+        with contextlib.suppress(gstalk.ConnectError):
+            return gstalk.dial(uri, conn_timeout=conn_timeout)
+    return gstalk.dial(uri, conn_timeout=conn_timeout)
 
 
 def ok(text: str) -> bytes:

@@ -20,7 +20,7 @@ import pytest
 
 import gstalk
 from gstalk.connection import forks
-from tests.servers import CUT, Played, ok, wait_until
+from tests.servers import CUT, Played, dial_in_time, ok, wait_until
 
 TUBE = "t"
 
@@ -162,7 +162,7 @@ class Trial:
         self.played = play({"reserve-job": RESERVED})
 
     def dial(self) -> gstalk.Conn:
-        return gstalk.dial(self.played.uri, conn_timeout=0.05 if self.outcome == "too late" else 5)
+        return dial_in_time(self.played.uri, 0.05 if self.outcome == "too late" else 5)
 
     def act(self, conn: gstalk.Conn) -> BaseException | None:
         """Do it, and return what it raises; then this frame, which is the caller's, refers to the Conn no more."""

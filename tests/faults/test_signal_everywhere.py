@@ -22,7 +22,7 @@ from gevent.event import Event
 import gstalk
 from gstalk.connection import pipeline
 from gstalk.testing import Beanstalkd
-from tests.servers import CUT
+from tests.servers import CUT, dial_in_time
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -227,7 +227,7 @@ def test_ctrl_c_in_the_look_at_progress_leaves_nobody_waiting(play):
 
     for number in range(1, 100):
         signal = LookSignal(number)
-        with gstalk.dial(play({"put": b""}).uri, conn_timeout=0.05) as conn:
+        with dial_in_time(play({"put": b""}).uri, 0.05) as conn:
             putting = gevent.spawn(signal.watch, conn.put, "t", b"x")
             in_hub(sys.settrace, signal.trace)
             try:
