@@ -121,6 +121,8 @@ def test_thread_connects_at_its_first_put_and_is_let_go_at_its_end(own_server, c
         thread.go_on()
         wait_until(lambda: connections(conn) == 2)
         assert producer.is_connected
+        gc.collect()
+        assert sum(isinstance(each, PutQueue) for each in gc.get_objects()) == 1
 
 
 def test_wait_connected_in_a_new_thread_connects(server):
