@@ -14,12 +14,14 @@ from typing import Any
 import gevent
 import pytest
 from gevent import get_hub
+from gevent.event import Event
 from gevent.hub import Hub
 from gevent.threadpool import ThreadPool
 
 import gstalk
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.threads import get_hub_if_exists
+from gstalk.pool import hubs
 from gstalk.pool.hubs import Hubs
 from gstalk.pool.put_queue import PutQueue
 from gstalk.testing import Beanstalkd
@@ -325,7 +327,7 @@ def test_put_with_timeout_0_after_a_restart_is_refused_unsent(own_server):
 
 def test_answer_that_came_while_the_loop_stood_still_is_read_before_the_next_put(play):
     """It is that of a put whose time was over: the next one gets its own."""
-    late = gevent.event.Event()
+    late = Event()
 
     def answer(line: bytes) -> bytes:
         late.wait()
@@ -435,6 +437,58 @@ def test_stop_in_the_hub_refuses_while_another_thread_puts(play):
     assert [type(error).__name__ for error in raised] == ["BlockingSwitchOutError"]
     assert thread.join() == 5
     producer.stop()
+
+
+@pytest.mark.parametrize(("puts", "timeout"), [(False, None), (False, 1), (True, 0)])
+def test_stop_in_the_hub_is_done_where_it_has_nothing_to_wait_for(play, puts, timeout):
+    played = play({"put": b""})
+    producer = gstalk.Producer(played.uri)
+    thread = Thread(partial(producer.put, "t", b"x")) if puts else None
+    wait_until(lambda: played.count("put") == puts)
+    stopped: list[bool] = []
+
+    def stop() -> None:
+        producer.stop(timeout)
+        stopped.append(True)
+
+    get_hub().loop.run_callback(stop)
+    wait_until(lambda: stopped)
+    with pytest.raises(gstalk.ConnectionClosedError):
+        producer.put("t", b"x")
+    if thread is not None:
+        with pytest.raises(gstalk.ConnectionClosedError):
+            thread.join()
+
+
+def test_put_while_stop_waits_for_another_thread_is_refused_though_its_loop_stands_still(play):
+    answer = Event()
+
+    def late(line: bytes) -> bytes:
+        answer.wait()
+        return b"INSERTED 5\r\n"
+
+    played = play({"put": [b"INSERTED 1\r\n", late]})
+    producer = gstalk.Producer(played.uri)
+    still = Waiting(partial(producer.put, "t", b"x"), partial(producer.put, "t", b"y"))
+    waiting = Thread(partial(producer.put, "t", b"z"))
+    wait_until(lambda: played.count("put") == 2)
+    stopping = gevent.spawn(producer.stop)
+    gevent.sleep(0)
+    with pytest.raises(gstalk.ConnectionClosedError, match="this Producer is stopped") as caught:
+        still.go_on()
+    assert caught.value.sent == "no"
+    answer.set()
+    assert waiting.join() == 5
+    stopping.get(timeout=5)
+    assert played.count("put") == 2
+
+
+def test_stop_waits_for_no_thread_but_those_that_have_put(server, monkeypatch):
+    monkeypatch.setattr(hubs, "LOOK", 1000.0)
+    producer = gstalk.Producer(server.uri)
+    producer.put("t", b"x")
+    with gevent.Timeout(10):
+        producer.stop()
 
 
 def test_stop_beside_first_puts_of_new_threads_leaves_no_connection(own_server, connect, many):
