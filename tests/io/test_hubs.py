@@ -23,6 +23,7 @@ from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.threads import get_hub_if_exists
 from gstalk.pool import hubs
 from gstalk.pool.hubs import Hubs
+from gstalk.pool.keeper import Pool
 from gstalk.pool.put_queue import PutQueue
 from gstalk.testing import Beanstalkd
 from tests.servers import Terminator, wait_until
@@ -441,8 +442,10 @@ def test_stop_in_the_hub_refuses_while_another_thread_puts(play):
 
 @pytest.mark.parametrize(("puts", "timeout"), [(False, None), (False, 1), (True, 0)])
 def test_stop_in_the_hub_is_done_where_it_has_nothing_to_wait_for(play, puts, timeout):
-    played = play({"put": b""})
+    played = play({"put": [b"INSERTED 1\r\n", b""]})
     producer = gstalk.Producer(played.uri)
+    idle = Waiting(partial(producer.put, "t", b"x"))
+    played.lines.clear()
     thread = Thread(partial(producer.put, "t", b"x")) if puts else None
     wait_until(lambda: played.count("put") == puts)
     stopped: list[bool] = []
@@ -455,6 +458,7 @@ def test_stop_in_the_hub_is_done_where_it_has_nothing_to_wait_for(play, puts, ti
     wait_until(lambda: stopped)
     with pytest.raises(gstalk.ConnectionClosedError):
         producer.put("t", b"x")
+    idle.go_on()
     if thread is not None:
         with pytest.raises(gstalk.ConnectionClosedError):
             thread.join()
@@ -510,8 +514,16 @@ def test_stop_beside_first_puts_of_new_threads_leaves_no_connection(own_server, 
     wait_until(lambda: connections(conn) == 0)
 
 
-def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_server, connect):
+def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_server, connect, monkeypatch):
     conn = connect(own_server.uri)
+    cut_in: list[int] = []
+    cut = Pool.cut
+
+    def cut_noted(pool: Pool) -> None:
+        cut_in.append(threading.get_ident())
+        cut(pool)
+
+    monkeypatch.setattr(Pool, "cut", cut_noted)
     box = [gstalk.Producer(own_server.uri)]
     box[0].put("t", b"x")
     thread = Waiting(lambda: box[0].put("t", b"x"))
@@ -522,6 +534,7 @@ def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_se
         gc.collect()
     assert len(warned) == 1
     wait_until(lambda: connections(conn) == 0)  # while the thread is still there
+    assert cut_in == [threading.get_ident()]  # those of this thread alone: nobody cuts another hub's
     thread.go_on()
 
 
