@@ -472,8 +472,14 @@ def test_put_while_stop_waits_for_another_thread_is_refused_though_its_loop_stan
         return b"INSERTED 5\r\n"
 
     played = play({"put": [b"INSERTED 1\r\n", late]})
-    producer = gstalk.Producer(played.uri)
-    still = Waiting(partial(producer.put, "t", b"x"), partial(producer.put, "t", b"y"))
+    made: list[gstalk.Producer] = []
+
+    def make() -> None:
+        made.append(gstalk.Producer(played.uri))
+        made[0].put("t", b"x")
+
+    still = Waiting(make, lambda: made[0].put("t", b"y"))
+    producer = made[0]
     waiting = Thread(partial(producer.put, "t", b"z"))
     wait_until(lambda: played.count("put") == 2)
     stopping = gevent.spawn(producer.stop)
