@@ -53,6 +53,11 @@ def test_silence_is_counted_by_looks(looks, seconds):
     assert silence.seconds == seconds
 
 
+def test_silence_while_the_looker_stood_still_counts_as_two_periods():
+    silence = Silence(0, 0.25)
+    assert silence.look(3600, False) == 0.5
+
+
 # -- what is told ------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +151,7 @@ def test_pulse_counts_turns_and_gives_signs_at_their_period():
     assert signs[:3] == [1, 2, 3]
     rare: list[int] = []
     slower = Pulse(1000, [lambda: rare.append(slower.turns)])
+    assert (pulse.tick, slower.tick) == (0.01, 0.25)
     slower.tick = 0.001
     beating = gevent.spawn(slower.run)
     wait_until(lambda: slower.turns >= 5)

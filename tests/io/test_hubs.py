@@ -14,13 +14,16 @@ from typing import Any
 import gevent
 import pytest
 from gevent import get_hub
+from gevent.event import Event
 from gevent.hub import Hub
 from gevent.threadpool import ThreadPool
 
 import gstalk
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.threads import get_hub_if_exists
+from gstalk.pool import hubs
 from gstalk.pool.hubs import Hubs
+from gstalk.pool.keeper import Pool
 from gstalk.pool.put_queue import PutQueue
 from gstalk.testing import Beanstalkd
 from tests.servers import Terminator, wait_until
@@ -121,6 +124,8 @@ def test_thread_connects_at_its_first_put_and_is_let_go_at_its_end(own_server, c
         thread.go_on()
         wait_until(lambda: connections(conn) == 2)
         assert producer.is_connected
+        gc.collect()
+        assert sum(isinstance(each, PutQueue) for each in gc.get_objects()) == 1
 
 
 def test_wait_connected_in_a_new_thread_connects(server):
@@ -323,7 +328,7 @@ def test_put_with_timeout_0_after_a_restart_is_refused_unsent(own_server):
 
 def test_answer_that_came_while_the_loop_stood_still_is_read_before_the_next_put(play):
     """It is that of a put whose time was over: the next one gets its own."""
-    late = gevent.event.Event()
+    late = Event()
 
     def answer(line: bytes) -> bytes:
         late.wait()
@@ -435,6 +440,67 @@ def test_stop_in_the_hub_refuses_while_another_thread_puts(play):
     producer.stop()
 
 
+@pytest.mark.parametrize(("puts", "timeout"), [(False, None), (False, 1), (True, 0)])
+def test_stop_in_the_hub_is_done_where_it_has_nothing_to_wait_for(play, puts, timeout):
+    played = play({"put": [b"INSERTED 1\r\n", b""]})
+    producer = gstalk.Producer(played.uri)
+    idle = Waiting(partial(producer.put, "t", b"x"))
+    played.lines.clear()
+    thread = Thread(partial(producer.put, "t", b"x")) if puts else None
+    wait_until(lambda: played.count("put") == puts)
+    stopped: list[bool] = []
+
+    def stop() -> None:
+        producer.stop(timeout)
+        stopped.append(True)
+
+    get_hub().loop.run_callback(stop)
+    wait_until(lambda: stopped)
+    with pytest.raises(gstalk.ConnectionClosedError):
+        producer.put("t", b"x")
+    idle.go_on()
+    if thread is not None:
+        with pytest.raises(gstalk.ConnectionClosedError):
+            thread.join()
+
+
+def test_put_while_stop_waits_for_another_thread_is_refused_though_its_loop_stands_still(play):
+    answer = Event()
+
+    def late(line: bytes) -> bytes:
+        answer.wait()
+        return b"INSERTED 5\r\n"
+
+    played = play({"put": [b"INSERTED 1\r\n", late]})
+    made: list[gstalk.Producer] = []
+
+    def make() -> None:
+        made.append(gstalk.Producer(played.uri))
+        made[0].put("t", b"x")
+
+    still = Waiting(make, lambda: made[0].put("t", b"y"))
+    producer = made[0]
+    waiting = Thread(partial(producer.put, "t", b"z"))
+    wait_until(lambda: played.count("put") == 2)
+    stopping = gevent.spawn(producer.stop)
+    gevent.sleep(0)
+    with pytest.raises(gstalk.ConnectionClosedError, match="this Producer is stopped") as caught:
+        still.go_on()
+    assert caught.value.sent == "no"
+    answer.set()
+    assert waiting.join() == 5
+    stopping.get(timeout=5)
+    assert played.count("put") == 2
+
+
+def test_stop_waits_for_no_thread_but_those_that_have_put(server, monkeypatch):
+    monkeypatch.setattr(hubs, "LOOK", 1000.0)
+    producer = gstalk.Producer(server.uri)
+    producer.put("t", b"x")
+    with gevent.Timeout(10):
+        producer.stop()
+
+
 def test_stop_beside_first_puts_of_new_threads_leaves_no_connection(own_server, connect, many):
     """A thread that is about to make its connections when the others are ended closes them itself."""
     conn = connect(own_server.uri)
@@ -454,8 +520,16 @@ def test_stop_beside_first_puts_of_new_threads_leaves_no_connection(own_server, 
     wait_until(lambda: connections(conn) == 0)
 
 
-def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_server, connect):
+def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_server, connect, monkeypatch):
     conn = connect(own_server.uri)
+    cut_in: list[int] = []
+    cut = Pool.cut
+
+    def cut_noted(pool: Pool) -> None:
+        cut_in.append(threading.get_ident())
+        cut(pool)
+
+    monkeypatch.setattr(Pool, "cut", cut_noted)
     box = [gstalk.Producer(own_server.uri)]
     box[0].put("t", b"x")
     thread = Waiting(lambda: box[0].put("t", b"x"))
@@ -466,6 +540,7 @@ def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_se
         gc.collect()
     assert len(warned) == 1
     wait_until(lambda: connections(conn) == 0)  # while the thread is still there
+    assert cut_in == [threading.get_ident()]  # those of this thread alone: nobody cuts another hub's
     thread.go_on()
 
 

@@ -781,7 +781,11 @@ def test_stop_lets_puts_under_way_finish(play, produce):
     assert producer.wait_connected(5)
     putter = gevent.spawn(producer.put, "default", b"")
     gevent.sleep(0)
-    producer.stop()
+    stopper = gevent.spawn(producer.stop)
+    gevent.sleep(0)
+    with pytest.raises(gstalk.ConnectionClosedError, match=r"^put: this Producer is stopped$"):
+        producer.put("default", b"late")
+    stopper.get(timeout=5)
     assert putter.ready()
     assert putter.get() == 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -216,3 +217,16 @@ def test_read_takes_more_at_once_while_much_is_there():
         theirs.send(bytes(100))
         sizes.append(len(transport.read() or b""))
         assert sizes == [65536, sent - 65536, 100]
+
+
+def test_delivered_where_the_system_does_not_tell_is_all_that_it_took(server, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+    with gstalk.dial(server.uri) as conn:
+        transport = conn._connection.pipe._transport
+        assert transport is not None
+        conn.put("t", b"x")
+        monkeypatch.setattr(fcntl, "ioctl", refuse)
+        assert transport.delivered() == (transport.sent, 0)
+        assert transport.sent > 0
