@@ -40,6 +40,7 @@ napoleon_attr_annotations = False
 html_theme = "furo"
 html_title = f"gstalk {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["gstalk.css"]
 html_js_files = ["gstalk.js"]
 html_copy_source = False

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["DELAY", "Duration"]
+__all__ = ["DELAY", "TTR", "Duration"]
 
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 NUMBER = r"([0-9]*\.?[0-9]+)"
@@ -35,3 +35,4 @@ class Duration(click.FloatRange):
 
 
 DELAY = Duration(0, 2**32 - 1)  # what the protocol has room for
+TTR = Duration(0, 2**32 - 1, min_open=True)  # rounded up to whole seconds, and at least one

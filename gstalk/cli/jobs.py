@@ -10,7 +10,7 @@ import click
 import gevent
 
 import gstalk
-from gstalk.cli._durations import DELAY
+from gstalk.cli._durations import DELAY, TTR
 from gstalk.cli._feed import feed
 from gstalk.cli._lines import MAX_JOB_SIZE, BadLine, Row, lines
 from gstalk.cli._output import complain, confirm, listed, progress, report, tell_reading
@@ -33,7 +33,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one 
 @click.option("--lines", "by_line", is_flag=True, help="Put one job a line, without the line's end.")
 @click.option("--priority", type=UINT32, default=1024, show_default=True, help="0 is the most urgent.")
 @click.option("--delay", type=DELAY, default=0, show_default=True, help="Seconds, or 5m, 1h, 2d, until a job is ready.")
-@click.option("--ttr", type=DELAY, default=60, show_default=True, help="Seconds, or 5m, 1h, that its worker may take.")
+@click.option("--ttr", type=TTR, default=60, show_default=True, help="Seconds, or 5m, 1h, that its worker may take.")
 @click.pass_obj
 def put(
     servers: Servers,

@@ -109,6 +109,12 @@ def test_put_and_pause_take_durations():
         assert conn.stats_tube("mail").pause == 172800
 
 
+def test_put_ttr_of_0_is_refused_with_the_range_that_the_help_shows():
+    assert "0<x<=4294967295" in run("put", "--help").out
+    expected = "gstalk: invalid value for '--ttr': 0.0 is not in the range 0<x<=4294967295; see 'gstalk put --help'\n"
+    assert run("put", "mail", "x", "--ttr", "0") == (2, "", expected)
+
+
 # -- what is said --------------------------------------------------------------------------------------------------
 
 

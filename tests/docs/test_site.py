@@ -179,6 +179,22 @@ def shoot(site: Path) -> Iterator[Callable[[str, int, str], bytes]]:
 
 
 @pytest.mark.soak
+def test_pages_say_to_a_screen_reader_what_the_theme_leaves_out(site, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+
+    def shown(page: str) -> str:
+        command = [CHROMIUM, *FLAGS, NO_OTHER_HOST, f"--user-data-dir={tmp_path}", "--dump-dom", (site / page).as_uri()]
+        return subprocess.run(command, capture_output=True, timeout=60, check=True).stdout.decode("utf-8")
+
+    html = shown("reference/job.html")
+    assert '<div class="parameters">' in html
+    assert "<dl>" not in html
+    assert '<td data-label="how to choose">' in shown("operations.html")
+    assert shown("search.html").count("<h1") == 1
+
+
+@pytest.mark.soak
 @pytest.mark.limit(1200)
 def test_pages_show_themselves_in_a_browser(shoot, pages, site, many, figures):
     """Looking at them is a person's work; that there is something to look at, wide and narrow, is a test's."""
