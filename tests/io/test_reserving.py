@@ -34,6 +34,22 @@ def test_reserve_with_timeout_nothing_there_returns_none_in_time(conn, other, tu
     assert time.monotonic() - began < seconds + SLACK
 
 
+def test_reserve_whose_time_is_over_does_not_wait_with_others(conn, tube, monkeypatch):
+    """Nobody waits on the server yet, since another command was in flight: the ask is his, and no wait for both."""
+    set_timer = ReserveLine._set_timer
+    monkeypatch.setattr(ReserveLine, "_set_timer", lambda line, seconds: set_timer(line, 0.5))
+    other_command, patient = gevent.spawn(conn.stats), gevent.spawn(conn.reserve_with_timeout, 3.9)
+    other_command.join()
+    gevent.sleep(0.1)
+    began = time.monotonic()
+    assert conn.reserve_with_timeout(0) is None
+    assert time.monotonic() - began < SLACK
+    conn.put(tube, b"for the patient one")
+    assert not patient.ready()
+    conn.watch(tube)
+    assert patient.get(timeout=2).body == b"for the patient one"
+
+
 def test_reserve_whose_place_in_line_is_struck_leaves_no_timer(conn, monkeypatch):
     """A Ctrl-C in the middle of `join` ends the connection; nothing of this may keep the process from ending."""
 

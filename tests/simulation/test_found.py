@@ -24,6 +24,23 @@ FOUND = {
         faults=(Fault(0.0, "full", (0, 2.0)),),
     ),
 }
+FOUND["a reserve whose time is over waits on the server for the sake of another, as long as that may wait"] = Program(
+    seed=3000010,
+    processes=(
+        Process(
+            (
+                Actor((Step("reserve_with_timeout", (2.5,), pick=2374689676),), start=0.072563),
+                Actor((Step("reserve_with_timeout", (0.01,), pick=3703654234),), start=0.071015, conn=1),
+            ),
+            conns=(0,),
+            servers=(0,),
+            options={"conn_timeout": 0.3, "reconnect_timeout": 3, "reserve_timeout": 2},
+        ),
+    ),
+    latency=0.001,
+    jitter=0.0,
+    slicing=0.0,
+)
 
 RESERVING = {"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 1}
 SAID_WRONGLY = {
