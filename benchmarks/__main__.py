@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plot
+from benchmarks import plot, scale
 from benchmarks.cases import DEFAULT_GROUPS, GROUPS, Case
 from benchmarks.figures import judge
 from benchmarks.raw import Raw
@@ -30,6 +30,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
         "what", nargs="*", help=f"what to measure, of {', '.join(names)}; left out: {', '.join(DEFAULT)}"
     )
     parser.add_argument("--all", action="store_true", help="measure everything, for half an hour or so")
+    parser.add_argument("--scale", action="store_true", help="measure what many servers cost, and nothing else")
     parser.add_argument("--client", default="", help="only clients whose name has this in it (raw C stays)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are taken (default: %(default)s)")
     again = "how often to measure again what other programs disturb (default: %(default)s)"
@@ -83,6 +84,9 @@ def measure(chosen: argparse.Namespace) -> tuple[list[Result], dict[str, Any], f
 
 def main(arguments: list[str]) -> None:
     chosen = options(arguments)
+    if chosen.scale:
+        scale.main([])
+        return
     results, others, system_call = measure(chosen)
     figures = judge(results, others, system_call)
     found: dict[str, Any] = {

@@ -1,23 +1,26 @@
-"""What many servers cost: python -m benchmarks.scale [SERVERS/HANDLERS ...].
+"""What many servers cost: python -m benchmarks --scale, or python -m benchmarks.scale with shapes as 100x3/100.
 
-For each shape, beside real servers on this machine:
+A shape is the number of servers, of connections to each, and of handlers.
 
-cpu a job   of the Consumer's process, while it works off jobs that are spread over all servers
-idle, asks  CPU time and reserves a second, when there is nothing to do
-p50         from a put on a random server, one at a time, to its handler
-busy        the same three while one handler is at work all the time
-redials     connections a second, with 3 jobs a second that take 0.3 s each
-decide      microseconds of one decision about one connection, of so many (no server is asked for that)
+For each shape, beside real servers on this machine; CPU is that of the Consumer's process:
+
+cpu us a job   while it works off jobs that are spread over all servers
+idle %, asks/s CPU time of one core, and reserves a second, when there is nothing to do
+p50 ms         from a put on a random server, one at a time, to its handler
+busy: ...      the same three while one handler is at work all the time
+dials/s        with 3 jobs a second that take 0.3 s each
 """
 
 from __future__ import annotations
 
-import os
+import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -27,10 +30,12 @@ import gstalk
 from benchmarks.meter import percentiles
 from gstalk.testing import Beanstalkd
 
+ROOT = Path(__file__).parent.parent
 SHAPES = ["1/64", "10/64", "100/64", "300/20", "100x3/100", "10/10"]
 JOBS = 20_000
 IDLE = 3.0  # seconds
 LATENCIES = 200
+DIALS = 10.0  # seconds
 
 
 class Bed:
@@ -39,22 +44,27 @@ class Bed:
     def __init__(self, uris: list[str], handlers: int, multiply: int) -> None:
         self.conns = [gstalk.dial(uri) for uri in uris]
         self.times: list[float] = []
+        self.multiply = multiply
         self.done = 0
+        self.rate = 0.0
         self.gate = gevent.event.Event()
         quiet: dict[str, Any] = {"info_func": lambda message: None, "auto_delete": True}
         self.consumer = gstalk.Consumer(uris, "scale", num_greenlets=handlers, multiply=multiply, **quiet)
 
     @contextmanager
     def receiving(self) -> Iterator[None]:
-        before = self._total("curr_connections")
+        wanted = self._total("current_connections") + len(self.conns) * self.multiply
         running = gevent.spawn(self.consumer.receive, self._handle)
-        want = before + len(self.conns) * self.consumer._config.multiply
-        while self._total("curr_connections") < want:
+        while self._total("current_connections") < wanted:
             gevent.sleep(0.05)
         yield
         self.gate.set()
         self.consumer.stop()
         running.get()
+
+    def close(self) -> None:
+        for conn in self.conns:
+            conn.close()
 
     def _handle(self, job: gstalk.Job) -> None:
         if job.body == b"gate":
@@ -66,7 +76,6 @@ class Bed:
         self.done += 1
 
     def _total(self, name: str) -> int:
-        name = {"curr_connections": "current_connections"}.get(name, name)
         return sum(getattr(conn.stats(), name) or 0 for conn in self.conns)
 
     def job(self, count: int) -> float:
@@ -100,48 +109,55 @@ class Bed:
             gevent.sleep(chance.random() * 0.02)
         return percentiles(self.times)["p50"]
 
-    def redials(self, seconds: float) -> float:
+    def dials(self) -> float:
         chance = random.Random(2)
         before = self._total("total_connections")
-        for _ in range(int(seconds * 3)):
+        for _ in range(int(DIALS * 3)):
             chance.choice(self.conns).put("scale", b"slow")
             gevent.sleep(1 / 3)
-        return (self._total("total_connections") - before) / seconds
+        return (self._total("total_connections") - before) / DIALS
 
 
 def measure(uris: list[str], handlers: int, multiply: int) -> dict[str, float]:
+    """In a process of its own: what this shape costs."""
     found: dict[str, float] = {}
-    bed = Bed(uris, handlers, multiply)
-    with bed.receiving():
+    with closing(Bed(uris, handlers, multiply)) as bed, bed.receiving():
         gevent.sleep(1)
         found["idle %"], found["asks/s"] = bed.idle()
         found["p50 ms"] = bed.latency()
-        bed.conns[0].put("scale", b"gate")
+        bed.conns[0].put("scale", b"gate", ttr=3600)
         gevent.sleep(1)
         found["busy: idle %"], found["busy: asks/s"] = bed.idle()
         found["busy: p50 ms"] = bed.latency()
         bed.gate.set()
         gevent.sleep(0.5)
-        found["redials/s"] = bed.redials(10)
-    bed = Bed(uris, handlers, multiply)
-    found["cpu us a job"] = bed.job(JOBS) * 1e6
-    found["jobs/s"] = bed.rate
+        found["dials/s"] = bed.dials()
+    with closing(Bed(uris, handlers, multiply)) as bed:
+        found["cpu us a job"] = bed.job(JOBS) * 1e6
+        found["jobs/s"] = bed.rate
     return found
 
 
 def main(shapes: list[str]) -> None:
+    names: list[str] = []
     for shape in shapes or SHAPES:
         servers, _, handlers = shape.partition("/")
         count, _, multiply = servers.partition("x")
         with ExitStack() as stack:
             uris = [stack.enter_context(Beanstalkd()).uri for _ in range(int(count))]
-            child = os.fork()
-            if not child:
-                found = measure(uris, int(handlers), int(multiply or 1))
-                print(shape, *(f"{name} {value:.4g}" for name, value in found.items()), sep=", ", flush=True)
-                os._exit(0)
-            os.waitpid(child, 0)
+            order = json.dumps([uris, int(handlers), int(multiply or 1)])
+            command = [sys.executable, "-m", "benchmarks.scale", "--child"]
+            done = subprocess.run(command, input=order, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+        found = json.loads(done.stdout)
+        if not names:
+            names = list(found)
+            print("| servers / handlers |", " | ".join(names), "|")
+            print("|---" * (len(names) + 1) + "|")
+        print(f"| {shape} |", " | ".join(f"{found[name]:.3g}" for name in names), "|", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:] == ["--child"]:
+        print(json.dumps(measure(*json.load(sys.stdin))))
+    else:
+        main(sys.argv[1:])

@@ -11,12 +11,14 @@ from dataclasses import replace
 import pytest
 from gevent import subprocess
 
+from benchmarks import scale
 from benchmarks.__main__ import options
 from benchmarks.cases import FLOOR, GROUPS, PACED, Case
 from benchmarks.figures import judge
 from benchmarks.raw import Raw
 from benchmarks.report import table
 from benchmarks.rounds import Bed, Result, run_group
+from gstalk.testing import Beanstalkd
 
 pytestmark = [
     pytest.mark.real,
@@ -124,3 +126,14 @@ run(["put", "--rounds", "1", "--client", "gstalk Conn"])
     assert "Traceback" not in done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout.split()[0]), 0)
+
+
+def test_scale_measures_each_shape(monkeypatch):
+    for name, few in {"JOBS": 200, "IDLE": 0.1, "LATENCIES": 5, "DIALS": 0.4}.items():
+        monkeypatch.setattr(scale, name, few)
+    with Beanstalkd() as one, Beanstalkd() as two:
+        found = scale.measure([one.uri, two.uri], 2, 1)
+    assert found["asks/s"] == 0
+    assert found["busy: asks/s"] > 0
+    assert found["cpu us a job"] > 1
+    assert 0 < found["p50 ms"] < 1000

@@ -168,6 +168,7 @@ class Asker(InHub):
     def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
         self._due = False
+        self._rings_at = NEVER
         for connection in list(self._sources):
             connection.pipe.struck(error)
         self.look_soon()
@@ -193,10 +194,11 @@ class Asker(InHub):
             if now >= self._speak_at:
                 self._speak(now)
             at = min(at, self._speak_at)
-        if at < self._rings_at:
+        if at < self._rings_at or self._rings_at <= now:  # one that should have rung was struck by a signal
             self.stop_timer()
-            self._rings_at = at
-            self._timer = self.once(max(at - now, 0.0), self._on_timer)
+            if at < NEVER:
+                self._timer = self.once(max(at - now, 0.0), self._on_timer)
+                self._rings_at = at
 
     def _carry_out(self, action: Action) -> None:
         source = action.source

@@ -105,6 +105,7 @@ class PutQueue(InHub):
         self._idle: Event | None = None
         self._queue: Queue[Member] = Queue()
         self._members: dict[Connection, Member] = {}
+        self._members_of: dict[Server, dict[Connection, Member]] = {}
         self._line: OrderedDict[Place, None] = OrderedDict()
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
@@ -206,9 +207,8 @@ class PutQueue(InHub):
                 self._serve_soon()
 
     def _enqueue_all(self, server: Server) -> None:
-        for member in self._members.values():
-            if member.server is server:
-                self._enqueue(member)
+        for member in self._members_of.get(server, {}).values():
+            self._enqueue(member)
 
     # -- those in line -----------------------------------------------------------------------------------------
 
@@ -309,11 +309,12 @@ class PutQueue(InHub):
     # -- servers -----------------------------------------------------------------------------------------------
 
     def _up(self, server: Server, connection: Connection) -> None:
-        self._members[connection] = Member(server, connection)
+        self._members[connection] = self._members_of.setdefault(server, {})[connection] = Member(server, connection)
         self._enqueue_all(server)
 
     def _down(self, server: Server, connection: Connection) -> None:
         self._members.pop(connection, None)
+        self._members_of.get(server, {}).pop(connection, None)
 
     def leave_alone(self, server: Server, error: TakesNoJobs) -> None:
         """Give a server that takes no jobs a rest. Answers that were on their way then don't make it longer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import gevent
 import pytest
@@ -87,6 +88,37 @@ def test_several_servers_one_busy_does_not_starve_the_other(work, own_server, se
     other.put(tube, b"")
     wait_until(lambda: own_server.uri in [uri for uri, _ in got])
     assert next(when for uri, when in got if uri == own_server.uri) - began < 1.5
+
+
+@pytest.mark.slow
+def test_one_busy_handler_leaves_other_servers_their_waits(work, connect):
+    """With as many handlers as servers: two are asked in turn with the permit that is left, and costs one dial."""
+    with ExitStack() as stack:
+        conns = [connect(stack.enter_context(Beanstalkd()).uri) for _ in range(4)]
+        gate = Event()
+
+        def handler(job):
+            gate.wait()
+            job.delete()
+
+        def total(name: str) -> int:
+            return sum(getattr(conn.stats(), name) for conn in conns)
+
+        worker = work(handler, [conn.uri for conn in conns], "t", num_greenlets=4)
+        wait_until(lambda: total("current_waiting") == 4)
+        before = total("total_connections")
+        conns[0].put("t", b"")
+        wait_until(lambda: total("current_waiting") == 2)
+        asked = total("cmd_reserve_with_timeout")
+        for _ in range(10):
+            gevent.sleep(0.1)  # nothing is to happen: there is no event to wait for
+            assert total("current_waiting") == 2
+        assert total("cmd_reserve_with_timeout") - asked < 60
+        assert total("total_connections") - before == 1
+        gate.set()
+        wait_until(lambda: total("current_jobs_reserved") == 0)
+        assert worker.errors == []
+        worker.stop()
 
 
 @pytest.mark.slow
