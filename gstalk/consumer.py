@@ -341,6 +341,7 @@ class _Run:
     def _until_stopped(self) -> None:
         while self._stop_at is None:
             self._crew.fill()
+            self._asker.look_soon()  # what has ended a greenlet may have hit it before it told that it is free
             self._wait_for_change()
 
     def _until_finished(self) -> None:

@@ -168,7 +168,7 @@ class Asker(InHub):
     def struck(self, error: BaseException) -> None:
         """A signal's exception has hit the asking: its counts can't be trusted, so every connection begins anew."""
         self._due = False
-        self._rings_at = NEVER
+        self.stop_timer()  # it may have come, or not have been set: no other would be while it counts as the next one
         for connection in list(self._sources):
             connection.pipe.struck(error)
         self.look_soon()

@@ -104,7 +104,6 @@ class Group:
 
     Attributes:
         sources: The connections.
-        idle: Those that may be idle.
         asks: Reserves in flight on all of them.
         hot: The connection whose last answer was a job, if there is one.
         has_had_job: Since it stood among those that could wait.
@@ -113,11 +112,10 @@ class Group:
         look_at: When it is to be looked at though nothing happens to it.
     """
 
-    __slots__ = ("asks", "has_had_job", "hot", "idle", "look_at", "next_ask", "pause", "sources")
+    __slots__ = ("asks", "has_had_job", "hot", "look_at", "next_ask", "pause", "sources")
 
     def __init__(self) -> None:
         self.sources: dict[Source, None] = {}
-        self.idle: dict[Source, None] = {}
         self.asks = 0
         self.hot: Source | None = None
         self.has_had_job = False
@@ -128,28 +126,20 @@ class Group:
     def begin_anew(self) -> None:
         """No connections yet; what is known of the server stays."""
         self.sources.clear()
-        self.idle.clear()
         self.asks = 0
         self.hot = None
         self.look_at = NEVER
 
     def add(self, source: Source) -> None:
         source.group = self
-        self.sources[source] = self.idle[source] = None
+        self.sources[source] = None
         self.asks += source.asks
         if source.hot:
             self.hot = source
 
     def who_may_wait(self, now: float) -> Source | None:
-        kept: list[Source] = []
-        found: Source | None = None
-        while self.idle and found is None:
-            source, _ = self.idle.popitem()
-            if source.is_idle and not source.asks:  # else it comes back with the next answer to it
-                kept.append(source)
-                found = source if source.may_wait(now) else None
-        self.idle.update(dict.fromkeys(reversed(kept)))
-        return found
+        """Look at each: nobody tells when one that was being dialed anew, or was told of other tubes, is idle again."""
+        return next((source for source in reversed(self.sources) if source.may_wait(now)), None)
 
     def who_asks(self, now: float) -> Source:
         """The connection for the next ask: an idle one if there is one."""
@@ -222,7 +212,7 @@ class Asking:
         """It may be idle now, or has another time."""
         group = source.group
         if group is not None:
-            group.idle[source] = self._changed[group] = None
+            self._changed[group] = None
 
     def has_room(self) -> bool:
         """Tell whether a permit is free: whether a job that comes too late still finds a handler."""
@@ -467,7 +457,7 @@ class Asking:
     def answered(self, source: Source, found: bool, now: float) -> None:
         """An ask was answered."""
         group = source.group
-        if group is None or source.waiting or source.overdue or source.asks == 1:
+        if group is None or source.waiting or source.overdue:
             self._end_ask(source, now)
         else:  # the same, spelled out for the sake of the hot path
             source.asks -= 1
@@ -533,8 +523,6 @@ class Asking:
         if group is not None:
             group.asks -= 1
             self._changed[group] = None
-            if not source.asks:
-                group.idle[source] = None
             if source.waiting:
                 self._waits -= 1
         source.waiting = False

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from typing import Any
 
 import gevent
 import pytest
+from gevent import get_hub, getcurrent
 from gevent.event import Event
 
 import gstalk
+from gstalk.pool.asking import Asker
 from gstalk.testing import Beanstalkd
 from tests.servers import wait_until
 
@@ -176,3 +179,66 @@ def test_idle_longer_than_reserve_timeout_goes_on(own_server, work, connect):
     conn.put("t", b"")
     wait_until(lambda: got)
     assert worker.errors == []
+
+
+@pytest.mark.parametrize("where", ["once", "stop_timer", "_on_timer"])
+def test_signal_that_strikes_beside_the_timer_leaves_no_server_unasked(
+    where, work, own_server, server, connect, monkeypatch
+):
+    """The asking begins anew, its timer too: else servers without a wait would not have their turn any more."""
+    error, step = ValueError("a signal's"), getattr(Asker, where)
+    strikes: list[BaseException] = []
+    told: list[BaseException] = []
+    got: list[str | None] = []
+
+    def struck(self: Asker, *args: Any, **options: Any) -> Any:
+        if strikes:
+            raise strikes.pop()
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(Asker, where, struck)
+    monkeypatch.setattr(get_hub(), "handle_error", lambda context, kind, error, trace: told.append(error))
+    other, conn = connect(own_server.uri), connect(server.uri)
+
+    def handler(job: gstalk.Job) -> None:
+        job.delete()
+        got.append(job.uri)
+
+    worker = work(handler, [server.uri, own_server.uri], "struck", num_greenlets=1)
+    wait_until(lambda: worker.consumer.is_connected)
+    gevent.sleep(0.3)
+    strikes.append(error)
+    wait_until(lambda: told)
+    assert told == [error]
+    gevent.sleep(1)  # both are connected again, and were asked
+    for each in (other, conn):
+        each.put("struck", b"")
+    wait_until(lambda: len(got) == 2)
+
+
+def test_signal_that_strikes_where_a_handler_has_ended_leaves_its_permit_in_use(work, conn, tube, monkeypatch):
+    """Its greenlet dies and is replaced; the servers must be asked for the new one."""
+    look_soon = Asker.look_soon
+    strikes: list[BaseException] = []
+    got: list[bytes] = []
+
+    def struck(self: Asker) -> None:
+        if strikes and getcurrent() is not self.hub:
+            raise strikes.pop()
+        look_soon(self)
+
+    monkeypatch.setattr(Asker, "look_soon", struck)
+
+    def handler(job: gstalk.Job) -> None:
+        job.delete()
+        got.append(job.body)
+        if job.body == b"1":
+            gevent.sleep(1.2)  # until nothing else, as the connection that has held it, makes the Consumer look
+            strikes.append(ValueError("a signal's"))
+
+    work(handler, num_greenlets=1)
+    conn.put(tube, b"1")
+    wait_until(lambda: got)
+    conn.put(tube, b"2")
+    wait_until(lambda: len(got) == 2)
+    assert strikes == []

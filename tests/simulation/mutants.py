@@ -285,8 +285,8 @@ MUTANTS = [
     Mutant(
         "a killed handler's greenlet is not replaced",
         "consumer.py",
-        "        while self._stop_at is None:\n            self._crew.fill()\n            self._wait",
-        "        self._crew.fill()\n        while self._stop_at is None:\n            self._wait",
+        "        while self._stop_at is None:\n            self._crew.fill()\n            self._asker",
+        "        self._crew.fill()\n        while self._stop_at is None:\n            self._asker",
     ),
     Mutant(
         "a job that comes after the stop is not given back",

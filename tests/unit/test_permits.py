@@ -227,6 +227,18 @@ def test_connection_that_was_called_back_asks_nothing_for_50_ms():
     assert ("wait", 1, 1) in carry_out(schedule, 10.051)
 
 
+def test_connection_that_was_busy_when_its_server_was_asked_waits_when_it_is_idle_again():
+    """It was being dialed anew, say. The other one holds a job, perhaps for hours, and the server would be polled."""
+    sources = [waiting("a"), holding("a")]
+    schedule = scheduled(sources, 4)
+    schedule.recalled(sources[0], 10)
+    sources[0].busy = True
+    assert carry_out(schedule, 10.06) == [("ask", 1, 1)]
+    sources[0].busy = False
+    schedule.answered(sources[1], False, 10.061)
+    assert carry_out(schedule, 10.2) == [("wait", 0, 1)]
+
+
 def owing(permits: int, held: bool) -> tuple[Asking, list[Source]]:
     """Servers a and b; a finds nothing now and then, and b owes an answer since 10."""
     schedule, sources = asking(permits, "a", "b")
