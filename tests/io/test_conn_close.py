@@ -251,7 +251,7 @@ def test_close_that_is_put_off_comes_although_a_signal_strikes_it(connect, monke
 # -- how a connection ends ------------------------------------------------------------------------------------------
 
 
-def ended_in(pipe: Pipeline, waiting: Callable[[], object]) -> list[BaseException]:
+def ended_in(pipe: Pipeline, waiting: Callable[[], object], seconds: float = 5) -> list[BaseException]:
     """Have a greenlet wait for a delete; in its middle something ends the connection. What is raised in it."""
     raised: list[BaseException] = []
     request = pipe.request(commands.DELETE, 7)
@@ -260,13 +260,13 @@ def ended_in(pipe: Pipeline, waiting: Callable[[], object]) -> list[BaseExceptio
     def wait() -> None:
         try:
             pipe.wait(request)
-        except BaseException as error:
+        except gstalk.GstalkError as error:
             raised.append(error)
 
     waiter = gevent.spawn(wait)
     gevent.sleep(0)
     waiting()
-    waiter.join(timeout=5)
+    waiter.join(seconds)
     waiter.kill()
     return raised
 
@@ -333,3 +333,15 @@ def test_connection_of_a_thread_that_has_ended_is_let_go_without_a_word(conn, ot
     with pytest.raises(gstalk.ConnectionClosedError, match=r": its thread has ended; it was not sent$"):
         conn.put(tube, b"x")
     assert not conn.is_connected
+
+
+def test_requests_that_are_given_up_are_told_at_once_and_their_replies_still_taken():
+    pipe = pipeline()
+    (error,) = ended_in(pipe, lambda: pipe.give_up(lambda request: request.key == 7))
+    assert (type(error), str(error)) == (
+        gstalk.ConnectionClosedError,
+        "delete 7 at beanstalk://here:11300: you closed it; the server may have acted",
+    )
+    assert [request.key for request in pipe.requests] == [7]
+    assert ended_in(pipe, lambda: pipe.give_up(lambda request: False), 0.05) == []
+    assert pipe.failure is None
