@@ -258,3 +258,12 @@ def test_interruption_that_leaves_a_handler_is_told_and_its_greenlet_goes_on():
     assert freed == [0, 0]
     assert handed.greenlets == [me]
     handed.end()
+
+
+def test_greenlet_that_a_signal_has_left_in_line_though_it_works_is_passed_over():
+    handed = Handed()
+    handed.crew._idle.append(Outcome())
+    handed.gate.set()
+    handed.offer(1)
+    wait_until(lambda: handed.handled == [1])
+    handed.end()
