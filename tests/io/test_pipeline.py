@@ -194,3 +194,17 @@ def test_signal_that_strikes_while_greenlets_are_woken_leaves_none_of_them_waiti
         pipe._wake()
     struck.waiter = None
     assert waiter.get(timeout=5) == 5
+
+
+def test_waiter_that_somebody_else_switches_to_goes_on_waiting():
+    pipe = pipeline.Pipeline("beanstalk://here:11300", gevent.get_hub(), None)
+    call = Outcome()
+    waiter = gevent.spawn(pipe.wait, call)
+    gevent.sleep(0)
+    for _ in range(2):
+        gevent.get_hub().loop.run_callback(waiter.switch)
+        gevent.sleep(0)
+    assert not waiter.ready()
+    call.succeed(5)
+    pipe.complete(call)
+    assert waiter.get(timeout=5) == 5
