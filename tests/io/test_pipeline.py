@@ -208,3 +208,17 @@ def test_waiter_that_somebody_else_switches_to_goes_on_waiting():
     call.succeed(5)
     pipe.complete(call)
     assert waiter.get(timeout=5) == 5
+    later = Outcome()
+    waiter = gevent.spawn(pipe.wait, later)
+    gevent.sleep(0)
+    later.succeed(6)
+    pipe.complete(later)
+    assert waiter.get(timeout=5) == 6
+
+
+def test_waiter_who_was_interrupted_is_not_switched_to():
+    pipe = pipeline.Pipeline("beanstalk://here:11300", gevent.get_hub(), None)
+    call = Outcome()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        pipe.wait(call)
+    assert call.waiter is None
