@@ -11,6 +11,12 @@ import pytest
 from gevent.event import Event
 from gevent.local import local
 
+import gstalk
+from gstalk.connection.critical import section_of
+from gstalk.connection.hooks import Hooks
+from gstalk.connection.loop import wake
+from gstalk.pool.crew import Crew, JobSource
+from gstalk.protocol.request import Outcome
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
@@ -109,3 +115,155 @@ def test_handlers_greenlets_killed_while_they_wait_are_replaced(work, conn, tube
     ids += conn.put_many(tube, [b""] * 2)
     wait_until(lambda: sorted(running) == ids)
     gate.set()
+
+
+# -- alone, with jobs that the test hands over ---------------------------------------------------------------------
+
+
+class Handed:
+    """A Crew, whose handler waits at a gate, and a connection of which only what a Crew asks for is there."""
+
+    def __init__(self, greenlets: int = 1) -> None:
+        self.gate = Event()
+        self.handled: list[Any] = []
+        self.looks: list[bool] = []
+        self.given_back: list[Any] = []
+        self.returned: list[Any] = []
+        self.told: list[BaseException] = []
+        self.interruptions: list[BaseException] = []
+        self.is_killing = False
+        config = gstalk.Config(num_greenlets=greenlets, error_func=lambda error, message: self.told.append(error))
+        me: Any = self
+        self.crew = Crew(config, Hooks(config), me, self.refill, self.interruptions.append)
+        self.source = JobSource("server", me, (), 0)
+        self.pipe = self
+        self.give_back = self.given_back.append
+        self.return_job = self.returned.append
+        self.crew.fill()
+        gevent.sleep(0)
+
+    def refill(self) -> None:
+        self.crew.fill()
+
+    def complete(self, call: Outcome) -> None:
+        """As a pipeline wakes who waits."""
+        hub = gevent.get_hub()
+        hub.loop.run_callback(wake, section_of(hub), call)
+
+    def handle(self, connection: Any, job: Any, look: bool) -> None:
+        self.looks.append(look)
+        if isinstance(job, BaseException):
+            raise job
+        self.gate.wait()
+        self.handled.append(job)
+
+    def offer(self, *jobs: Any) -> None:
+        for job in jobs:
+            self.crew.offer(self.source, job)
+
+    @property
+    def greenlets(self) -> list[Any]:
+        return list(self.crew._greenlets)
+
+    def end(self) -> None:
+        self.gate.set()
+        self.crew.dismiss()
+        wait_until(lambda: len(self.crew) == 0)
+
+
+def test_job_is_behind_until_a_greenlet_has_begun_to_look_at_it():
+    handed = Handed(2)
+    crew = handed.crew
+    assert (crew.running, crew.is_behind) == (0, False)
+    handed.offer(1, 2, 3)
+    assert (crew.running, crew.is_behind) == (3, True)
+    wait_until(lambda: len(crew.working) == 2)
+    assert (crew.running, crew.is_behind) == (3, True)  # nobody is free for the third
+    handed.gate.set()
+    wait_until(lambda: sorted(handed.handled) == [1, 2, 3])
+    assert (crew.running, crew.is_behind) == (0, False)
+    handed.end()
+
+
+def test_job_handed_to_a_greenlet_that_is_killed_before_it_wakes_goes_to_the_next():
+    handed = Handed()
+    first = handed.greenlets[0]
+    handed.offer(1)
+    first.kill(block=False)
+    handed.gate.set()
+    wait_until(lambda: handed.handled == [1])
+    assert first.dead
+    assert handed.given_back == []
+    handed.end()
+
+
+def test_greenlet_hit_while_it_waits_tells_and_goes_on_with_the_job_that_it_was_handed():
+    handed = Handed()
+    hit = ValueError("left behind")
+    me = handed.greenlets[0]
+    gevent.get_hub().loop.run_callback(me.throw, hit)
+    wait_until(lambda: handed.told == [hit])
+    gevent.get_hub().loop.run_callback(me.throw, hit)  # it comes before he is woken
+    handed.offer(1)
+    handed.gate.set()
+    wait_until(lambda: handed.handled == [1])
+    assert handed.told == [hit, hit]
+    assert handed.greenlets == [me]
+    handed.end()
+
+
+def test_job_that_no_greenlet_is_left_for_is_given_back():
+    handed = Handed()
+    handed.offer(1)
+    wait_until(lambda: len(handed.crew.working) == 1)
+    handed.offer(2)
+    handed.crew.dismiss()
+    handed.crew.kill()
+    wait_until(lambda: len(handed.crew) == 0)
+    assert (handed.handled, handed.returned, handed.given_back) == ([], [1], [2])
+    assert handed.is_killing
+
+
+def test_dismissed_crew_ends_when_its_handlers_have_ended_and_is_not_filled_again():
+    handed = Handed(3)
+    handed.offer(1)
+    wait_until(lambda: len(handed.crew.working) == 1)
+    handed.crew.dismiss()
+    wait_until(lambda: len(handed.crew) == 1)
+    handed.gate.set()
+    wait_until(lambda: len(handed.crew) == 0)
+    assert handed.handled == [1]
+
+
+def test_looks_at_jobs_are_as_many_as_their_connection_has():
+    handed = Handed()
+    handed.source.looks = 2
+    handed.gate.set()
+    handed.offer(1, 2, 3)
+    wait_until(lambda: len(handed.handled) == 3)
+    assert (handed.looks, handed.source.looks) == ([True, True, False], 0)
+    handed.end()
+
+
+def test_interruption_that_leaves_a_handler_is_told_and_its_greenlet_goes_on():
+    handed = Handed()
+    hit = KeyboardInterrupt()
+    freed: list[int] = []
+    handed.crew.on_free = lambda: freed.append(len(handed.crew.working))
+    me = handed.greenlets[0]
+    handed.gate.set()
+    handed.offer(hit, 1)
+    wait_until(lambda: handed.handled == [1])
+    assert handed.interruptions == [hit]
+    assert freed == [0, 0]
+    assert handed.greenlets == [me]
+    handed.end()
+
+
+def test_greenlet_that_a_signal_has_left_in_line_though_it_works_is_passed_over():
+    handed = Handed()
+    handed.crew._idle.append(Outcome())
+    handed.gate.set()
+    handed.offer(1)
+    wait_until(lambda: handed.handled == [1])
+    handed.end()

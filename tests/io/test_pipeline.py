@@ -145,3 +145,80 @@ def test_call_after_a_greenlet_has_blocked_the_hub_for_longer_than_the_limit_is_
         CALLS[call](conn, job, tube)
         if not job.is_finished:
             job.delete()
+
+
+# -- waking ----------------------------------------------------------------------------------------------------------
+
+
+def test_raw_greenlet_that_dies_of_its_reply_keeps_no_other_from_theirs(monkeypatch):
+    hub = gevent.get_hub()
+    pipe = pipeline.Pipeline("beanstalk://here:11300", hub, None)
+    first, second = Outcome(), Outcome()
+    told: list[BaseException] = []
+    monkeypatch.setattr(hub, "handle_error", lambda context, kind, error, traceback: told.append(error))
+
+    def die() -> None:
+        pipe.wait(first)
+        raise ValueError
+
+    hub.loop.run_callback(greenlet.greenlet(die, hub).switch)
+    waiter = gevent.spawn(pipe.wait, second)
+    gevent.sleep(0)
+    first.succeed(1)
+    second.succeed(2)
+    pipe.complete(first)
+    pipe.complete(second)
+    assert waiter.get(timeout=5) == 2
+    assert [type(error) for error in told] == [ValueError]
+
+
+def test_signal_that_strikes_while_greenlets_are_woken_leaves_none_of_them_waiting(monkeypatch):
+    hub = gevent.get_hub()
+    pipe = pipeline.Pipeline("beanstalk://here:11300", hub, None)
+
+    class Struck:
+        def switch(self) -> None:
+            raise ValueError
+
+    def strike(*error: object) -> None:
+        raise KeyboardInterrupt
+
+    struck, call = Outcome(), Outcome()
+    struck.waiter = Struck()
+    waiter = gevent.spawn(pipe.wait, call)
+    gevent.sleep(0)
+    call.succeed(5)
+    pipe.stream.done += [struck, call]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(hub, "handle_error", strike)
+        pipe._wake()
+    struck.waiter = None
+    assert waiter.get(timeout=5) == 5
+
+
+def test_waiter_that_somebody_else_switches_to_goes_on_waiting():
+    pipe = pipeline.Pipeline("beanstalk://here:11300", gevent.get_hub(), None)
+    call = Outcome()
+    waiter = gevent.spawn(pipe.wait, call)
+    gevent.sleep(0)
+    for _ in range(2):
+        gevent.get_hub().loop.run_callback(waiter.switch)
+        gevent.sleep(0)
+    assert not waiter.ready()
+    call.succeed(5)
+    pipe.complete(call)
+    assert waiter.get(timeout=5) == 5
+    later = Outcome()
+    waiter = gevent.spawn(pipe.wait, later)
+    gevent.sleep(0)
+    later.succeed(6)
+    pipe.complete(later)
+    assert waiter.get(timeout=5) == 6
+
+
+def test_waiter_who_was_interrupted_is_not_switched_to():
+    pipe = pipeline.Pipeline("beanstalk://here:11300", gevent.get_hub(), None)
+    call = Outcome()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        pipe.wait(call)
+    assert call.waiter is None

@@ -150,6 +150,24 @@ def test_put_final_error_after_a_try_that_may_have_stored_it_says_so(play, produ
     assert caught.value.sent == "maybe"
 
 
+def test_put_final_error_that_does_not_say_it_of_itself_says_it_in_words_and_holds_the_original(play, produce):
+    played = play({"put": [CUT, b"JOB_TOO_BIG\r\n"]})
+    with pytest.raises(gstalk.JobTooBigError, match="; an earlier try may have stored the job$") as caught:
+        produce(played.uri).put("default", b"", timeout=5)
+    cause = caught.value.__cause__
+    assert isinstance(cause, gstalk.JobTooBigError)
+    assert str(caught.value) == f"{cause}; an earlier try may have stored the job"
+
+
+def test_put_waits_a_little_longer_after_each_internal_error_of_the_only_server(play, produce):
+    played = play({"put": [b"INTERNAL_ERROR\r\n", b"INTERNAL_ERROR\r\n", b"INSERTED 7\r\n"]})
+    producer = produce(played.uri)
+    assert producer.wait_connected(5)
+    began = time.monotonic()
+    assert producer.put("default", b"", timeout=5) == 7
+    assert time.monotonic() - began >= 0.3  # 0.1 s and 0.2 s
+
+
 def test_put_stopped_after_a_try_that_may_have_stored_it_says_so(play, produce):
     """The last error says that it was not sent; an earlier try was."""
     played = play({"put": CUT})
@@ -160,6 +178,7 @@ def test_put_stopped_after_a_try_that_may_have_stored_it_says_so(play, produce):
     with pytest.raises(gstalk.ConnectionClosedError) as caught:
         putting.get(timeout=5)
     assert caught.value.sent == "maybe"
+    assert str(caught.value) == "put: this Producer is stopped"
 
 
 # -- results stand where their bodies stood ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from gevent.server import StreamServer
 
 import gstalk
 from tests.io.calling import SLACK, call, hold, waiting
-from tests.servers import ok
+from tests.servers import ok, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -124,7 +124,8 @@ def test_reserve_called_back_from_a_server_with_another_id_breaks_the_conn(play,
     stats = [ok("---\nid: 4a\n"), ok("---\nid: 5b\n")]
     conn = connect(play({"stats": stats, "reserve-with-timeout": b""}).uri)
     reserver = call(conn.reserve)
-    with pytest.raises(gstalk.ConnectionLostError) as caught:
+    why = "the server was restarted while a reserve was called back; it was not sent"
+    with pytest.raises(gstalk.ConnectionLostError, match=f": {why}$") as caught:
         conn.put("default", b"")
     assert caught.value.sent == "no"
     with pytest.raises(gstalk.ConnectionLostError):
@@ -132,7 +133,9 @@ def test_reserve_called_back_from_a_server_with_another_id_breaks_the_conn(play,
     assert not conn.is_connected
 
 
-def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect):
+def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect, monkeypatch):
+    complaints: list[Any] = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: complaints.append(error))
     conn = connect(own_server.uri)
     reserver = call(conn.reserve)
     gevent.sleep(0.05)
@@ -140,7 +143,24 @@ def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect):
     putter = call(conn.put, "default", b"")
     own_server.kill()
     for each in (putter, reserver):
-        with pytest.raises(gstalk.ConnectionLostError):
+        with pytest.raises(gstalk.ConnectionLostError, match=": could not connect again to end a reserve: ") as caught:
+            each.get(timeout=5)
+        assert isinstance(caught.value.__cause__, gstalk.ConnectError)
+    assert [error for error in complaints if error[2] not in (putter.exception, reserver.exception)] == []
+
+
+def test_reserve_called_back_by_a_greenlet_that_is_killed_breaks_the_conn(play, connect):
+    stats = [ok("---\nid: 4a\n"), b""]
+    played = play({"stats": stats, "reserve-with-timeout": b""})
+    conn = connect(played.uri)
+    reserver = call(conn.reserve)
+    putter = call(conn.put, "default", b"")
+    wait_until(lambda: played.count("stats") == 2)
+    recall = conn._connection._recall
+    assert recall is not None
+    recall.greenlet.kill()
+    for each in (putter, reserver):
+        with pytest.raises(gstalk.ConnectionLostError, match=": GreenletExit hit while connecting again; "):
             each.get(timeout=5)
 
 
