@@ -124,6 +124,11 @@ class Life:
         self.stopped_at: float | None = None  # when the `receive` that runs was told to end
         self.receives = 0  # how many there were
         self.producers_made = 0
+        self.closing = 0  # calls that close something, now
+        self.has_dropped = False  # a Conn, which closes when nothing holds it any more
+        self.reserving = 0  # calls that reserve, now
+        self.crowded_at = 0.0  # when there were several, the last time
+        self.stalled_at = FOREVER  # when a put first came to know that a server stands still
         self.cuts = 0  # connections that were cut to see whether they come back
         self.full_at = 0.0  # when all handlers had a job, the last time
         self.recalled: dict[int, float] = {}  # by server: when a wait there was recalled
@@ -169,6 +174,11 @@ class Life:
     @property
     def uris(self) -> list[str]:
         return [self.world.address(self.number, server) for server in self.plan.servers]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is closing connections by itself."""
+        return self.is_over or self.stopped_at is not None or self.closing > 0 or self.has_dropped
 
     @property
     def is_clean(self) -> bool:
@@ -259,7 +269,9 @@ class Life:
         world.loop.after(UNTIL_SERVED, look)
 
     def _look_whether_full(self) -> None:
-        if len(self._reserved) >= self.plan.options["num_greenlets"]:
+        """A handler works on when its job's time is over, and may have it once more."""
+        reserved = [copy for copy in self._reserved if not self.running[copy.server, copy.epoch, copy.id]]
+        if len(reserved) + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
@@ -450,7 +462,11 @@ class Life:
             if self.last_words == "raise":
                 raise HandlerError
             if self.last_words == "hang":
-                gevent.sleep(3)
+                try:
+                    gevent.sleep(3)
+                except gevent.GreenletExit:  # a stop: the job is given back, and will be given up again
+                    self.ledger.given_up[name] -= 1
+                    raise
             elif self.last_words == "dead letter":
                 self.make_producer().put("dead", b"%d.%d.%d" % name, timeout=1)
                 self._delete(job)
@@ -621,6 +637,8 @@ class Doing:
         if self.world.is_traced:
             self.world.trace(f"actor {self.life.number}.{self.name}", f"{step.what} {step.args} ...")
         outcome: Any = None
+        closes = step.what in ("close", "stop_producer")
+        self.life.closing += closes
         try:
             if step.limit is not None:
                 self.limit = gevent.Timeout(step.limit)
@@ -644,6 +662,7 @@ class Doing:
             raise
         finally:
             self._is_over = True
+            self.life.closing -= closes
             if self.limit is not None:
                 self.limit.close()
             if self.world.is_traced:
@@ -723,6 +742,7 @@ class Doing:
             try:
                 with self._outcome(putting), self.within(timeout or self._bound(), "put's time", 0.0):
                     putting.result = producer.put(tube, putting.body, timeout=timeout, **options)
+                self._look_at_stall(began)
             except gstalk.ConnectionClosedError as error:
                 stopped_at, limit = self.life.stops.get(id(producer), (0.0, 0))
                 if limit is None and began < stopped_at and not self.world.faults and not self.world.blocked:
@@ -731,6 +751,18 @@ class Doing:
             except GstalkError as error:
                 self._look_at_refusal(error, timeout, began)
                 raise
+
+    def _look_at_stall(self, began: float) -> None:
+        """A server that stalled gets no more puts until it has answered again. Called when a put has ended."""
+        life, world = self.life, self.world
+        now = world.now()
+        frozen = any(world.servers[number].frozen_until > now for number in life.plan.servers)
+        is_alone = sum(world.faults.values()) == 1 and not world.blocked and len(life.plan.servers) > 1
+        if not (frozen and is_alone and world.program.latency <= 0.001 and now - began > 0.9 * life.patience):
+            return
+        if began > life.stalled_at:
+            world.violation("stalled", f"{self}: waited {now - began:.3f} s for a server that had stalled already")
+        life.stalled_at = min(life.stalled_at, now)
 
     def _look_at_refusal(self, error: GstalkError, timeout: float, began: float) -> None:
         """A put fails only if no server takes it; if all refuse it, that is what it says."""
@@ -813,15 +845,21 @@ class Doing:
 
     @contextmanager
     def _sent(self, server: int) -> Iterator[None]:
-        """A reserve that the server has, and hasn't answered, may have been acted upon."""
+        """A reserve that the server has, and hasn't answered, may have been acted upon; here for one caller alone."""
+        life, began = self.life, self.world.now()
+        life.reserving += 1
+        if life.reserving > 1:
+            life.crowded_at = began
         try:
             yield
         except gstalk.DisconnectedError as error:
-            life = self.life
-            is_first = self.world.connects[life.number, server] == 1 and not any(self.ledger.interrupted.values())
-            if error.sent == "no" and is_first and self.world.servers[server].keeps_waiting(life.number):
+            is_alone = self.world.connects[life.number, server] == 1 and life.crowded_at < began
+            is_alone = is_alone and not any(self.ledger.interrupted.values())
+            if error.sent == "no" and is_alone and self.world.servers[server].keeps_waiting(life.number):
                 self.world.violation("sent", f"{self}: {error!r}, but the server has it")
             raise
+        finally:
+            life.reserving -= 1
 
     def _reserve_with_timeout(self, timeout: float) -> None:
         conn, server = self.life.conn(self.actor.conn)
@@ -975,6 +1013,7 @@ class Doing:
         """Forget a Conn without a word. Jobs that are held keep it, and others may be in its calls."""
         which = self.actor.conn % len(self.life.plan.conns)
         conn = self.life.conns.pop(which, None)
+        self.life.has_dropped = True
         if conn is not None:
             self.life.all_conns.remove(conn)
 
@@ -1048,6 +1087,7 @@ class Doing:
         assert consumer is not None
         self.life.receiving, self.life.stopped_at = True, None
         self.life.receives += 1
+        self.life.recalled.clear()
         try:
             with self.within(bound + 3.0, "receive"):
                 consumer.receive(self.life.handlers)

@@ -89,6 +89,7 @@ class Judge:
         self.lives = [Life(world, ledger, number, plan) for number, plan in enumerate(world.program.processes)]
         self.active_before = set(world.loop.active)
         world.on_ready = self._became_ready
+        world.is_ending = lambda process: process >= len(self.lives) or self.lives[process].is_ending
         world.on_half_close = lambda process, server: self.lives[process].half_closed(server)
 
     def _became_ready(self, server: Server, job: Job) -> None:
@@ -192,6 +193,7 @@ class Judge:
                 (copy.server, copy.epoch, copy.id, copy.reserved[life.number])
                 for copy in held
                 if not life.running[copy.server, copy.epoch, copy.id]
+                if (copy.server, copy.epoch, copy.id) not in life.giving_up
             }
 
         before = idle()
