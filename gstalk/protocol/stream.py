@@ -158,7 +158,7 @@ class Stream:
                 except BaseException:
                     request.then = then
                     raise
-        del self.due[:]
+        self.due.clear()
 
     def fail(self, make: Callable[[Request], BaseException]) -> None:
         """Fail every request that nobody has acted on, with the error that `make` builds for it, and act on it.
