@@ -334,9 +334,15 @@ class Conn:
         while not connection.pipe.clear and not self._line.is_waiting:
             connection.clear(what)
         caller = None
+        section = self._section
+        if section.owner is not None:
+            section.wait()
         try:
-            with self._section:
+            try:  # `with section`, spelled out for the sake of the hot path
+                section.owner = getcurrent()
                 caller = self._line.join(seconds)
+            finally:
+                section.owner = None
             job: Job | None = connection.pipe.wait(caller)
         except BaseException as error:
             if caller is None:  # a signal's exception has hit the line: who stands in it, nobody knows

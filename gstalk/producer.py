@@ -25,13 +25,13 @@ from gstalk.pool.put_queue import PutQueue
 from gstalk.pool.puts import Batch, Put, run
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
-from gstalk.traces import forgetful
+from gstalk.traces import forget, forgetful
 from gstalk.uri import validate_uris
 
 __all__ = ["Producer"]
 
 
-@forgetful()
+@forgetful(but=("put",))
 class Producer:
     """A pool of connections to put jobs with. Also a context manager, which stops it.
 
@@ -132,31 +132,33 @@ class Producer:
         Protocol:
             As `Conn.put`.
         """
-        queue = self._queue
-        if not queue.is_ready or under_way or get_hub_if_exists() is not queue.hub or getcurrent() is queue.hub:
-            queue = self._check("put")
-        if params is None and priority is None and delay is None and ttr is None:
-            params = DEFAULT_PARAMS
-        else:
-            params = put_params(params, priority, delay, ttr)
-        data = commands.put(body, params.head)
-        tube = checks.check_tube(tube)
-        limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
-        deadline = monotonic() + limit if limit else None
-        queue.puts += 1
         try:
-            if self._hooks.listens:
-                outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0))
+            queue = self._queue
+            if not queue.is_ready or under_way or get_hub_if_exists() is not queue.hub or getcurrent() is queue.hub:
+                queue = self._check("put")
+            if params is None and priority is None and delay is None and ttr is None:
+                params = DEFAULT_PARAMS
             else:
-                outcome = run(queue, tube, data, deadline, limit == 0)
-        finally:
-            queue.leave()
-        if outcome.__class__ is int:
-            return outcome
-        try:
+                params = put_params(params, priority, delay, ttr)
+            data = commands.put(body, params.head)
+            tube = checks.check_tube(tube)
+            limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
+            deadline = monotonic() + limit if limit else None
+            queue.puts += 1
+            try:
+                if self._hooks.listens:
+                    outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0))
+                else:
+                    outcome = run(queue, tube, data, deadline, limit == 0)
+            finally:
+                queue.leave()
+            if outcome.__class__ is int:
+                return outcome
             raise outcome  # type: ignore[misc]
-        finally:
-            del outcome  # the error has this frame in its traceback
+        except BaseException as error:
+            forget(error)
+            self = queue = body = data = outcome = None  # type: ignore[assignment]
+            raise
 
     def put_many(
         self,

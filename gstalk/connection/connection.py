@@ -66,7 +66,8 @@ class Connection(Channel):
             if self.pipe.failure is None:
                 self.pipe.hold_back(False)
         if request.error is None and request.result is not None:
-            request.succeed(self.hold(*request.result))
+            job_id, body = request.result
+            request.result = self.hold(job_id, body)  # `succeed`, without a call
         request.got(request)
 
     def hold(self, job_id: int, body: bytes) -> Job:

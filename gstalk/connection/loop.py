@@ -85,7 +85,10 @@ class InHub:
             section = self.section
             if section.owner is None or section.is_free:
                 section.is_hub_inside = True
-                callback(*args)
+                if args:
+                    callback(*args)
+                else:  # a read, for instance: a call with `*args`, even of none, costs twice as much
+                    callback()
                 section.is_hub_inside = False
         except BaseException as error:  # also one that struck the line above
             self.section.is_hub_inside = False

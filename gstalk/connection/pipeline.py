@@ -320,7 +320,8 @@ class Pipeline(Ending):
             self._offer_room()
 
     def _has_room(self) -> bool:
-        self._limit = self.sent + MAX_BYTES  # TLS also sends when it reads
+        transport = self._transport
+        self._limit = MAX_BYTES + (0 if transport is None else transport.sent)  # TLS also sends when it reads
         return self.failure is None and len(self.requests) <= MAX_REQUESTS // 2 and self._appended < self._limit
 
     def _offer_room(self) -> None:

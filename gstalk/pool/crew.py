@@ -121,9 +121,10 @@ class Crew:
         while idle and idle[-1].waiter is None:  # a signal has struck below, and he is at work
             idle.pop()
         if idle:
-            idle[-1].succeed((source, job))
-            self._handed.append(idle[-1])
-            source.connection.pipe.complete(idle[-1])
+            call = idle[-1]
+            call.result = (source, job)  # `succeed`, without a call
+            self._handed.append(call)
+            source.connection.pipe.complete(call)
             idle.pop()  # last: a signal that comes between must not lose him
         else:
             self._jobs.append((source, job))

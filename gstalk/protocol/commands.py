@@ -160,9 +160,12 @@ def put(body: checks.Body, head: bytes) -> bytes:
     return b"%b%d\r\n%b\r\n" % (head, len(body), body)
 
 
+_RESERVE_NOW = b"reserve-with-timeout 0\r\n"
+
+
 def reserve(seconds: int) -> bytes:
     """Build a reserve that the server answers after so many seconds at most."""
-    return b"reserve-with-timeout %d\r\n" % seconds
+    return b"reserve-with-timeout %d\r\n" % seconds if seconds else _RESERVE_NOW
 
 
 def release(job_id: int, priority: int, delay: Any) -> bytes:

@@ -35,7 +35,8 @@ __all__ = [
 MAX_ID = 2**64 - 1
 MAX_REPLY = 2**30  # the most that beanstalkd can be told to hold in a job (-z)
 
-# Both get the request and what stands on the line behind the word; a parser gets the body too, b"" where there is none.
+# Both get the request and what stands on the line behind the word, without a body's size; a parser gets the body too,
+# b"" where there is none.
 Parser = Callable[["Request", bytes, bytes], Any]
 Refusal = Callable[["Request", bytes], errors.GstalkError]
 Parsers = Mapping[bytes, Parser]  # by word
@@ -74,13 +75,11 @@ def job_id(text: bytes) -> int:
     return value
 
 
-def body_size(word: bytes, rest: bytes) -> int:
-    """Read the size of the body that follows a line: ``OK <bytes>``, or ``RESERVED <id> <bytes>``."""
-    if word != b"OK":
-        _, _, rest = rest.partition(b" ")
-    if rest.isdigit() and rest[0] != 48 and len(rest) < 10:  # as in `job_id`
-        return int(rest)
-    return number(rest, MAX_REPLY)
+def body_size(text: bytes) -> int:
+    """Read the size of the body that follows a line."""
+    if text.isdigit() and text[0] != 48 and len(text) < 10:  # as in `job_id`
+        return int(text)
+    return number(text, MAX_REPLY)
 
 
 #: The words of lines that a body follows.
@@ -134,8 +133,7 @@ def using(request: Request, rest: bytes, body: bytes) -> str:
 
 def found(request: Request, rest: bytes, body: bytes) -> tuple[int, bytes]:
     """RESERVED and FOUND."""
-    text, _, _ = rest.partition(b" ")
-    number_ = job_id(text)
+    number_ = job_id(rest)
     if request.key is not None and request.key != number_:
         raise Malformed
     return number_, body

@@ -63,7 +63,7 @@ class Stream:
                 return None
             data = bytes(self._kept)
             self._kept.clear()
-        requests, done = self.requests, self.done
+        requests, due, done = self.requests, self.due, self.done
         find = data.find
         position = 0
         if requests and requests[0].command is PUT and requests[0] is not requests[-1]:
@@ -87,17 +87,19 @@ class Stream:
                         request.fail(_refusal(request, word, rest))
                         self.is_held = request.then is not None
                     elif word in BODIED:
-                        after += body_size(word, rest) + 2
+                        # ``OK <bytes>``, or ``RESERVED <id> <bytes>``
+                        rest, _, size = (b"", b"", rest) if word == b"OK" else rest.partition(b" ")
+                        after += body_size(size) + 2
                         if length < after:
                             self._keep(data[position:], after - position)
                             return None
                         if data[after - 2 : after] != b"\r\n":
-                            raise Malformed(None if word == b"OK" else job_id(rest.partition(b" ")[0]))
+                            raise Malformed(None if word == b"OK" else job_id(rest))
                         request.result = parse(request, rest, data[end + 2 : after - 2])  # `succeed`, without a call
                     else:
                         request.result = parse(request, rest, b"")
                 if request.then is not None:
-                    self.due += (request,)  # `append`, without a call
+                    due.append(request)
                 done.append(request)
                 requests.popleft()  # last: a signal that comes between must not lose it
                 position = after
@@ -156,7 +158,7 @@ class Stream:
                 except BaseException:
                     request.then = then
                     raise
-        del self.due[:]
+        self.due.clear()
 
     def fail(self, make: Callable[[Request], BaseException]) -> None:
         """Fail every request that nobody has acted on, with the error that `make` builds for it, and act on it.
