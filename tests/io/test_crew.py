@@ -188,8 +188,8 @@ def test_job_is_behind_until_a_greenlet_has_begun_to_look_at_it():
 def test_job_handed_to_a_greenlet_that_is_killed_before_it_wakes_goes_to_the_next():
     handed = Handed()
     first = handed.greenlets[0]
+    first.kill(block=False)  # it comes before he is woken
     handed.offer(1)
-    first.kill(block=False)
     handed.gate.set()
     wait_until(lambda: handed.handled == [1])
     assert first.dead
