@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
+import gevent
 import pytest
 
 import gstalk
-from tests.servers import CUT
+from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -78,3 +79,16 @@ def test_dial_server_closes_at_once_raises_connect_error(play):
 def test_dial_malformed_uri_raises_invalid_argument():
     with pytest.raises(gstalk.InvalidArgumentError):
         gstalk.dial("redis://localhost")
+
+
+def test_connect_to_a_server_that_does_not_watch_what_it_was_told_to_fails(play):
+    played = play({"watch": b"WATCHING 7\r\n"})
+    told: list[str] = []
+    consumer = gstalk.Consumer(
+        played.uri, "mail", error_func=lambda error, message: told.append(str(error)), info_func=told.append
+    )
+    receiving = gevent.spawn(consumer.receive, lambda job: None)
+    wait_until(lambda: told)
+    consumer.stop(0)
+    receiving.join(timeout=5)
+    assert any("watches" in each and "tubes instead of 1" in each for each in told), told

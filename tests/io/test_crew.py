@@ -117,6 +117,24 @@ def test_handlers_greenlets_killed_while_they_wait_are_replaced(work, conn, tube
     gate.set()
 
 
+def test_greenlet_whose_handler_fails_goes_on_and_one_whose_handler_is_killed_is_replaced(work, conn, tube):
+    seen: list[Any] = []
+
+    def handler(job):
+        seen.append(gevent.getcurrent())
+        if job.body == b"fail":
+            raise ValueError
+        if job.body == b"kill":
+            seen[-1].kill()
+        job.delete()
+
+    work(handler, num_greenlets=1, retry=gstalk.RetryPolicy(max_attempts=1))
+    conn.put_many(tube, [b"fail", b"kill", b"succeed"])
+    wait_until(lambda: len(seen) == 3)
+    assert seen[0] is seen[1]
+    assert seen[1] is not seen[2]
+
+
 # -- alone, with jobs that the test hands over ---------------------------------------------------------------------
 
 
@@ -188,8 +206,8 @@ def test_job_is_behind_until_a_greenlet_has_begun_to_look_at_it():
 def test_job_handed_to_a_greenlet_that_is_killed_before_it_wakes_goes_to_the_next():
     handed = Handed()
     first = handed.greenlets[0]
+    first.kill(block=False)  # it comes before he is woken
     handed.offer(1)
-    first.kill(block=False)
     handed.gate.set()
     wait_until(lambda: handed.handled == [1])
     assert first.dead

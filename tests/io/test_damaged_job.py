@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import gevent
 import pytest
+from gevent.server import StreamServer
 
 import gstalk
+from gstalk.connection.damaged_job import bury_ruined
 from gstalk.testing import Beanstalkd
+from gstalk.uri import parse_uri
 from tests.io.working import state
-from tests.servers import CUT, wait_until
+from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -68,3 +74,24 @@ def test_job_that_a_real_server_has_ruined_is_buried(tmp_path, work, connect):
         assert done == [good]
         assert state(connect(server.uri), ruined) == "buried"
         worker.stop()
+
+
+def test_job_whose_server_goes_while_it_is_asked_about_is_left_alone(play):
+    def handle(sock: Any, address: object) -> None:
+        while data := sock.recv(1000):
+            if not data.startswith(b"stats"):
+                sock.sendall(b"RESERVED 7 300\r\nab")
+                return
+            sock.sendall(ok("---\nid: 4a\n"))
+
+    gone = play()
+    gone.close()
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        for uri in (gone.uri, f"127.0.0.1:{server.server_port}"):
+            config = gstalk.Config(conn_timeout=30)
+            with gevent.Timeout(10):
+                assert not bury_ruined(gevent.get_hub(), parse_uri(uri), config, "4a", 7)
+    finally:
+        server.stop(0)

@@ -359,6 +359,16 @@ def test_put_many_interrupted_tries_nothing_again(play, produce, nobody):
     at_rest(producer)
 
 
+def test_put_many_interrupted_leaves_its_connection_as_free_as_it_was(play, produce):
+    producer = produce(play({"put": b""}).uri, conn_timeout=30)
+    assert producer.wait_connected(5)
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        producer.put_many("default", [b"x"] * 300)
+    queue = producer._queue
+    assert [(member.in_flight, member.in_queue) for member in queue._members.values()] == [(0, True)]
+    assert queue.puts == 0
+
+
 def test_put_many_iterable_may_put_and_stop(server, produce, conn, tube):
     producer = produce(server.uri)
 

@@ -235,3 +235,16 @@ def test_conn_closed_while_a_reserve_is_called_back_ends_everything(conn, other)
     for each in (putter, reserver):
         with pytest.raises(gstalk.ConnectionClosedError):
             each.get(timeout=5)
+
+
+def test_conn_closed_while_a_reserve_is_called_back_ends_the_dial_too(play, connect):
+    played = play({"stats": [ok("---\nid: 4a\n"), b""], "reserve-with-timeout": b""})
+    conn = connect(played.uri, conn_timeout=60)
+    reserver = call(conn.reserve)
+    putter = call(conn.put, "default", b"")
+    wait_until(lambda: played.count("stats") == 2)
+    conn.close()
+    wait_until(lambda: played.open == 0)
+    for each in (putter, reserver):
+        with pytest.raises(gstalk.ConnectionClosedError):
+            each.get(timeout=5)
