@@ -141,7 +141,8 @@ class Producer:
             else:
                 params = put_params(params, priority, delay, ttr)
             data = commands.put(body, params.head)
-            tube = checks.check_tube(tube)
+            if type(tube) is not str or tube not in checks.known_tubes:  # `check_tube`, without a call
+                tube = checks.check_tube(tube)
             limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
             deadline = monotonic() + limit if limit else None
             queue.puts += 1

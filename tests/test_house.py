@@ -39,6 +39,7 @@ ANSWERED_FOR_BY = {
 MOST_LINES = {"class": 300, "function": 50}
 LARGER = {
     "gstalk.testing.wire: Client": "a method for each command of the protocol",
+    "gstalk.pool.permits: Asking": "one decision over the state of all servers, whose parts are read together",
     "gstalk.cli.work: work": "an option and its sentence for each thing that a worker can be told",
     "gstalk.conn: put_many": "a put for each body, in its own lines: a function for it would be called a million times",
     "gstalk.protocol.stream: receive": "the parser's loop: its branches look at the same few locals, for each reply",

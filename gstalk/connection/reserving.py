@@ -105,7 +105,7 @@ class ReserveLine(InHub):
         if self._wait is not None:
             caller.ask = self._asked
         else:
-            self._ask(caller, now)
+            self._ask(caller)
         return caller
 
     @property
@@ -142,7 +142,7 @@ class ReserveLine(InHub):
         self._answered = self._asked
         self._connection.recall()
         if self._callers:
-            self._ask(self._callers[0], monotonic())
+            self._ask(self._callers[0])
 
     def reserve_job(self, job_id: int) -> Job:
         data = commands.by_id(commands.RESERVE_JOB, job_id)
@@ -178,9 +178,10 @@ class ReserveLine(InHub):
 
     # -- what to ask, and when ---------------------------------------------------------------------------------
 
-    def _ask(self, caller: Caller, now: float) -> None:
+    def _ask(self, caller: Caller) -> None:
         """Ask the server for this caller, in whichever way is right now."""
         connection = self._connection
+        now = monotonic()
         if connection.pipe.failure is not None:
             return
         if now < self._quiet_until:
@@ -225,9 +226,8 @@ class ReserveLine(InHub):
             self._pause = FIRST_PAUSE
             missing = len(self._callers) - (self._asked - self._answered)
             if missing > 0:
-                now = monotonic()
                 for caller in list(islice(self._callers, missing)):
-                    self._ask(caller, now)
+                    self._ask(caller)
         elif self._connection.reserved.by_id:
             self._connection.look_after_jobs()  # or this might ask for ever, and never wait, for jobs that are gone
         if self._timed:
@@ -237,7 +237,7 @@ class ReserveLine(InHub):
                 self._stop_timer()
         elif self._asked == self._answered:
             if was_waiting:  # a slice is over
-                self._ask(self._callers[0], monotonic())
+                self._ask(self._callers[0])
             else:
                 self._set_timer(self._pause)
                 self._pause = longer(self._pause)
@@ -265,7 +265,7 @@ class ReserveLine(InHub):
                 if not self._callers:
                     self.recall()
         elif caller.ask <= self._answered:
-            self._ask(caller, now)
+            self._ask(caller)
 
     def _answer_first(self, job: Job | None, error: BaseException | None = None) -> None:
         self._answer(self._callers[0], job, error)
@@ -289,7 +289,7 @@ class ReserveLine(InHub):
         self._stop_timer()
         self._dismiss()
         if self._callers and self._asked == self._answered and self._wait is None:
-            self._ask(self._callers[0], monotonic())
+            self._ask(self._callers[0])
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -37,6 +37,7 @@ __all__ = [
     "check_ttr",
     "check_tube",
     "check_tubes",
+    "known_tubes",
     "number",
     "seconds",
     "text",
@@ -55,7 +56,8 @@ MAXTUBE_BYTES = 200  # doc/protocol.txt, "use"
 MAX_BODY = 2**30  # the most that beanstalkd can be told to hold (-z)
 
 TUBE = re.compile(rb"[A-Za-z0-9+/;.$_()][A-Za-z0-9\-+/;.$_()]{0,199}")
-_known: dict[str, bytes] = {}  # tubes that have passed; emptied when it is full
+#: Tubes that have passed, as they go on the wire; emptied when it is full. A hot path may look for its own there.
+known_tubes: dict[str, bytes] = {}
 _KNOWN_MOST = 1024
 
 
@@ -158,7 +160,7 @@ def check_bound(value: object) -> int:
 
 def check_tube(tube: object) -> str:
     """Check a tube's name."""
-    if type(tube) is str and tube in _known:
+    if type(tube) is str and tube in known_tubes:
         return tube
     name = text("tube", tube)
     tube_bytes(name)
@@ -167,16 +169,16 @@ def check_tube(tube: object) -> str:
 
 def tube_bytes(tube: object) -> bytes:
     """Check a tube's name, and return it as it goes on the wire."""
-    known = _known.get(tube) if type(tube) is str else None
+    known = known_tubes.get(tube) if type(tube) is str else None
     if known is not None:
         return known
     name = text("tube", tube)
     wire = name.encode("utf-8", "surrogatepass")
     if not TUBE.fullmatch(wire):
         raise InvalidArgumentError(_fault(name, wire))
-    if len(_known) >= _KNOWN_MOST:
-        _known.clear()
-    _known[name] = wire
+    if len(known_tubes) >= _KNOWN_MOST:
+        known_tubes.clear()
+    known_tubes[name] = wire
     return wire
 
 

@@ -158,7 +158,7 @@ CONN: dict[str, tuple[list[Step], bytes]] = {
 @disguised
 @pytest.mark.parametrize(("steps", "expected"), CONN.values(), ids=CONN)
 def test_conn_argument_in_disguise_is_what_it_holds(server, sent, as_, steps, expected):
-    checks._known.clear()
+    checks.known_tubes.clear()
     with gstalk.dial(server.uri) as conn:
         sent.clear()
         for step in steps:
@@ -168,7 +168,7 @@ def test_conn_argument_in_disguise_is_what_it_holds(server, sent, as_, steps, ex
         assert is_builtin(connection.used)
         assert all(map(is_builtin, connection.watched))
         assert all(map(is_builtin, connection.reserved.by_id))
-        assert all(map(is_builtin, checks._known))
+        assert all(map(is_builtin, checks.known_tubes))
         if isinstance(result, gstalk.Job):
             assert is_builtin(result.id)
             assert is_builtin(result.tube)
@@ -206,7 +206,7 @@ def test_dial_takes_a_uri_and_options_in_disguise(server, sent, as_):
 
 @disguised
 def test_producer_arguments_in_disguise_are_what_they_hold(server, sent, as_):
-    checks._known.clear()
+    checks.known_tubes.clear()
     with gstalk.Producer([as_.text(server.uri)], multiply=as_.number(1), stop_timeout=as_.duration(5)) as producer:
         assert producer.wait_connected(as_.duration(5))
         sent.clear()
@@ -217,7 +217,7 @@ def test_producer_arguments_in_disguise_are_what_they_hold(server, sent, as_):
         ids += producer.put_many(tube, [as_.body(BODY)], timeout=as_.duration(5), **keywords)
         assert bytes(sent) == b"use mail\r\n" + b"put 5 6 7 8\r\n12345678\r\n" * 3
         assert ids == [4, 5, 6]
-        assert all(map(is_builtin, checks._known))
+        assert all(map(is_builtin, checks.known_tubes))
         producer.stop(as_.duration(5))
 
 

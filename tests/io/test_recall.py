@@ -92,7 +92,7 @@ def test_command_of_any_kind_beside_a_waiting_reserve_is_answered(conn, other, t
     assert reserver.get(timeout=5).id == job_id
 
 
-def test_reserve_called_back_keeps_watch_list_and_used_tube(conn, other, tube):
+def test_recalled_reserve_keeps_watch_list_and_used_tube(conn, other, tube):
     conn.watch(f"{tube}-a")
     conn.watch(f"{tube}-b")
     conn.ignore(f"{tube}-a")
@@ -111,7 +111,7 @@ def test_watch_beside_a_waiting_reserve_takes_effect_for_it(conn, other, tube):
     assert reserver.get(timeout=5).id == job_id
 
 
-def test_reserve_called_back_many_commands_in_the_meantime_keep_their_order(conn, other, tube):
+def test_recalled_reserve_many_commands_in_the_meantime_keep_their_order(conn, other, tube):
     waiting(conn, other)
     putters = [gevent.spawn(conn.put, f"{tube}-{number % 3}", b"%d" % number) for number in range(100)]
     gevent.joinall(putters, raise_error=True)
@@ -120,11 +120,11 @@ def test_reserve_called_back_many_commands_in_the_meantime_keep_their_order(conn
     assert [other.peek(job_id).body for job_id in ids] == [b"%d" % number for number in range(100)]
 
 
-def test_reserve_called_back_from_a_server_with_another_id_breaks_the_conn(play, connect):
+def test_recalled_reserve_from_a_server_with_another_id_breaks_the_conn(play, connect):
     stats = [ok("---\nid: 4a\n"), ok("---\nid: 5b\n")]
     conn = connect(play({"stats": stats, "reserve-with-timeout": b""}).uri)
     reserver = call(conn.reserve)
-    why = "the server was restarted while a reserve was called back; it was not sent"
+    why = "the server was restarted while a reserve was recalled; it was not sent"
     with pytest.raises(gstalk.ConnectionLostError, match=f": {why}$") as caught:
         conn.put("default", b"")
     assert caught.value.sent == "no"
@@ -133,7 +133,7 @@ def test_reserve_called_back_from_a_server_with_another_id_breaks_the_conn(play,
     assert not conn.is_connected
 
 
-def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect, monkeypatch):
+def test_recalled_reserve_server_gone_breaks_the_conn(own_server, connect, monkeypatch):
     complaints: list[Any] = []
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: complaints.append(error))
     conn = connect(own_server.uri)
@@ -149,7 +149,7 @@ def test_reserve_called_back_server_gone_breaks_the_conn(own_server, connect, mo
     assert [error for error in complaints if error[2] not in (putter.exception, reserver.exception)] == []
 
 
-def test_reserve_called_back_by_a_greenlet_that_is_killed_breaks_the_conn(play, connect):
+def test_recalled_reserve_by_a_greenlet_that_is_killed_breaks_the_conn(play, connect):
     stats = [ok("---\nid: 4a\n"), b""]
     played = play({"stats": stats, "reserve-with-timeout": b""})
     conn = connect(played.uri)
@@ -165,7 +165,7 @@ def test_reserve_called_back_by_a_greenlet_that_is_killed_breaks_the_conn(play, 
 
 
 @pytest.mark.slow
-def test_reserve_called_back_from_a_server_that_is_stopped_ends_all_in_time(own_server, connect):
+def test_recalled_reserve_from_a_server_that_is_stopped_ends_all_in_time(own_server, connect):
     conn = connect(own_server.uri, conn_timeout=0.5)
     other = connect(own_server.uri)
     reserver = waiting(conn, other)
@@ -182,7 +182,7 @@ def test_reserve_called_back_from_a_server_that_is_stopped_ends_all_in_time(own_
         own_server.resume()
 
 
-def test_reserve_called_back_its_end_keeps_the_process_waiting():
+def test_recalled_reserve_its_end_keeps_the_process_waiting():
     """The server's answer comes, and a while later the end: nothing else is under way then."""
     first: list[Any] = []
 
@@ -218,7 +218,7 @@ conn.close()
     assert (said.stdout, said.stderr) == ("9\n", "")
 
 
-def test_reserve_called_back_the_job_that_won_the_race_is_not_lost(conn, other, connect, tube):
+def test_recalled_reserve_the_job_that_won_the_race_is_not_lost(conn, other, connect, tube):
     """A job that goes to the old connection while it is half-closed goes back, and is reserved again."""
     third = connect()
     reserver = waiting(conn, other)

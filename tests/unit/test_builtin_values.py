@@ -33,7 +33,7 @@ def same(value: Any, expected: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
-    checks._known.clear()
+    checks.known_tubes.clear()
 
 
 # -- texts -------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_tube_is_the_str_that_is_held(text):
 @texts
 def test_tube_that_passed_is_remembered_by_what_is_held(text):
     checks.check_tube(text("mail"))
-    [(name, wire)] = checks._known.items()
+    [(name, wire)] = checks.known_tubes.items()
     same(name, "mail")
     same(wire, b"mail")
 

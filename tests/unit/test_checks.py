@@ -318,7 +318,7 @@ def test_two_handlers_for_a_tube_are_refused():
 def test_tubes_that_passed_are_forgotten_before_they_are_too_many(monkeypatch):
     monkeypatch.setattr(checks, "_KNOWN_MOST", 3)
     known: dict[str, bytes] = {}
-    monkeypatch.setattr(checks, "_known", known)
+    monkeypatch.setattr(checks, "known_tubes", known)
     for number in range(10):
         assert checks.tube_bytes(f"tube-{number}") == b"tube-%d" % number
         assert len(known) <= 3
