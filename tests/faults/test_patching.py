@@ -85,7 +85,8 @@ def test_what_touches_sockets_works_and_never_holds_the_hub(mode, figures):
     assert seen["ticks"] > 500
 
 
-def test_hub_that_is_held_is_noticed():
-    seen, report = run_tests("held", "tests/io/test_unix.py", "-k", "test_ipv4_and_names_connect")
+@pytest.mark.parametrize("mode", ["sleeps", "computes"])
+def test_hub_that_is_held_is_noticed(mode):
+    seen, report = run_tests(mode, "tests/io/test_unix.py", "-k", "test_ipv4_and_names_connect")
     assert seen["code"] == 0, report
     assert [place.partition(":")[0] for place in seen["holds"]] == ["gstalk/connection/transport.py"]

@@ -126,8 +126,12 @@ def test_restart_at_once_all_are_back_within_a_second(own_server: Beanstalkd, ma
     rounds, count = many(5, 50), 20
     back: list[float] = []
     outages: list[float] = []
+    restarts = 0
     with clients(own_server.uri, count) as some:
-        for _ in range(rounds):
+        while restarts < rounds or (
+            len(outages) <= rounds / 2 and restarts < 5 * rounds
+        ):  # a busy machine has long ones
+            restarts += 1
             for client in some:
                 client.connected.clear()
             down = monotonic()
@@ -137,7 +141,7 @@ def test_restart_at_once_all_are_back_within_a_second(own_server: Beanstalkd, ma
             if up - down < 0.2:
                 outages.append(up - down)
                 back += [when - up for client in some for when in client.connected.values()]
-    figures |= {"restarts": rounds, "longest outage": round(max(outages), 3)}
+    figures |= {"restarts": restarts, "longest outage": round(max(outages), 3)}
     figures |= {f"back p{round(part * 100)}": round(percentile(back, part), 2) for part in (0.5, 0.99, 1)}
     assert len(outages) > rounds / 2
     assert max(back) < 1

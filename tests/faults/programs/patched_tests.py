@@ -1,13 +1,14 @@
 """Tests in a patch mode, with a look at the hub: ``patched_tests.py MODE PYTEST_ARGUMENT...``.
 
-MODE is "unpatched", "before" or "after" (the import of what is tested), "no-thread", or "held", which has a fault.
+MODE is "unpatched", "before" or "after" (the import of what is tested), "no-thread", or one that has a fault: "sleeps"
+or "computes".
 
 A ticker greenlet ticks every 5 ms. A hub that is held longer than 50 ms (more on a slower machine) is late with it. A
 second, native thread sees that while it goes on, and looks every few milliseconds at what the main thread's innermost
 frame of ours is: one of gstalk's, or one of the tests' (which start processes, make certificates and collect garbage).
-Only where it was gstalk, or something that gstalk called, is it a fault. Time for which the main thread was ready to
-run, and the machine had no processor for it, doesn't count, nor does time for which the watching thread itself did not
-run.
+Only where it was gstalk, or something that gstalk called, is it a fault. Of a thread that is ready to run only the time
+counts for which it had a processor, of one that sleeps all of it, but for the time for which the watching thread itself
+did not run.
 
 It prints one line of JSON at the end: pytest's exit code, how many tests passed, and the holds found.
 """
@@ -24,7 +25,7 @@ if sys.argv[1] in ("before", "no-thread"):
 import json
 import os
 from collections import Counter, defaultdict
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 import gevent
@@ -39,6 +40,10 @@ if sys.argv[1] == "after":
     assert gstalk.testing
     gevent.monkey.patch_all()
 
+FAULTS = {
+    "sleeps": "def _tune(sock): sleep({})",
+    "computes": "def _tune(sock):\n    end = time() + {}\n    while time() < end: pass",
+}
 TICK = 0.005
 LIMIT = 0.05 * slowness()
 SLICE = 0.003
@@ -48,13 +53,13 @@ start_native = gevent.monkey.get_original("_thread", "start_new_thread")
 main_thread = gevent.monkey.get_original("_thread", "get_ident")()
 
 
-def waited() -> float:
-    """Seconds for which the main thread has waited for a processor; 0 where the system doesn't tell."""
+def used() -> tuple[bool, float]:
+    """Whether the main thread is ready to run, and the seconds for which it has run; no and 0 where nobody tells."""
     try:
-        with open("/proc/self/schedstat") as file:
-            return int(file.read().split()[1]) / 1e9
+        with open("/proc/self/stat") as state, open("/proc/self/schedstat") as times:
+            return state.read().rpartition(") ")[2].startswith("R"), int(times.read().split()[0]) / 1e9
     except OSError:
-        return 0.0
+        return False, 0.0
 
 
 def ours(frame: Any) -> str:
@@ -88,21 +93,21 @@ class Ticker:
 
     def watch(self) -> None:
         held: defaultdict[str, float] = defaultdict(float)  # seconds by place, since the last tick
-        tick, before, starved = self.ticks, monotonic(), waited()
+        tick, before, ran = self.ticks, monotonic(), used()[1]
         while True:
             native_sleep(SLICE)
-            now, starved_now = monotonic(), waited()
+            now, (ready, ran_now) = monotonic(), used()
             if self.ticks != tick:
                 tick = self.ticks
                 held.clear()
             else:
                 place = ours(sys._current_frames().get(main_thread))
                 # What this thread itself slept through, and what the main one was kept from, is the machine's.
-                held[place] += max(min(now - before, 3 * SLICE) - (starved_now - starved), 0)
+                held[place] += min(ran_now - ran if ready else now - before, 3 * SLICE)
                 if sum(held.values()) > LIMIT:
                     self.judge(held)
                     held.clear()
-            before, starved = now, starved_now
+            before, ran = now, ran_now
 
     def judge(self, held: dict[str, float]) -> None:
         by_gstalk = sum(seconds for place, seconds in held.items() if is_gstalk(place))
@@ -128,14 +133,11 @@ class Plugin:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "held":  # each TCP connection's making holds the hub, by code that passes for gstalk's own
+    if sys.argv[1] in FAULTS:  # each TCP connection's making holds the hub, by code that passes for gstalk's own
         from gstalk.connection import transport
 
-        exec(
-            compile(f"def _tune(sock): sleep({2 * LIMIT})", transport.__file__, "exec"),
-            {"sleep": native_sleep},
-            vars(transport),
-        )
+        code = compile(FAULTS[sys.argv[1]].format(2 * LIMIT), transport.__file__, "exec")
+        exec(code, {"sleep": native_sleep, "time": thread_time}, vars(transport))
     plugin = Plugin()
     # pytest finds in the checkout's metadata that `tests` belongs to a plugin's package, and it runs already.
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
