@@ -280,7 +280,7 @@ class Asker(InHub):
             if isinstance(request.error, DeadlineSoonError):
                 self._asking.deadline_soon(source, now)
             else:
-                self._asking.answered(source, False, now)
+                self._asking.failed(source, now)
                 if not isinstance(request.error, DisconnectedError):
                     self._aside.spawn(self._tell_failure, source, request.error)
         elif request.result is None:

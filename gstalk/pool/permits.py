@@ -69,6 +69,7 @@ class Source:
         next_ask: Before this moment it is not asked, whatever its server's turn is.
         asked_at: When it was asked last.
         recalled_at: When its wait was recalled last.
+        failed_at: When the server refused a reserve last.
         group: All connections to its server; `None`: it is gone.
         is_lendable: Whether it stands among those whose wait may be recalled.
     """
@@ -85,6 +86,7 @@ class Source:
         self.next_ask = 0.0
         self.asked_at = 0.0
         self.recalled_at = -RECALL_EVERY
+        self.failed_at = -QUIET
         self.group: Group | None = None
         self.is_lendable = False
 
@@ -94,8 +96,9 @@ class Source:
         return not (self.held or self.busy)
 
     def may_wait(self, now: float) -> bool:
-        """Whether it is idle, and hasn't just been recalled."""
-        return now >= self.recalled_at + REST and self.is_idle and not self.asks
+        """Whether it is idle, and has not just been recalled or refused."""
+        has_rested = now >= self.recalled_at + REST and now >= self.failed_at + QUIET
+        return has_rested and self.is_idle and not self.asks
 
     def is_late(self, now: float) -> bool:
         """Whether it owes an answer for too long, and that has not been noted yet."""
@@ -498,6 +501,11 @@ class Asking:
         source.next_ask = now + QUIET
         if group is not None and group.hot is source:
             group.hot = None
+
+    def failed(self, source: Source, now: float) -> None:
+        """The server refused an ask, or a wait, and would refuse the next one as fast."""
+        self.deadline_soon(source, now)
+        source.failed_at = now
 
     def recalled(self, source: Source, now: float) -> None:
         """A wait was recalled, since its permit is needed elsewhere, or a command is to go out."""

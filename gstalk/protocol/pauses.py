@@ -13,7 +13,8 @@ __all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "QUIET", "REST", "longer"]
 FIRST_PAUSE = 0.001  # seconds
 LONGEST_PAUSE = 0.05
 REST = 0.05  # seconds without a reserve after a recall: the connection is being dialed anew
-QUIET = 0.25  # seconds without a reserve after DEADLINE_SOON: the server would say it thousands of times in that second
+# Seconds without a reserve after DEADLINE_SOON or a refusal, which the server would say thousands of times meanwhile.
+QUIET = 0.25
 
 
 def longer(pause: float) -> float:

@@ -35,6 +35,16 @@ def test_deadline_soon_is_no_error_and_asks_little(own_server, work, connect):
     assert int(conn.stats().cmd_reserve_with_timeout or 0) < 60
 
 
+@pytest.mark.parametrize("refusal", [b"OUT_OF_MEMORY\r\n", b"INTERNAL_ERROR\r\n"])
+def test_server_that_refuses_to_reserve_is_not_asked_without_a_pause(play, work, refusal):
+    """Each refusal is told of, and one that comes at once would be told of a thousand times a second."""
+    played = play({"reserve-with-timeout": refusal})
+    worker = work(lambda job: job.delete(), played.uri, "default")
+    wait_until(lambda: len(worker.errors) >= 3)
+    gevent.sleep(0.5)
+    assert len(worker.errors) <= 8
+
+
 def test_job_whose_connection_is_held_comes_through_another(work, conn, tube):
     """While a handler holds a job on the only connection, other jobs are still taken quickly."""
     gate, quick = Event(), []

@@ -206,6 +206,20 @@ def test_deadline_soon_keeps_a_connection_quiet_for_a_quarter_of_a_second():
     assert carry_out(schedule, 10.26) == [("ask", 0, 1)]
 
 
+def test_connection_whose_reserve_was_refused_neither_asks_nor_waits_for_a_quarter_of_a_second():
+    schedule, sources = asking(5, "a")
+    for now in (10.0, 10.26):
+        assert carry_out(schedule, now) == [("wait", 0, 1)]
+        schedule.failed(sources[0], now)
+        decision = schedule.decide(now + 0.001)
+        assert not decision.actions
+        assert decision.again == pytest.approx(0.249)
+    sources[0].held = True
+    assert carry_out(schedule, 10.52) == [("ask", 0, 1)]
+    schedule.failed(sources[0], 10.52)
+    assert carry_out(schedule, 10.7) == []
+
+
 def test_starved_connection_takes_nothing_from_its_own_server():
     """That would cost a dial, and the wait is for the same jobs."""
     sources = [holding("a", hot=True), waiting("a"), source("b", next_ask=100.0)]  # the last one was found empty
