@@ -8,7 +8,8 @@ What each server gets, by what is known of it:
     found empty, permits for all servers    a wait: it costs nothing, and hands a job over at once
     found empty, fewer permits              a wait while one can be lent, else an ask when its turn has come
     its last answer was a job               all permits that are free, in turn with the others that find jobs
-    owes an answer for a second             nothing until it answers; its permits are used elsewhere
+    owes an answer for a second             nothing until it answers; its permits are used elsewhere. Another
+                                            connection to it is asked: the line may be dead, and not the server
 
 The bound for each server. Let S be the servers, and W those that have a wait: all of them while the free handlers are
 at least as many, else as many as there are free handlers but one. One of the W hands its job over at once. Each of the
@@ -147,10 +148,20 @@ class Group:
         """Look at each: nobody tells when one that was being dialed anew, or was told of other tubes, is idle again."""
         return next((source for source in reversed(self.sources) if source.may_wait(now)), None)
 
+    def has_way_round(self) -> bool:
+        """Whether all asks are overdue, perhaps on a dead line, and there is a connection that has none."""
+        sources = self.sources
+        return (
+            len(sources) > 1
+            and all(each.asks == each.overdue for each in sources)
+            and not all(each.asks for each in sources)
+        )
+
     def who_asks(self, now: float) -> Source:
         """The connection for the next ask: an idle one if there is one."""
         if len(self.sources) > 1:
-            return self.who_may_wait(now) or min(self.sources, key=lambda each: (each.next_ask, each.held))
+            found = self.who_may_wait(now)
+            return found or min(self.sources, key=lambda each: (each.asks > 0, each.next_ask, each.held))
         return next(iter(self.sources))
 
 
@@ -297,11 +308,13 @@ class Asking:
                 self._leave_queues(group)
                 self._hot[group] = None
             return
-        if group.asks:
+        if group.asks and not group.has_way_round():
             self._leave_queues(group)
             return
         self._hot.pop(group, None)
-        if hot is None and group not in self._could_wait:
+        if group.asks:
+            self._could_wait.pop(group, None)
+        elif hot is None and group not in self._could_wait:
             self._could_wait[group] = None
             if group.has_had_job:
                 group.has_had_job = False

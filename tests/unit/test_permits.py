@@ -281,6 +281,18 @@ def test_permit_of_an_ask_without_an_answer_is_used_elsewhere_after_a_second(per
     assert carry_out(schedule, 11.06) == [("ask", 0, 1)]
 
 
+@pytest.mark.parametrize("is_hot", [False, True])
+def test_server_whose_one_connection_owes_an_answer_is_asked_on_another_but_not_waited_on(is_hot):
+    """The line may be dead, and the server not. If it is, that costs one permit more for a second."""
+    sources = [source("a"), holding("a", hot=is_hot, asks=2, since=9.0), source("b", next_ask=100.0, held=True)]
+    schedule = scheduled(sources, 3)
+    assert carry_out(schedule, 10) == [("ask", 0, 1)]
+    schedule.answered(sources[0], True, 10.001)
+    assert carry_out(schedule, 10.002) == [("ask", 0, 5)]
+    assert carry_out(schedule, 11.1) == []
+    assert schedule.has_room()
+
+
 def test_ask_behind_others_is_overdue_a_second_after_the_last_answer():
     sources = [holding("a", hot=True)]
     schedule = scheduled(sources, 3)
