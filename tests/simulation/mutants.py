@@ -344,7 +344,7 @@ MUTANTS = [
     ),
     Mutant(
         "waits are recalled as often as anybody starves",
-        "pool/schedule.py",
+        "pool/permits.py",
         "victim.recalled_at + RECALL_EVERY)",
         "victim.recalled_at)",
     ),
