@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
@@ -20,10 +21,14 @@ from gstalk import Conn, Consumer, GstalkError, Job, Producer
 from tests.simulation.network import FOREVER
 from tests.simulation.program import Actor, Process, Step
 from tests.simulation.servers import QUIET, Copy, RecordingClient, Server
+from tests.simulation.servers import Job as ServerJob
 from tests.simulation.world import World
 
 __all__ = ["Ledger", "Life", "Putting", "StruckError"]
 
+SWIFT = 0.03  # seconds that anything takes at most while nothing happens, but for what it waits for
+POLL = 0.05  # seconds that a command may stand behind a reserve
+UNTIL_SERVED = 1.5  # seconds that a job may be ready, and a handler free: turns, a quiet time, a recall
 SLACK = 0.15  # seconds that a wait may take on top of its promise: two ticks of the put queue, and the way
 
 
@@ -48,6 +53,7 @@ class Putting:
     tube: str
     params: tuple[Any, Any, Any]
     most: int  # copies that it may make
+    is_of_conn: bool = False
     result: int | None = None
     error: str = ""
     sent: str | None = None
@@ -115,6 +121,13 @@ class Life:
         self.ended: set[tuple[int, int, int]] = set()  # copies whose handler has ended
         self.giving_up: set[tuple[int, int, int]] = set()  # copies that `given_up_func` is at work with
         self.ignored: dict[str, float] = {}  # tubes that `ignore` has returned for, and when
+        self.stopped_at: float | None = None  # when the `receive` that runs was told to end
+        self.receives = 0  # how many there were
+        self.producers_made = 0
+        self.cuts = 0  # connections that were cut to see whether they come back
+        self.full_at = 0.0  # when all handlers had a job, the last time
+        self.recalled: dict[int, float] = {}  # by server: when a wait there was recalled
+        self.dials: Counter[int] = Counter()  # of Conns, by server
         self.kills: list[float] = []  # when a stop may have killed handlers, and given their jobs back
         self.running: Counter[tuple[int, int, int]] = Counter()
         self.actors: list[gevent.Greenlet[..., Any]] = []
@@ -167,6 +180,7 @@ class Life:
             before(server, copy, client)
             if client.process == self.number:
                 self._look_at_tube(copy)
+                self._look_at_stop(copy)
                 self._count_reserved()
 
         return reserved
@@ -181,9 +195,88 @@ class Life:
         """What this process has reserved, but for connections that are ending."""
         return [copy for server in self.world.servers for copy in server.reserved_by(self.number, True)]
 
+    def note_stop(self, seconds: float = 0.0) -> None:
+        """In so many seconds the `receive` that runs is told to end."""
+        if seconds:  # perhaps of one that is about to begin
+            self.world.loop.after(seconds, partial(self._stopped, self.receives + (not self.receiving)))
+        else:
+            self._stopped(self.receives)
+
+    def _stopped(self, receives: int) -> None:
+        world = self.world
+        if self.stopped_at is not None or not self.receiving or self.receives != receives:
+            return
+        self.stopped_at = world.now()
+
+        def look() -> None:
+            world.loop.after(0.3, partial(self._look_for_forgotten, receives, self._idle()))
+
+        if world.program.latency < 0.005:
+            world.loop.after(0.4, look)
+
+    def _idle(self) -> set[tuple[int, int, int, int]]:
+        """What is reserved, and no handler works at."""
+        return {
+            (*name, copy.reserved[self.number])
+            for copy in self._reserved
+            if not self.running[name := (copy.server, copy.epoch, copy.id)] and name not in self.giving_up
+        }
+
+    def _look_for_forgotten(self, receives: int, before: set[tuple[int, int, int, int]]) -> None:
+        """A Consumer that lets its handlers finish keeps no other jobs meanwhile."""
+        is_the_same = self.receives == receives and self.receiving
+        still = before & self._idle()
+        if still and is_the_same and self.is_clean and not self.world.faults["full"]:
+            self.world.violation("idle", f"process {self.number} was stopped, and keeps {still}")
+
+    def _look_at_stop(self, copy: Copy) -> None:
+        """When a Consumer was told to stop, it reserves no more."""
+        world = self.world
+        is_late = self.stopped_at is not None and world.now() > self.stopped_at + world.way
+        if is_late and self.is_clean and copy in self._reserved:
+            world.violation("stopped", f"process {self.number} has reserved {copy.id} after its stop")
+
+    def became_ready(self, server: Server, job: ServerJob) -> None:
+        """A job of a tube that is watched is taken soon, where a handler is free all the time."""
+        world, began, entry = self.world, self.world.now(), server.entries[job]
+        if self.consumer is None or not self.receiving or self.plan.changes_tubes or not self.is_clean:
+            return
+        if server.number not in self.plan.servers or job.tube.name.decode() not in self.plan.consumes:
+            return
+        receives = self.receives
+
+        def look() -> None:
+            if server.engine.jobs.get(job.id) is not job or job.state != "ready" or server.entries[job] != entry:
+                return
+            if self.receives != receives or self.stopped_at is not None or not self.receiving or not self.is_clean:
+                return
+            if world.faults["pause"] or world.faults["full"] or self.ledger.calls["pause_tube"]:
+                return
+            self._look_whether_full()
+            if self.full_at < began:
+                world.violation("starved", f"job {job.id} of server {server.number} waits for process {self.number}")
+
+        world.loop.after(UNTIL_SERVED, look)
+
+    def _look_whether_full(self) -> None:
+        if len(self._reserved) >= self.plan.options["num_greenlets"]:
+            self.full_at = self.world.now()
+
+    def half_closed(self, server: int) -> None:
+        """A wait is recalled for another server's sake at most once a second."""
+        now = self.world.now()
+        if not self.receiving or self.stopped_at is not None or self.plan.changes_tubes or not self.world.is_swift:
+            return
+        if self.plan.options.get("multiply", 1) == 1 and now - self.recalled.get(server, 0.0) < 0.95:
+            self.world.violation(
+                "recalled", f"process {self.number} has recalled its wait at {server} twice in a second"
+            )
+        self.recalled[server] = now
+
     def _count_reserved(self) -> None:
         if not self.is_clean:
             return
+        self._look_whether_full()
         count = sum((copy.server, copy.epoch, copy.id) not in self.ended for copy in self._reserved)
         if count > self.plan.options["num_greenlets"]:
             self.world.violation("permits", f"{count} jobs reserved by process {self.number}")
@@ -223,6 +316,7 @@ class Life:
         server = self.plan.conns[which]
         if found is None or not found.is_connected:
             self._dialing.add(which)
+            self.dials[server] += 1
             try:
                 found = self.conns[which] = gstalk.dial(self.world.address(self.number, server), **self.options)
                 self.all_conns.append(found)
@@ -235,6 +329,7 @@ class Life:
         if self.producer is None:
             self.producer = Producer(self.uris, **self.options)
             self.producers.append(self.producer)
+            self.producers_made += 1
         return self.producer
 
     # -- a Consumer's handlers ---------------------------------------------------------------------------------
@@ -267,7 +362,10 @@ class Life:
             self.world.violation("handled twice", f"job {name} was handled more often than reserved")
         if copy.tube not in self.plan.consumes and not self.plan.changes_tubes:
             self.world.violation("tube", f"a job of {copy.tube!r} reached a Consumer of {self.plan.consumes}")
+        if self.world.is_swift and self.world.now() > copy.reserved_at + SWIFT:
+            self.world.violation("at once", f"job {name} was reserved {self.world.now() - copy.reserved_at:.3f} s ago")
         self.running[name] += 1
+        began, was_blocked = self.world.now(), self.world.blocked
         self.ledger.told["handler"] += 1
         self.ended.discard(name)
         live = server.engine.jobs.get(job.id)
@@ -287,9 +385,19 @@ class Life:
                 self._failed(job, copy, isinstance(error, gstalk.Bury))
             raise
         finally:
+            self._look_at_end(job, self.world.now() - began, self.world.blocked - was_blocked)
             self.running[name] -= 1
             if not self.running[name]:
                 self.ended.add(name)
+
+    def _look_at_end(self, job: Job, took: float, blocked: float) -> None:
+        """A handler ends."""
+        self._look_whether_full()
+        limit = self.plan.options.get("time_limit")
+        if limit is not None and took - blocked > limit + SLACK:
+            self.world.violation("time limit", f"a handler of job {job.id} ran for {took:.3f} s, not {limit}")
+        if self.plan.options.get("auto_touch") and job.is_lost and self.is_clean and not self.world.blocked:
+            self.world.violation("touched", f"job {job.id} was lost after {took:.3f} s, in spite of auto_touch")
 
     def _failed(self, job: Job, copy: Copy, is_buried: bool) -> None:
         """A handler fails: when the job's attempts are used up, that was its last one.
@@ -348,6 +456,7 @@ class Life:
                 self._delete(job)
         finally:
             self.giving_up.discard(name)
+            self._look_whether_full()
             if exhausted is not None:
                 self._was_exhausted(name, exhausted)
 
@@ -480,8 +589,8 @@ class Life:
         self.world.violation("finished", f"job {job.id} could be touched after its delete")
 
     def compute(self, seconds: float) -> None:
+        self.world.blocked += seconds  # first: the world goes on meanwhile, and is looked at
         self.world.loop.compute(seconds)
-        self.world.blocked += seconds
 
 
 class HandlerError(Exception):
@@ -563,13 +672,16 @@ class Doing:
         """An interruption that comes in so many seconds is a stop, if this is a `receive`."""
         if self.step.what.startswith("receive"):
             self.life.kills.append(self.world.now() + seconds + self.life.plan.options["stop_timeout"])
+            self.life.note_stop(seconds)
 
     @contextmanager
-    def within(self, seconds: float, what: str = "wait") -> Iterator[None]:
-        """A wait that is to end in time, whatever happens."""
+    def within(self, seconds: float, what: str = "wait", swift: float | None = None) -> Iterator[None]:
+        """A wait that is to end in time, whatever happens. `swift`: what it may take while nothing happens."""
         began, was_blocked = self.world.now(), self.world.blocked
         yield
         took = self.world.now() - began - (self.world.blocked - was_blocked)
+        if swift is not None and self.world.is_swift and took > swift + SWIFT:
+            self.world.violation("swift", f"{self}: took {took:.3f} s, though nothing was in its way")
         if took > seconds + SLACK:
             self.world.violation(what, f"{self}: took {took:.3f} s, at most {seconds} s promised")
 
@@ -584,7 +696,7 @@ class Doing:
     def _putting(self, tube: str, size: int, params: tuple[Any, Any, Any], most: int, number: int = 0) -> Putting:
         body = b"%d.%s.%d %d|" % (self.life.number, self.name.encode(), number, self.step.pick) + bytes(size)
         servers = self.life.plan.servers if not self.life.plan.conns else (self._server,)
-        putting = Putting(body, self.life.number, servers, tube, params, most)
+        putting = Putting(body, self.life.number, servers, tube, params, most, bool(self.life.plan.conns))
         self.ledger.puts.append(putting)
         return putting
 
@@ -601,21 +713,42 @@ class Doing:
         if self.life.plan.conns:
             conn, _ = self.life.conn(self.actor.conn)
             putting = self._putting(tube, size, (priority, delay, ttr), 1)
-            with self._outcome(putting), self.within(self._bound()):
+            with self._outcome(putting), self.within(self._bound(), "wait", POLL):
                 putting.result = conn.put(tube, putting.body, **options)
         else:
-            most = 1 if self.life.plan.options.get("retry_ambiguous") is False else 3
+            most = 1 if self.life.plan.options.get("retry_ambiguous") is False or timeout == 0 else 3
             producer = self.life.make_producer()
             putting = self._putting(tube, size, (priority, delay, ttr), most)
             began = self.world.now()
             try:
-                with self._outcome(putting), self.within(timeout or self._bound(), "put's time"):
+                with self._outcome(putting), self.within(timeout or self._bound(), "put's time", 0.0):
                     putting.result = producer.put(tube, putting.body, timeout=timeout, **options)
             except gstalk.ConnectionClosedError as error:
                 stopped_at, limit = self.life.stops.get(id(producer), (0.0, 0))
                 if limit is None and began < stopped_at and not self.world.faults and not self.world.blocked:
                     self.world.violation("stop", f"{self}: {error!r}, though it was under way when all was well")
                 raise
+            except GstalkError as error:
+                self._look_at_refusal(error, timeout, began)
+                raise
+
+    def _look_at_refusal(self, error: GstalkError, timeout: float, began: float) -> None:
+        """A put fails only if no server takes it; if all refuse it, that is what it says."""
+        life, world = self.life, self.world
+        servers = [world.servers[number] for number in life.plan.servers]
+        if isinstance(error, gstalk.PutTimeoutError):
+            places = [world.address(life.number, number) for number in life.plan.servers]
+            if not all(any(place in uri for place in places) for uri in error.causes):
+                world.violation("causes", f"{self}: {error.causes}")
+            refuse = all(each.refuses_since is not None and each.refuses_since < began for each in servers)
+            if refuse and timeout >= 3 and life.is_clean:
+                world.violation("refused", f"{self}: {error!r}, though all servers had refused it")
+        elif not isinstance(error, (gstalk.DisconnectedError, gstalk.DrainingError, gstalk.OutOfMemoryError)):
+            return
+        has_time = timeout >= 3 * life.patience and not world.blocked and life.number not in world.dead
+        may_try = life.plan.options.get("retry_ambiguous") is not False and life.producer is not None
+        if has_time and may_try and not set(life.plan.servers) <= world.troubled:
+            world.violation("another", f"{self}: {error!r}, though a server was there all the time")
 
     @contextmanager
     def _outcome(self, putting: Putting) -> Iterator[None]:
@@ -639,7 +772,7 @@ class Doing:
         try:
             # Where no connection is, a body is taken when the time of the one before it is over.
             bound = self._bound() if self.life.plan.conns else timeout * count if self.world.faults else timeout
-            with self.within(bound, "put_many"):
+            with self.within(bound, "put_many", POLL):
                 results = put_many(tube, (putting.body for putting in puttings))
         except gstalk.PutManyError as error:
             results = error.results
@@ -674,12 +807,26 @@ class Doing:
 
     def _reserve(self) -> None:
         conn, server = self.life.conn(self.actor.conn)
-        self._got(conn, server, conn.reserve())
+        with self._sent(server):
+            job = conn.reserve()
+        self._got(conn, server, job)
+
+    @contextmanager
+    def _sent(self, server: int) -> Iterator[None]:
+        """A reserve that the server has, and hasn't answered, may have been acted upon."""
+        try:
+            yield
+        except gstalk.DisconnectedError as error:
+            life = self.life
+            is_first = self.world.connects[life.number, server] == 1 and not any(self.ledger.interrupted.values())
+            if error.sent == "no" and is_first and self.world.servers[server].keeps_waiting(life.number):
+                self.world.violation("sent", f"{self}: {error!r}, but the server has it")
+            raise
 
     def _reserve_with_timeout(self, timeout: float) -> None:
         conn, server = self.life.conn(self.actor.conn)
         before = self._certain(server)
-        with self.within(timeout + self._bound(), "reserve's time"):
+        with self._sent(server), self.within(timeout + self._bound(), "reserve's time", timeout):
             job = conn.reserve_with_timeout(timeout)
         if job is None and (still := before & self._certain(server)) and self.life.is_clean:
             self.world.violation("none", f"{self}: got none, and {still} were ready all the time")
@@ -700,7 +847,7 @@ class Doing:
 
     def _reserve_job(self) -> None:
         conn, server = self.life.conn(self.actor.conn)
-        with self.within(self._bound()):
+        with self.within(self._bound(), "wait", POLL):
             job = conn.reserve_job(self._any_id(server))
         self._got(conn, server, job)
 
@@ -723,7 +870,7 @@ class Doing:
         self.life.wish(job, what, priority)
         options = {"priority": priority} if what in ("release", "bury") else {}
         try:
-            with self.within(self._bound()):
+            with self.within(self._bound(), "wait", POLL):
                 result = getattr(job, what)(**options)
         except GstalkError as error:
             self.life.check_state(job, error)
@@ -732,8 +879,10 @@ class Doing:
             self.life.was_deleted(job)
         elif what in ("release", "bury"):
             self._was_settled(each, what)
-        elif isinstance(result, gstalk.JobStats) and result.id != job.id:
+        elif isinstance(result, gstalk.JobStats) and (result.id, result.tube) != (job.id, job.tube):
             self.world.violation("reply", f"{self}: stats of another job")
+        elif what == "time_left" and not 0 <= result <= 60:
+            self.world.violation("reply", f"{self}: {result} s")
 
     def _was_settled(self, each: Held, what: str) -> None:
         copies = self.world.servers[each.server].by_body.get(each.job.body, [])
@@ -746,7 +895,7 @@ class Doing:
         conn, server = self.life.conn(self.actor.conn)
         job_id = self._any_id(server)
         self.ledger.wishes.add((self.life.number, (server, job_id), what))
-        with self.within(self._bound()):
+        with self.within(self._bound(), "wait", POLL):
             result = getattr(conn, what)(job_id)
         record = self.world.servers[server]
         if record.was_hostile:
@@ -763,7 +912,7 @@ class Doing:
 
     def _by_tube(self, what: str, tube: str) -> None:
         conn, server = self.life.conn(self.actor.conn)
-        with self.within(self._bound()):
+        with self.within(self._bound(), "wait", POLL):
             result = conn.kick(tube, 3) if what == "kick" else getattr(conn, what)(tube)
         record = self.world.servers[server]
         if record.was_hostile:
@@ -779,7 +928,7 @@ class Doing:
 
     def _ask(self, what: str) -> None:
         conn, server = self.life.conn(self.actor.conn)
-        with self.within(self._bound()):
+        with self.within(self._bound(), "wait", POLL):
             result = getattr(conn, what)()
         record = self.world.servers[server]
         if record.was_hostile:
@@ -794,12 +943,12 @@ class Doing:
     def _watch(self, tube: str) -> None:
         conn, _ = self.life.conn(self.actor.conn)
         self.life.watched[id(conn)].add(tube)
-        with self.within(self._bound()):
+        with self.within(self._bound(), "wait", POLL):
             conn.watch(tube)
 
     def _ignore(self, tube: str) -> None:
         conn, _ = self.life.conn(self.actor.conn)
-        with self.within(self._bound()):
+        with self.within(self._bound(), "wait", POLL):
             conn.ignore(tube)
 
     def _pause_tube(self, tube: str, seconds: int) -> None:
@@ -811,8 +960,16 @@ class Doing:
 
     def _close(self) -> None:
         conn, _ = self.life.conn(self.actor.conn)
-        with self.within(self.life.patience, "close"):
+        with self.within(self.life.patience, "close", POLL):
             conn.close()
+        for each in self.life.held:
+            if each.conn is conn and not (each.job.is_lost or each.job.is_finished):
+                self.world.violation("close", f"{self}: job {each.job.id} is neither lost nor finished")
+        try:
+            conn.stats()
+        except gstalk.ConnectionClosedError:
+            return
+        self.world.violation("close", f"{self}: it is used after that")
 
     def _drop_conn(self) -> None:
         """Forget a Conn without a word. Jobs that are held keep it, and others may be in its calls."""
@@ -831,10 +988,17 @@ class Doing:
                 producer.stop(timeout) if timeout is not None else producer.stop()
             if producer.is_connected:
                 self.world.violation("stop", f"{self}: is connected after stop")
+            putting = self._putting("z", 0, (None, None, None), 0)
+            with suppress(gstalk.ConnectionClosedError):
+                producer.put("z", putting.body)
+                self.world.violation("stop", f"{self}: takes another put")
 
     def _wait_connected(self, timeout: float) -> None:
-        with self.within(timeout):
-            self.life.make_producer().wait_connected(timeout)
+        producer = self.life.make_producer()
+        with self.within(timeout, "wait", 0.0):
+            is_connected = producer.wait_connected(timeout)
+        if is_connected != producer.is_connected:
+            self.world.violation("reply", f"{self}: {is_connected}")
 
     def _receive(self, seconds: float, timeout: float | None) -> None:
         """Receive for so long."""
@@ -844,6 +1008,7 @@ class Doing:
 
         def stop() -> None:
             self.life.kills.append(self.world.now() + limit)
+            self.life.note_stop()
             consumer.stop() if timeout is None else consumer.stop(timeout=timeout)
 
         stopper = gevent.spawn_later(seconds, stop)
@@ -881,7 +1046,8 @@ class Doing:
     def receive(self, bound: float) -> None:
         consumer = self.life.consumer
         assert consumer is not None
-        self.life.receiving = True
+        self.life.receiving, self.life.stopped_at = True, None
+        self.life.receives += 1
         try:
             with self.within(bound + 3.0, "receive"):
                 consumer.receive(self.life.handlers)

@@ -72,6 +72,7 @@ class Endpoint:
         self.is_reset = self.is_closed = self.is_shut = False
         self.is_connected = False
         self.stalled_until = 0.0
+        self.record: bytearray | None = None  # all that was ever sent, where somebody wants to know
         self._on_way: deque[tuple[float, bytes | bytearray, bytes]] = deque()  # when, data, or FIN and RST
         self._in_flight = 0
         self._is_pumping = False
@@ -99,6 +100,8 @@ class Endpoint:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         rng = self.line.rng
         part = bytes(data[:taken])
+        if self.record is not None:
+            self.record += part
         if taken > 1 and rng.random() < self.line.slicing:
             cuts = sorted(rng.randrange(1, taken) for _ in range(rng.randint(1, 3)))
         else:
@@ -143,6 +146,11 @@ class Endpoint:
         elif not self.is_shut:
             self.is_shut = True
             self._travel(b"", FIN)
+
+    @property
+    def has_unread_reply(self) -> bool:
+        """Whether a whole line has come, and then the end."""
+        return (self.has_end or self.is_reset) and b"\r\n" in self.received
 
     def _raise_error(self) -> None:
         if self.error:
@@ -260,6 +268,7 @@ class SimulatedSocket:
 
     def shutdown(self, how: int) -> None:
         self._open().shut()
+        self.network.half_closed(self)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -18,7 +18,7 @@ import gstalk
 from tests.simulation.actors import SLACK, HandlerError, Ledger, Life, Putting, StruckError, StruckOSError
 from tests.simulation.loop import EndlessError
 from tests.simulation.program import Program
-from tests.simulation.servers import Copy
+from tests.simulation.servers import Copy, Job, Server
 from tests.simulation.world import Violation, World, running
 
 __all__ = ["Outcome", "run"]
@@ -88,6 +88,12 @@ class Judge:
         self.world, self.ledger = world, ledger
         self.lives = [Life(world, ledger, number, plan) for number, plan in enumerate(world.program.processes)]
         self.active_before = set(world.loop.active)
+        world.on_ready = self._became_ready
+        world.on_half_close = lambda process, server: self.lives[process].half_closed(server)
+
+    def _became_ready(self, server: Server, job: Job) -> None:
+        for life in self.lives:
+            life.became_ready(server, job)
 
     def live(self) -> None:
         try:
@@ -124,6 +130,7 @@ class Judge:
         self._end(consuming)
         self._look_at_jobs()
         self._look_at_puts()
+        self._look_at_dials()
         self._look_at_settlings()
 
     # -- whether all works ---------------------------------------------------------------------------------------
@@ -166,6 +173,7 @@ class Judge:
         ):
             return
         for server in life.plan.servers:
+            life.cuts += len(world.living(life.number, server))
             world._cut(life.number, server)
         gevent.sleep(4 * (world.program.latency + world.program.jitter))
         began = world.now()
@@ -261,7 +269,7 @@ class Judge:
                         )
 
     def _was_dropped(self, life: Life, copy: Copy) -> bool:
-        return any(wish[:2] == (life.number, copy.body) for wish in self.ledger.wishes) or copy.ttr > 30
+        return any(wish[:2] == (life.number, copy.body) for wish in self.ledger.wishes)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -271,6 +279,7 @@ class Judge:
             life.is_over = True
             if life.consumer is not None and life.receiving:
                 began = world.now()
+                life.note_stop()
                 life.consumer.stop(timeout=1)
                 actors = life.actors_who(receive=True)
                 gevent.joinall(actors, timeout=5.0)
@@ -339,6 +348,19 @@ class Judge:
                         "left", f"server {server.number} holds {[copy.id for copy in held]} for {life.number}"
                     )
 
+    def _look_at_dials(self) -> None:
+        """Who loses no connection dials no other, but for a recall: a Conn one, a Consumer for another server."""
+        for life in self.lives:
+            multiply = life.plan.options.get("multiply", 1)
+            alone = len(life.plan.servers) == 1 and not life.plan.changes_tubes
+            for server in range(len(self.world.servers)):
+                most = 2 * life.dials[server] + life.cuts
+                if server in life.plan.servers:
+                    most += multiply * (life.producers_made + life.receives)
+                found = self.world.connects[life.number, server]
+                if found > most and self.world.is_swift and (alone or not life.plan.consumes):
+                    self.world.violation("dials", f"process {life.number}: {found} to server {server}, not {most}")
+
     # -- what the record shows -----------------------------------------------------------------------------------
 
     def _copies(self) -> list[Copy]:
@@ -357,12 +379,17 @@ class Judge:
                     world.violation("acknowledged", f"{what}: id {put.result}, but the servers have {copies}")
                 if put.most > 1 and len(copies) > 1 and not self._was_disturbed(put):
                     world.violation("doubled", f"{what}: {len(copies)} copies, and nothing had come between")
+            elif put.sent == "maybe" and put.is_of_conn and not self._was_sent(put):
+                world.violation("sent", f"{what}: {put.error}, but the kernel never had all of it")
             elif copies and put.sent == "no" and not hostile:
                 world.violation("unsent", f"{what}: {put.error}, but the servers have {copies}")
             for copy in copies:
                 pri, delay, ttr = (1024 if put.params[0] is None else put.params[0]), put.params[1] or 0, put.params[2]
                 if (copy.tube, copy.pri, copy.delay, copy.ttr) != (put.tube, pri, delay, 60 if ttr is None else ttr):
                     world.violation("parameters", f"{what}: {copy}")
+
+    def _was_sent(self, put: Putting) -> bool:
+        return any(put.body + b"\r\n" in sent for sent in self.world.sent[put.process])
 
     def _was_disturbed(self, put: Putting) -> bool:
         return put.process in self.world.disturbed or bool(self.world.faults) or bool(self.world.blocked)

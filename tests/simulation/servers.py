@@ -21,7 +21,7 @@ from tests.simulation.loop import VirtualLoop
 from tests.simulation.network import Endpoint
 from tests.simulation.program import Program
 
-__all__ = ["HOSTILE", "Copy", "Server"]
+__all__ = ["HOSTILE", "Copy", "Job", "Server"]
 
 QUIET = 0.25  # seconds for which a connection asks nothing when it was told DEADLINE_SOON
 SERVICE = 5e-6  # seconds from bytes in to the server's turn
@@ -60,6 +60,7 @@ class Copy:
     reserved: Counter[int] = field(default_factory=Counter)  # how often, by process
     deleted_by: int | None = None
     settled: Counter[tuple[str, int]] = field(default_factory=Counter)  # release, bury, touch, kick: by process
+    reserved_at: float = 0.0
     is_lost: bool = False  # with a server that keeps nothing
     priorities: list[tuple[str, int, int, int]] = field(default_factory=list)  # what, process, before, after
 
@@ -80,6 +81,12 @@ class RecordingEngine(Engine):
     def delete(self, job: Job) -> None:
         self.server.copy_of(job).deleted_by = self.server.at_work
         super().delete(job)
+
+    def make_ready(self, job: Job, now: float) -> None:
+        super().make_ready(job, now)
+        if job.state == "ready":  # nobody has waited for it
+            self.server.entries[job] += 1
+            self.server.world.on_ready(self.server, job)
 
     def make_reserved(self, job: Job, client: Client, now: float) -> None:
         super().make_reserved(job, client, now)
@@ -185,6 +192,8 @@ class Server:
         self.ambush = ""  # the word that it carries out and then dies of, before it answers; "end": a half-close
         self.is_doomed = False
         self.died_at = 0.0
+        self.refuses_since: float | None = None  # it takes no jobs
+        self.entries: Counter[Job] = Counter()  # how often a job has become ready
         self.frozen_until = 0.0
         self.at_work = -1  # the process whose command is carried out
         self.copies: dict[tuple[int, int], Copy] = {}  # by epoch and id
@@ -254,11 +263,16 @@ class Server:
     def reserved(self, job: Job, client: RecordingClient, now: float) -> None:
         copy = self.copy_of(job)
         copy.reserved[client.process] += 1
+        copy.reserved_at = now
         for tube in client.watched:  # a reserve-job is told by the state before, which is gone; it passes nobody over
             first = tube.ready.first()
             if not tube.pause and first is not None and first.pri < job.pri and job.state == "ready":
                 self.world.violation("priority", f"job {first.id} was passed over by {job.id}")
         self.world.job_reserved(self, copy, client)
+
+    def keeps_waiting(self, process: int) -> bool:
+        """Whether a connection of a process waits for a job."""
+        return any(each.process == process and each.is_waiting for each in self._clients.values())
 
     def reserved_by(self, process: int, but_leaving: bool = False) -> list[Copy]:
         """What connections of a process hold now; `but_leaving`: without those that it has ended or half-closed."""
@@ -379,6 +393,7 @@ class Server:
         self._heard.clear()
         self.engine = self._new_engine(self.engine)
         self.is_full = False
+        self.refuses_since = None
         self._tick = None
 
     def start(self) -> None:
@@ -393,9 +408,11 @@ class Server:
     def fill(self, flag: bool) -> None:
         """Have no memory left, or again."""
         self.is_full = self.engine.is_draining = flag
+        self.refuses_since = self.loop.time if flag else None
 
     def drain(self) -> None:
         self.engine.is_draining = True
+        self.refuses_since = self.refuses_since or self.loop.time
 
     def pause(self, tube: str, seconds: int) -> None:
         found = self.engine.tubes.get(tube.encode())

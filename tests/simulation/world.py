@@ -16,7 +16,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -36,6 +36,7 @@ from tests.simulation.servers import HOSTILE, Copy, RecordingClient, Server
 __all__ = ["Violation", "World", "running"]
 
 FIRST_DESCRIPTOR = 1 << 20  # the system has none of these, so that nothing real can be hit
+FAULTS_OF_A_LINE = ("stall", "blackhole", "reset", "cut", "hostile")
 REAL_CLOCK = clock.monotonic
 transport: Any = _transport  # whose `Socket` is replaced
 
@@ -88,6 +89,11 @@ class World:
         self.on_reserved: Callable[[Server, Copy, RecordingClient], None] = lambda server, copy, client: None
         self.allowed: Callable[[BaseException], bool] = lambda error: False
         self.sockets: dict[int, SimulatedSocket] = self.loop.descriptors
+        self.on_ready: Callable[[Server, Any], None] = lambda server, job: None
+        self.on_half_close: Callable[[int, int], None] = lambda process, server: None
+        self.troubled: set[int] = set()  # servers that have had a fault, or a line to them
+        self.connects: Counter[tuple[int, int]] = Counter()  # how often a process has dialed a server
+        self.sent: dict[int, list[bytearray]] = defaultdict(list)  # what the kernel took of each process, by socket
         self._connections = 0
         self._pairs: list[tuple[int, int, SimulatedSocket, Endpoint]] = []  # process, server, and the near end
         self._holes: dict[tuple[int, int], float] = {}  # where a dial is not answered, until when
@@ -109,6 +115,13 @@ class World:
     def way(self) -> float:
         """Seconds within which a command and its reply have gone their ways, in a world without faults."""
         return 4 * (self.program.latency + self.program.jitter) + 0.01
+
+    @property
+    def is_swift(self) -> bool:
+        """Whether nothing has happened so far, and the network takes no time to speak of: bounds are narrow then."""
+        program = self.program
+        is_fast = program.latency + program.jitter <= 4e-4 and program.capacity >= 70_000
+        return is_fast and not self.faults and not self.blocked
 
     def now(self) -> float:
         return self.loop.time
@@ -147,20 +160,36 @@ class World:
         self.sockets[number] = socket
         return number
 
+    def half_closed(self, socket: SimulatedSocket) -> None:
+        for process, number, each, _ in self._pairs:
+            if each is socket:
+                self.on_half_close(process, number)
+
     def closed(self, socket: SimulatedSocket) -> None:
+        self._look_at_unread(socket)
         if socket.watchers:
             self.violation("watcher", f"a socket was closed that {len(socket.watchers)} watchers looked at")
         del self.sockets[socket.fileno()]
 
+    def _look_at_unread(self, socket: SimulatedSocket) -> None:
+        """What has come before a connection's end is read, before that is told."""
+        for process, number, each, near in self._pairs:
+            is_honest = process not in self.dead and not self.servers[number].was_hostile
+            if each is socket and near.has_unread_reply and is_honest:
+                self.violation("unread", f"process {process} has not read {bytes(near.received[:60])!r}")
+
     def connect(self, socket: SimulatedSocket, place: tuple[str, int]) -> int:
         process, number = (int(part) for part in place[0].split(".")[2:])
         self._connections += 1
+        self.connects[process, number] += 1
         plan = self.program
         rng = Random(f"line {plan.seed} {self._connections}")
         line = Line(rng, plan.latency, plan.jitter, plan.slicing, plan.capacity)
         near, far = Endpoint(self.loop, line), Endpoint(self.loop, line)
         near.peer, far.peer = far, near
         socket.endpoint = near
+        near.record = bytearray()
+        self.sent[process].append(near.record)
         near.notify = lambda: self.loop.look_at(socket)
         self._pairs.append((process, number, socket, near))
         self.loop.after(2 * line.delay(), lambda: self._established(process, number, socket, near, far))
@@ -183,7 +212,7 @@ class World:
             near.is_reset = True
         near.notify()
 
-    def _living(self, process: int, server: int | None = None) -> list[Endpoint]:
+    def living(self, process: int, server: int | None = None) -> list[Endpoint]:
         self._pairs = [pair for pair in self._pairs if not pair[3].is_closed]
         return [near for p, s, _, near in self._pairs if p == process and server in (None, s)]
 
@@ -201,6 +230,8 @@ class World:
         if self.is_healed:
             return
         self.faults[what] += 1
+        if what != "kill_process":
+            self.troubled.add(args[1 if what in FAULTS_OF_A_LINE else 0])
         self.trace("FAULT", f"{what} {args}")
         getattr(self, f"_{what}")(*args)
 
@@ -226,7 +257,7 @@ class World:
         self.disturbed.add(process)
         self.stalled_until = max(self.stalled_until, self.loop.time + seconds)
         self._holes[process, number] = self.loop.time + seconds
-        for near in self._living(process, number):
+        for near in self.living(process, number):
             if way != "back":
                 near.stall(seconds)
             if way != "there":
@@ -234,7 +265,7 @@ class World:
 
     def _blackhole(self, process: int, number: int, way: str) -> None:
         self.disturbed.add(process)
-        for near in self._living(process, number):
+        for near in self.living(process, number):
             if way != "back":
                 near.stall(FOREVER)
             if way != "there":
@@ -244,7 +275,7 @@ class World:
     def _reset(self, process: int, number: int, loses: bool) -> None:
         """Connections are reset; `loses`: with what is on its way."""
         self.disturbed.add(process)
-        for near in self._living(process, number):
+        for near in self.living(process, number):
             if near.is_connected:
                 if loses:
                     near.cut()
@@ -255,7 +286,7 @@ class World:
     def _cut(self, process: int, number: int) -> None:
         """The server's side closes."""
         self.disturbed.add(process)
-        for near in self._living(process, number):
+        for near in self.living(process, number):
             if near.is_connected and not near.peer.is_closed:
                 near.peer._travel(b"", b"FIN")
                 near.peer.fail(errno.ECONNRESET)
@@ -275,7 +306,7 @@ class World:
         """All its connections are gone at once, and no new ones come."""
         self.disturbed.add(process)
         self.dead.add(process)
-        for near in self._living(process):
+        for near in self.living(process):
             if near.is_connected:
                 near._travel(b"", b"RST" if near.received else b"FIN")
             near.fail(errno.ECONNRESET)
