@@ -108,7 +108,9 @@ class Fate:
         return {"release": "released", "bury": "buried", "delete": "deleted"}[self.command]
 
     @classmethod
-    def of_failed(cls, policy: RetryPolicy, stats: JobStats, error: BaseException, chance: float) -> Fate:
+    def of_failed(
+        cls, policy: RetryPolicy, stats: JobStats, error: BaseException, chance: float, has_run: bool = True
+    ) -> Fate:
         """Decide about a job whose handler has failed.
 
         Args:
@@ -116,12 +118,13 @@ class Fate:
             stats: The job's.
             error: What `judged` returned for the handler's exception.
             chance: A random number from 0 to below 1.
+            has_run: Whether its handler was called. One that has not run is never deleted: somebody should look.
         """
         if isinstance(error, Bury):
             return cls("bury", stats.pri if error.priority is None else error.priority)
         attempt = stats.reserves or 0
         if policy.is_exhausted(attempt, stats.kicks or 0):
-            return cls(policy.exhausted, stats.pri, is_given_up=True)
+            return cls(policy.exhausted if has_run else "bury", stats.pri, is_given_up=True)
         delay, priority = checks.check_delay(policy.delay(attempt, chance)), stats.pri
         if isinstance(error, Retry):
             delay = delay if error.delay is None else error.delay

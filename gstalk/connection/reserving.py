@@ -192,9 +192,7 @@ class ReserveLine(InHub):
             return
         self._asked += 1
         caller.ask = self._asked
-        has_time = (
-            caller.until > now
-        )  # who has none is told at once what there is: a wait for others would keep him
+        has_time = caller.until > now  # who has none is told at once what there is: a wait for others would keep him
         if self._may_wait and has_time and not connection.reserved.by_id and not connection.pipe.requests:
             endless = self._timed < len(self._callers)
             longest = INFINITY if endless else max(each.until for each in self._callers) - now

@@ -163,7 +163,7 @@ class Handling:
             if telling is not None:
                 telling.error = error
             what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
-            self._failed(_Failure(connection, job, error, what, stats, fate), is_called, telling)
+            self._failed(_Failure(connection, job, error, what, stats, fate, is_called), is_called, telling)
             if isinstance(error, (KeyboardInterrupt, GreenletExit)):
                 raise
         finally:
@@ -316,6 +316,7 @@ class _Failure:
         raised: What `given_up_func` gets: the handler's own exception, unless that is a wrong `Retry` or `Bury`.
         what: What has failed, in words.
         stats: The job's, if known.
+        has_run: Whether its handler was called.
         lost: What is said of a job that the server has taken back.
         outcome: What became of the job, in a word that docs/logging.md has; `None`: not yet known.
     """
@@ -326,6 +327,7 @@ class _Failure:
         "_is_told",
         "connection",
         "error",
+        "has_run",
         "job",
         "lost",
         "outcome",
@@ -342,6 +344,7 @@ class _Failure:
         what: str,
         stats: JobStats | None,
         fate: Fate | None = None,
+        has_run: bool = True,
     ) -> None:
         self.connection = connection
         self.job = job
@@ -351,6 +354,7 @@ class _Failure:
         self.stats = stats
         self.lost = "the server has taken the job back"
         self.outcome: str | None = None
+        self.has_run = has_run
         self._fate = fate
         self._is_told = False  # `given_up_func` was called
         self._is_carried_out = False  # what the fate says was called
@@ -382,7 +386,7 @@ class _Failure:
             if state_of(job) == "held":
                 stats = self.stats = self.stats or job.stats()
             if state_of(job) == "held":
-                self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random())
+                self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random(), self.has_run)
                 if self._fate.is_given_up and not self._is_told:
                     self._give_up(self._fate, give_up)
             if self._is_told and state_of(job) == "settling" and not self._is_carried_out:

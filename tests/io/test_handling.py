@@ -152,6 +152,27 @@ def test_job_lost_three_times_is_buried_also_where_exhausted_ones_are_deleted(wo
     assert ran == []
 
 
+def test_job_that_is_hit_before_its_handler_is_not_deleted_unrun(work, conn, tube, monkeypatch):
+    """A timeout that another job's handler forgot may strike while the server is asked about this one."""
+    stats, asked = gstalk.Job.stats, []
+
+    def hit_once(job: gstalk.Job) -> gstalk.JobStats:
+        asked.append(job)
+        if len(asked) == 1:
+            raise gevent.Timeout
+        return stats(job)
+
+    monkeypatch.setattr(gstalk.Job, "stats", hit_once)
+    job_id = conn.put(tube, b"")
+    ran: list[Any] = []
+    worker = work(ran.append, retry=gstalk.RetryPolicy(max_attempts=1, exhausted="delete"))
+    wait_until(lambda: worker.errors)
+    ((_, message),) = worker.errors
+    assert message.endswith("it could not be looked at, attempt 1; given up and buried")
+    assert state(conn, job_id) == "buried"
+    assert ran == []
+
+
 @pytest.mark.slow
 def test_stops_that_race_with_waiting_reserves_cost_no_job(own_server, connect, figures):
     """A reserve that wins against `stop` adds to a job's `reserves`, and to nothing else."""

@@ -190,6 +190,7 @@ def test_fate_delete_is_of_failed_jobs_only():
     policy = RetryPolicy(max_attempts=1, exhausted="delete")
     stats = JobStats(pri=7, reserves=4)  # a server that tells no more than this
     assert Fate.of_failed(policy, stats, ValueError(), 0.5) == Fate("delete", 7, is_given_up=True)
+    assert Fate.of_failed(policy, stats, ValueError(), 0.5, has_run=False) == Fate("bury", 7, is_given_up=True)
     assert Fate.of_reserved(policy, stats) == Fate("bury", 7, is_given_up=True)
     assert Fate.of_reserved(policy, dataclasses.replace(stats, reserves=3)) is None
 
