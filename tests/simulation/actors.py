@@ -124,6 +124,9 @@ class Life:
         self.stopped_at: float | None = None  # when the `receive` that runs was told to end
         self.receives = 0  # how many there were
         self.producers_made = 0
+        self.reserving = 0  # calls that reserve, now
+        self.crowded_at = 0.0  # when there were several, the last time
+        self.stalled_at = FOREVER  # when a put first came to know that a server stands still
         self.cuts = 0  # connections that were cut to see whether they come back
         self.full_at = 0.0  # when all handlers had a job, the last time
         self.recalled: dict[int, float] = {}  # by server: when a wait there was recalled
@@ -723,6 +726,7 @@ class Doing:
             try:
                 with self._outcome(putting), self.within(timeout or self._bound(), "put's time", 0.0):
                     putting.result = producer.put(tube, putting.body, timeout=timeout, **options)
+                self._look_at_stall(began)
             except gstalk.ConnectionClosedError as error:
                 stopped_at, limit = self.life.stops.get(id(producer), (0.0, 0))
                 if limit is None and began < stopped_at and not self.world.faults and not self.world.blocked:
@@ -731,6 +735,18 @@ class Doing:
             except GstalkError as error:
                 self._look_at_refusal(error, timeout, began)
                 raise
+
+    def _look_at_stall(self, began: float) -> None:
+        """A server that stalled gets no more puts until it has answered again. Called when a put has ended."""
+        life, world = self.life, self.world
+        now = world.now()
+        frozen = any(world.servers[number].frozen_until > now for number in life.plan.servers)
+        is_alone = sum(world.faults.values()) == 1 and not world.blocked and len(life.plan.servers) > 1
+        if not (frozen and is_alone and world.program.latency <= 0.001 and now - began > 0.9 * life.patience):
+            return
+        if began > life.stalled_at:
+            world.violation("stalled", f"{self}: waited {now - began:.3f} s for a server that had stalled already")
+        life.stalled_at = min(life.stalled_at, now)
 
     def _look_at_refusal(self, error: GstalkError, timeout: float, began: float) -> None:
         """A put fails only if no server takes it; if all refuse it, that is what it says."""
@@ -813,15 +829,21 @@ class Doing:
 
     @contextmanager
     def _sent(self, server: int) -> Iterator[None]:
-        """A reserve that the server has, and hasn't answered, may have been acted upon."""
+        """A reserve that the server has, and hasn't answered, may have been acted upon; here for one caller alone."""
+        life, began = self.life, self.world.now()
+        life.reserving += 1
+        if life.reserving > 1:
+            life.crowded_at = began
         try:
             yield
         except gstalk.DisconnectedError as error:
-            life = self.life
-            is_first = self.world.connects[life.number, server] == 1 and not any(self.ledger.interrupted.values())
-            if error.sent == "no" and is_first and self.world.servers[server].keeps_waiting(life.number):
+            is_alone = self.world.connects[life.number, server] == 1 and life.crowded_at < began
+            is_alone = is_alone and not any(self.ledger.interrupted.values())
+            if error.sent == "no" and is_alone and self.world.servers[server].keeps_waiting(life.number):
                 self.world.violation("sent", f"{self}: {error!r}, but the server has it")
             raise
+        finally:
+            life.reserving -= 1
 
     def _reserve_with_timeout(self, timeout: float) -> None:
         conn, server = self.life.conn(self.actor.conn)
@@ -1048,6 +1070,7 @@ class Doing:
         assert consumer is not None
         self.life.receiving, self.life.stopped_at = True, None
         self.life.receives += 1
+        self.life.recalled.clear()
         try:
             with self.within(bound + 3.0, "receive"):
                 consumer.receive(self.life.handlers)

@@ -149,8 +149,8 @@ class Endpoint:
 
     @property
     def has_unread_reply(self) -> bool:
-        """Whether a whole line has come, and then the end."""
-        return (self.has_end or self.is_reset) and b"\r\n" in self.received
+        """Whether a whole line has come, and then the end, which wasn't this side's doing."""
+        return (self.has_end or self.is_reset) and not self.is_shut and b"\r\n" in self.received
 
     def _raise_error(self) -> None:
         if self.error:

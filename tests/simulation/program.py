@@ -154,6 +154,12 @@ def generate(seed: int) -> Program:
         processes.append(_met(rng, server))
         faults += (Fault(round(0.1 * rng.random(), 6), "ambush", (server, "end")),) * (rng.random() < 0.7)
     latency = rng.choice((0.00002, 0.0001, 0.0001, 0.001, 0.01))
+    if rng.random() < 0.02:  # one server of two stands still for a while, and nothing else happens
+        servers, faults, latency = (ServerPlan(), ServerPlan()), (Fault(0.05, "freeze", (0, 12.0)),), 0.0001
+        processes = [_going_on(rng)]
+    elif rng.random() < 0.02:  # a server takes nothing back
+        faults = (Fault(0.05, "full", (0, 3.0)),)
+        processes.append(_leaving(rng, latency))
     return Program(
         seed,
         servers,
@@ -224,6 +230,27 @@ def _process(rng: Random, kind: str, servers: int, duration: float) -> Process:
             steps.append(_struck(rng, rng.choice(makers)(rng), 0.25))
         actors.append(Actor(tuple(steps), round(rng.choice((0.0, 0.0, 0.1)) * rng.random(), 6), rng.randrange(2)))
     return Process(tuple(actors), conns, chosen, (), options)
+
+
+def _going_on(rng: Random) -> Process:
+    """Puts, one after the other, to two servers."""
+    options = {"conn_timeout": rng.choice((0.3, 1)), "reconnect_timeout": 1, "reserve_timeout": 1, "multiply": 2}
+    steps = []
+    for _ in range(12):
+        steps += [Step("put", (rng.choice(TUBES), 0, None, 0, 60, 15)), Step("sleep", (0.5 * rng.random(),))]
+    return Process((Actor(tuple(steps)),), (), (0, 1), (), options)
+
+
+def _leaving(rng: Random, latency: float) -> Process:
+    """Who reserves, and is interrupted while the job is on its way."""
+    options = {"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 30}
+    puts = tuple(Step("put", ("default", 0, None, 0, 60, 15)) for _ in range(4))
+    leaves = []
+    for _ in range(5):
+        what = rng.choice(("reserve", "reserve_with_timeout", "reserve_job"))
+        args = (0.5,) if what == "reserve_with_timeout" else ()
+        leaves.append(Step(what, args, round(4 * latency * rng.random(), 6), None, rng.getrandbits(32)))
+    return Process((Actor(puts), Actor((Step("sleep", (0.1,)), *leaves))), (0,), (0,), (), options)
 
 
 def _changing(rng: Random, duration: float) -> Actor:
