@@ -124,6 +124,8 @@ class Life:
         self.stopped_at: float | None = None  # when the `receive` that runs was told to end
         self.receives = 0  # how many there were
         self.producers_made = 0
+        self.closing = 0  # calls that close something, now
+        self.has_dropped = False  # a Conn, which closes when nothing holds it any more
         self.reserving = 0  # calls that reserve, now
         self.crowded_at = 0.0  # when there were several, the last time
         self.stalled_at = FOREVER  # when a put first came to know that a server stands still
@@ -172,6 +174,11 @@ class Life:
     @property
     def uris(self) -> list[str]:
         return [self.world.address(self.number, server) for server in self.plan.servers]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is closing connections by itself."""
+        return self.is_over or self.stopped_at is not None or self.closing > 0 or self.has_dropped
 
     @property
     def is_clean(self) -> bool:
@@ -262,7 +269,9 @@ class Life:
         world.loop.after(UNTIL_SERVED, look)
 
     def _look_whether_full(self) -> None:
-        if len(self._reserved) >= self.plan.options["num_greenlets"]:
+        """A handler works on when its job's time is over, and may have it once more."""
+        reserved = [copy for copy in self._reserved if not self.running[copy.server, copy.epoch, copy.id]]
+        if len(reserved) + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
@@ -453,7 +462,11 @@ class Life:
             if self.last_words == "raise":
                 raise HandlerError
             if self.last_words == "hang":
-                gevent.sleep(3)
+                try:
+                    gevent.sleep(3)
+                except gevent.GreenletExit:  # a stop: the job is given back, and will be given up again
+                    self.ledger.given_up[name] -= 1
+                    raise
             elif self.last_words == "dead letter":
                 self.make_producer().put("dead", b"%d.%d.%d" % name, timeout=1)
                 self._delete(job)
@@ -624,6 +637,8 @@ class Doing:
         if self.world.is_traced:
             self.world.trace(f"actor {self.life.number}.{self.name}", f"{step.what} {step.args} ...")
         outcome: Any = None
+        closes = step.what in ("close", "stop_producer")
+        self.life.closing += closes
         try:
             if step.limit is not None:
                 self.limit = gevent.Timeout(step.limit)
@@ -647,6 +662,7 @@ class Doing:
             raise
         finally:
             self._is_over = True
+            self.life.closing -= closes
             if self.limit is not None:
                 self.limit.close()
             if self.world.is_traced:
@@ -997,6 +1013,7 @@ class Doing:
         """Forget a Conn without a word. Jobs that are held keep it, and others may be in its calls."""
         which = self.actor.conn % len(self.life.plan.conns)
         conn = self.life.conns.pop(which, None)
+        self.life.has_dropped = True
         if conn is not None:
             self.life.all_conns.remove(conn)
 

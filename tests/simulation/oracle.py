@@ -89,6 +89,7 @@ class Judge:
         self.lives = [Life(world, ledger, number, plan) for number, plan in enumerate(world.program.processes)]
         self.active_before = set(world.loop.active)
         world.on_ready = self._became_ready
+        world.is_ending = lambda process: process >= len(self.lives) or self.lives[process].is_ending
         world.on_half_close = lambda process, server: self.lives[process].half_closed(server)
 
     def _became_ready(self, server: Server, job: Job) -> None:

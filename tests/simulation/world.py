@@ -91,6 +91,7 @@ class World:
         self.sockets: dict[int, SimulatedSocket] = self.loop.descriptors
         self.on_ready: Callable[[Server, Any], None] = lambda server, job: None
         self.on_half_close: Callable[[int, int], None] = lambda process, server: None
+        self.is_ending: Callable[[int], bool] = lambda process: False
         self.troubled: set[int] = set()  # servers that have had a fault, or a line to them
         self.connects: Counter[tuple[int, int]] = Counter()  # how often a process has dialed a server
         self.sent: dict[int, list[bytearray]] = defaultdict(list)  # what the kernel took of each process, by socket
@@ -174,7 +175,9 @@ class World:
     def _look_at_unread(self, socket: SimulatedSocket) -> None:
         """What has come before a connection's end is read, before that is told."""
         for process, number, each, near in self._pairs:
-            is_honest = process not in self.dead and not self.servers[number].was_hostile
+            is_honest = (
+                not self.is_ending(process) and process not in self.dead and not self.servers[number].was_hostile
+            )
             if each is socket and near.has_unread_reply and is_honest:
                 self.violation("unread", f"process {process} has not read {bytes(near.received[:60])!r}")
 
