@@ -448,7 +448,7 @@ class Life:
         server = self.server_of(job)
         copy, live = server.find(job.id, job.body), server.engine.jobs.get(job.id)
         most = self.plan.retry["max_attempts"]
-        if copy is None or live is None or not self.is_clean:
+        if copy is None or live is None or not self.is_clean or self.world.faults["full"]:
             return
         name = copy.server, copy.epoch, copy.id
         if job.is_finished or job.is_lost or most is None or live.reserves < most:

@@ -325,6 +325,30 @@ MUTANTS = [
         "return self.max_attempts is not None and reserves > self.max_attempts * (kicks + 1)",
     ),
     Mutant(
+        "a reserve without time waits with others",
+        "connection/reserving.py",
+        "if self._may_wait and has_time and not",
+        "if self._may_wait and not",
+    ),
+    Mutant(
+        "a Conn waits again after a recall",
+        "connection/reserving.py",
+        "        self._may_wait = False\n        self._wait.then = None",
+        "        self._wait.then = None",
+    ),
+    Mutant(
+        "a job that has not run is deleted for its attempts",
+        "retry.py",
+        'policy.exhausted if has_run else "bury"',
+        "policy.exhausted",
+    ),
+    Mutant(
+        "waits are recalled as often as anybody starves",
+        "pool/schedule.py",
+        "victim.recalled_at + RECALL_EVERY)",
+        "victim.recalled_at)",
+    ),
+    Mutant(
         "nobody is told that a job is given up",
         "pool/handling.py",
         "                if self._fate.is_given_up and not self._is_told:",

@@ -239,7 +239,9 @@ class World:
         getattr(self, f"_{what}")(*args)
 
     def _disturb(self, server: int) -> None:
-        self.disturbed |= {process for process, number, _, _ in self._pairs if number == server}
+        """Also those who have not come yet: a server may die of what they ask."""
+        plans = enumerate(self.program.processes)
+        self.disturbed |= {number for number, plan in plans if server in (*plan.servers, *plan.conns)}
 
     def _kill(self, number: int, seconds: float) -> None:
         server = self.servers[number]
