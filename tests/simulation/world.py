@@ -175,10 +175,8 @@ class World:
     def _look_at_unread(self, socket: SimulatedSocket) -> None:
         """What has come before a connection's end is read, before that is told."""
         for process, number, each, near in self._pairs:
-            is_honest = (
-                not self.is_ending(process) and process not in self.dead and not self.servers[number].was_hostile
-            )
-            if each is socket and near.has_unread_reply and is_honest:
+            is_honest = process not in self.dead and not self.servers[number].was_hostile and not self.blocked
+            if each is socket and near.has_unread_reply and is_honest and not self.is_ending(process):
                 self.violation("unread", f"process {process} has not read {bytes(near.received[:60])!r}")
 
     def connect(self, socket: SimulatedSocket, place: tuple[str, int]) -> int:
