@@ -1075,7 +1075,7 @@ class Doing:
                     consumer.watch(tube, life.handler_of(tube) if life.has_mapping else None)
                 else:
                     consumer.ignore(tube)
-                    if was and life.receiving:
+                    if was and life.receiving and life.stopped_at is None:
                         life.ignored[tube] = self.world.now()
         except gstalk.NotIgnoredError:
             if before != [tube]:
