@@ -286,7 +286,9 @@ class Life:
         self.recalled[server] = now
 
     def _count_reserved(self) -> None:
-        if not self.is_clean:
+        # Forgotten timeouts may strike together: then a job is given back while the next one is asked for.
+        was_struck = self.world.blocked and "forget-timeout" in self.plan.handlers
+        if not self.is_clean or was_struck:
             return
         self._look_whether_full()
         count = sum((copy.server, copy.epoch, copy.id) not in self.ended for copy in self._reserved)
@@ -1073,7 +1075,7 @@ class Doing:
                     consumer.watch(tube, life.handler_of(tube) if life.has_mapping else None)
                 else:
                     consumer.ignore(tube)
-                    if was and life.receiving:
+                    if was and life.receiving and life.stopped_at is None:
                         life.ignored[tube] = self.world.now()
         except gstalk.NotIgnoredError:
             if before != [tube]:
@@ -1094,7 +1096,7 @@ class Doing:
         finally:
             self.life.receiving = False
             # A server without memory may refuse to take a job back; then the connection's end makes it.
-            if self.life.is_clean and not self.world.faults["full"]:
+            if self.life.is_clean and not self.world.blocked and not self.world.faults["full"]:
                 left = [(copy.server, copy.id) for s in self.world.servers for copy in s.reserved_by(self.life.number)]
                 if left:
                     self.world.violation("reservations", f"{self}: receive has returned, and {left} are reserved")

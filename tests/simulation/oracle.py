@@ -265,7 +265,7 @@ class Judge:
             for server in self.world.servers:
                 for copy in server.reserved_by(life.number, but_leaving=True):
                     name = (server.number, copy.id)
-                    if name not in known and not self._was_dropped(life, copy):
+                    if name not in known and not server.was_hostile and not self._was_dropped(life, copy):
                         self.world.violation(
                             "hidden", f"job {name} is reserved for process {life.number}, unknown to it"
                         )
