@@ -44,8 +44,16 @@ Plain = float | str | bytes | list[Any] | tuple[Any, ...] | dict[Any, Any] | set
 LEFT_OUT: Any = type("LeftOut", (), {"__repr__": lambda self: "..."})()
 
 
+class _Head:
+    """What a put with these parameters begins with. Not in `vars()`, which has the fields alone."""
+
+    __slots__ = ("head",)
+
+    head: bytes
+
+
 @dataclass(frozen=True)
-class PutParams:
+class PutParams(_Head):
     """A put's parameters, to be used again.
 
     Attributes:
@@ -58,11 +66,6 @@ class PutParams:
     delay: int | float | timedelta = 0
     ttr: int | float | timedelta = 60
 
-    if TYPE_CHECKING:
-
-        @property
-        def head(self) -> bytes: ...
-
     def __post_init__(self) -> None:
         priority = checks.check_priority(self.priority)
         if priority is not self.priority:  # seldom, and puts with keywords come through here
@@ -70,8 +73,14 @@ class PutParams:
         delay, ttr = checks.check_delay(self.delay), checks.check_ttr(self.ttr)
         object.__setattr__(self, "delay", delay)
         object.__setattr__(self, "ttr", ttr)
-        # What a put with these numbers begins with. No field, so that it is neither shown nor compared.
         object.__setattr__(self, "head", commands.put_head(priority, delay, ttr))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
 
 
 DEFAULT_PARAMS = PutParams()

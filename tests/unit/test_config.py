@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import math
+import pickle
 import ssl
 import typing
 from collections.abc import Iterator
@@ -256,6 +258,20 @@ def test_event_needs_its_kind_alone_and_takes_no_more():
     with pytest.raises(TypeError):
         Event("put")
     assert not hasattr(event, "__dict__")
+
+
+def test_put_params_fields_are_all_that_they_show_and_hand_on():
+    params = PutParams(5, 0.5, 7)
+    assert vars(params) == dataclasses.asdict(params) == {"priority": 5, "delay": 1, "ttr": 7}
+    handed_on = (
+        PutParams(**vars(params)),
+        dataclasses.replace(params),
+        copy.copy(params),
+        copy.deepcopy(params),
+        pickle.loads(pickle.dumps(params)),
+    )
+    for each in handed_on:
+        assert (each, each.head) == (params, b"put 5 1 7 ")
 
 
 # -- what type checkers know of options --------------------------------------------------------------------------
