@@ -127,11 +127,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def read(self) -> str:
-        """Take what has been written; returns what is seen now."""
+    def read(self, patience: float = 0.001) -> str:
+        """Take what has been written; returns what is seen now.
+
+        Args:
+            patience: Seconds without anything new after which that is all.
+        """
         while True:
             try:
-                socket.wait_read(self._master, timeout=0.001)
+                socket.wait_read(self._master, timeout=patience)
                 data = os.read(self._master, 65536)
             except (TimeoutError, OSError):
                 return self.picture.text
@@ -149,5 +153,5 @@ class Terminal:
     def finish(self) -> int:
         """Wait for the end; returns the exit code."""
         wait_until(lambda: self.read() is None or self.process.poll() is not None, 20)
-        self.read()
+        self.read(patience=0.2)  # what it said last may still be on its way
         return int(self.process.returncode)

@@ -14,7 +14,7 @@ from tests.simulation.oracle import run
 from tests.simulation.program import Program, generate, written
 from tests.simulation.runner import ROOT, Figures, run_seeds, tell_failure
 
-KNOWN, FRESH = 250, 30  # seeds in `make test`
+KNOWN, FRESH = 250, 15  # seeds in `make test`
 SECONDS = 7.0  # at most for each of these
 MILLION = 1_000_000
 
