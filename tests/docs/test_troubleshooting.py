@@ -62,7 +62,9 @@ def test_words_of_tls_that_fails(terminator, server, trusting):
     assert refusal(terminator.uri("self-signed")).endswith("certificate refused: self-signed certificate")
     assert "certificate refused: hostname mismatch" in refusal(terminator.uri("wrong-host"), tls_context=trusting)
     assert "certificate required" in refusal(terminator.uri("client"), tls_context=trusting)
-    assert refusal(f"tls://127.0.0.1:{server.port}", conn_timeout=0.2).endswith("no answer within 0.2 s")
+    # beanstalkd answers, without TLS, if the greeting's random bytes happen to end a line.
+    said = refusal(f"tls://127.0.0.1:{server.port}", conn_timeout=0.2)
+    assert said.endswith("no answer within 0.2 s") or "wrong version number" in said
     with another_program(b"HTTP/1.1 400 Bad Request\r\n\r\n") as where:
         assert "wrong version number" in refusal(f"tls://{where}")
 
