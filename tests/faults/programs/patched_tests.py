@@ -102,8 +102,8 @@ class Ticker:
                 held.clear()
             else:
                 place = ours(sys._current_frames().get(main_thread))
-                # What this thread itself slept through, and what the main one was kept from, is the machine's. A look at
-                # /proc lets a main thread that computes have Python's lock, and may take long: that counts as run.
+                # What this thread itself slept through, and what the main one was kept from, is the machine's. The look
+                # at /proc lets a main thread that computes have Python's lock, and may take long: that counts as run.
                 held[place] += ran_now - ran + sleeps * min(now - before - (ran_now - ran), 3 * SLICE)
                 if sum(held.values()) > LIMIT:
                     self.judge(held)
