@@ -17,9 +17,9 @@ DEAR = 2.0  # microseconds of a system call, from which on what the kernel does 
 
 # What an operation of gstalk's may cost, of that of a gevent program which does nothing else.
 OF_FLOOR = {
-    ("put", "gstalk Conn"): 1.6,
-    ("put", "gstalk Producer"): 2.0,
-    ("put_many", "gstalk Conn"): 1.0,
+    ("put", "gstalk Conn"): 1.4,
+    ("put", "gstalk Producer"): 1.8,
+    ("put_many", "gstalk Conn"): 0.8,
     ("put_many", "gstalk Producer"): 1.5,
     ("work", "gstalk Conn"): 2.5,
     ("work", "gstalk Consumer"): 2.5,

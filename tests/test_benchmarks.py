@@ -75,16 +75,16 @@ def test_more_is_promised_of_the_raw_limit_where_system_calls_are_dear():
 
 
 def test_cpu_is_held_against_a_gevent_program_that_does_nothing_else():
-    measured = (("put", FLOOR, 2e-6), ("put", "gstalk Conn", 3e-6), ("put_many", "gstalk Conn", 2e-6))
+    measured = (("put", FLOOR, 2e-6), ("put", "gstalk Conn", 2.6e-6), ("put_many", "gstalk Conn", 2e-6))
     results = [
         Result("instant", Case(workload, client, wire="instant"), [1.0], cpu, 1.0, 0.0)
         for workload, client, cpu in measured
     ]
     put, many = judge(results, {}, 1.0)
-    assert put.value == pytest.approx(1.5)
+    assert put.value == pytest.approx(1.3)
     assert put.met
-    assert (many.value, many.met) == (1.0, True)
-    assert "1.50 |" in table(results)
+    assert (many.value, many.met) == (1.0, False)
+    assert "1.30 |" in table(results)
 
 
 def test_a_system_call_takes_some_time(bed):
