@@ -17,6 +17,7 @@ from gevent.pool import Pool as GreenletPool
 
 from gstalk.config import Config
 from gstalk.connection import forks
+from gstalk.connection.calls import join
 from gstalk.connection.connection import Connection
 from gstalk.connection.critical import section_of
 from gstalk.connection.hooks import Hooks
@@ -24,7 +25,7 @@ from gstalk.connection.loop import wake
 from gstalk.job import Job
 from gstalk.pool.handling import Handling
 from gstalk.pool.permits import Source
-from gstalk.protocol.request import PENDING, Outcome, Request
+from gstalk.protocol.request import Outcome, Request
 from gstalk.traces import forget
 
 __all__ = ["Crew", "JobSource"]
@@ -177,20 +178,11 @@ class Crew:
 
     def _wait(self) -> tuple[JobSource, Job] | None:
         """Wait for a job; `None`: there will be none."""
-        switch = self._hub.switch
         while True:
             call = Outcome()
             self._idle.append(call)
             try:
-                call.waiter = getcurrent()
-                try:  # `join`, without a call; it says why the loop is written so
-                    while True:
-                        if call.result is PENDING and call.error is None:
-                            switch()
-                            continue
-                        break
-                finally:
-                    call.waiter = None
+                join(self._hub, call)
             except BaseException as error:
                 if call in self._idle:
                     self._idle.remove(call)
