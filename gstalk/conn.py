@@ -67,6 +67,8 @@ class Conn:
     __slots__ = ("__weakref__", "_connection", "_hub", "_line", "_section")
 
     def __init__(self, connection: Connection) -> None:
+        if not isinstance(connection, Connection):
+            raise TypeError(f"a Conn is made by gstalk.dial(uri), not by Conn({connection!r})")
         self._connection = connection
         self._hub = connection.hub
         self._section = connection.section
