@@ -51,8 +51,8 @@ REACHES_FOR = {
     "gstalk.pool.handling": ({"_state"}, "whether the handler has settled its job"),
 }
 SPEAK_OF_CTRL_C = {
-    "gstalk.connection.forks", "gstalk.connection.hooks", "gstalk.connection.interrupts", "gstalk.connection.pipeline",
-    "gstalk.consumer", "gstalk.pool.crew", "gstalk.pool.handling", "gstalk.pool.keeper",
+    "gstalk.connection.hooks", "gstalk.connection.interrupts", "gstalk.connection.pipeline", "gstalk.consumer",
+    "gstalk.pool.crew", "gstalk.pool.handling",
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class Lookout:
         for end in (heard, writer):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        forks.register("ctrl-c", self, Lookout.stop)  # a child has the pipe, too, and signals of its own
+        forks.register("signals", self, Lookout.stop)  # a child has the pipe, too, and signals of its own
         get_original("_thread", "start_new_thread")(self._run, (heard, writer))
 
     def stop(self) -> None:

@@ -41,7 +41,7 @@ from gevent.monkey import get_original
 
 __all__ = ["forker", "generation", "is_here", "look", "prepare", "register", "under_way"]
 
-ORDER = ("transport", "look-ups", "pipeline", "pool", "consumer", "put queue", "ctrl-c")
+ORDER = ("transport", "look-ups", "pipeline", "pool", "consumer", "put queue", "signals")
 
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def _call_all(functions: Iterable[Callable[[], None]]) -> None:
 
 def _over() -> None:
     me = getcurrent()
-    if me in under_way:  # else Ctrl-C has hit `_before`, or nobody called it
+    if me in under_way:  # else a signal has hit `_before`, or nobody called it
         under_way.remove(me)
 
 

@@ -38,13 +38,15 @@ from importlib import import_module
 from types import CodeType, FrameType, TracebackType
 from typing import Any, TypeVar
 
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 
 from gstalk.connection import forks
 from gstalk.connection.clock import monotonic
 
-__all__ = ["HELD", "CtrlC", "calls_handlers"]
+__all__ = ["ENDS", "HELD", "STOPS", "CtrlC", "calls_handlers"]
 
+STOPS = (GreenletExit, KeyboardInterrupt)  # what stops a greenlet from outside: a kill, and Ctrl-C
+ENDS = (*STOPS, SystemExit)  # and what ends the process: these three pass
 HELD = 1.0  # seconds without a look at a Ctrl-C after which the next is raised in whatever holds the hub
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -189,4 +191,4 @@ class _Inherited:
 
 
 _inherited = _Inherited()
-forks.register("ctrl-c", _inherited, _Inherited.forked)
+forks.register("signals", _inherited, _Inherited.forked)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-import gevent
 from gevent import get_hub, getcurrent
 from gevent.pool import Pool as GreenletPool
 
@@ -21,6 +20,7 @@ from gstalk.connection.calls import join
 from gstalk.connection.connection import Connection
 from gstalk.connection.critical import section_of
 from gstalk.connection.hooks import Hooks
+from gstalk.connection.interrupts import STOPS
 from gstalk.connection.loop import wake
 from gstalk.job import Job
 from gstalk.pool.handling import Handling
@@ -188,7 +188,7 @@ class Crew:
                     self._idle.remove(call)
                 elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
                     self._jobs.append(call.result)
-                if isinstance(error, (gevent.GreenletExit, KeyboardInterrupt)):
+                if isinstance(error, STOPS):
                     raise
                 self._hooks.error(error, "a handler left this behind; it hit a greenlet that waited for a job")
                 if self._jobs:

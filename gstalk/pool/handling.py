@@ -21,7 +21,7 @@ from gstalk.config import Config, Plain
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Connection
 from gstalk.connection.hooks import Hooks
-from gstalk.connection.interrupts import calls_handlers
+from gstalk.connection.interrupts import ENDS, STOPS, calls_handlers
 from gstalk.connection.loop import InHub
 from gstalk.errors import (
     BuriedError,
@@ -43,7 +43,6 @@ from gstalk.retry import Fate, RetryPolicy, judged
 
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
-_ENDS = (SystemExit, KeyboardInterrupt, GreenletExit)  # what gevent ends a process or a greenlet with
 MOST_INTERRUPTIONS = 3  # of the decision about one job; after the last of them it is simply released
 PAUSE = 1.0  # seconds before a job goes back whose release or bury the server has refused: it would run at once again
 NOT_DONE = {commands.DELETE: "not deleted", commands.RELEASE: "not released", commands.BURY: "not buried"}
@@ -164,7 +163,7 @@ class Handling:
                 telling.error = error
             what = "its handler failed" if is_called else "" if fate else "it could not be looked at"
             self._failed(_Failure(connection, job, error, what, stats, fate, is_called), is_called, telling)
-            if isinstance(error, (KeyboardInterrupt, GreenletExit)):
+            if isinstance(error, STOPS):
                 raise
         finally:
             if job._state == "settling":  # an automatic delete, or one whose caller was interrupted: nobody waits
@@ -216,7 +215,7 @@ class Handling:
 
     def _end_copy(self, job: Job, error: BaseException) -> None:
         """In a forked child: the job is the parent's, and so are all errors that come of that."""
-        if isinstance(error, _ENDS):
+        if isinstance(error, ENDS):
             raise error
         if not isinstance(error, (Retry, Bury, JobLostError, DisconnectedError)):
             message = f"job {job.id} of {job.uri}: its handler failed in a forked child"
@@ -235,10 +234,10 @@ class Handling:
             try:
                 done = failure.settle(self._config.retry, self._give_up)
             except BaseException as hit:
-                if self.is_copy and isinstance(hit, _ENDS):  # a hook has forked
+                if self.is_copy and isinstance(hit, ENDS):  # a hook has forked
                     raise
                 interruptions += 1
-                if isinstance(hit, (GreenletExit, KeyboardInterrupt)):
+                if isinstance(hit, STOPS):
                     killed = hit
                 else:
                     self._hooks.error(hit, failure.message("hit while its fate was decided"), **failure.known)
@@ -274,7 +273,7 @@ class Handling:
     def _pause(self, failure: _Failure) -> None:
         try:
             gevent.sleep(PAUSE)
-        except (GreenletExit, KeyboardInterrupt):
+        except STOPS:
             raise
         except BaseException as hit:
             self._hooks.error(hit, failure.message("hit before it was given back"), **failure.known)

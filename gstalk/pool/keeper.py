@@ -20,6 +20,7 @@ from gstalk.connection import forks
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Connection
 from gstalk.connection.hooks import Hooks
+from gstalk.connection.interrupts import ENDS
 from gstalk.errors import CommandTimeoutError, ConnectError, DisconnectedError, GstalkError
 from gstalk.pool.schedule import Backoff, Health
 from gstalk.traces import bare
@@ -234,7 +235,7 @@ class Pool:
             while not over.is_set():
                 try:
                     over.wait()
-                except (gevent.GreenletExit, KeyboardInterrupt, SystemExit):
+                except ENDS:
                     raise
                 except BaseException as error:
                     message = "a hook left this behind; it hit a greenlet that keeps a connection"
