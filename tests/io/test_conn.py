@@ -13,7 +13,7 @@ pytestmark = pytest.mark.real
 
 def test_a_conn_is_made_by_dial_alone():
     with pytest.raises(TypeError, match=r"a Conn is made by gstalk\.dial\(uri\), not by Conn\('localhost:11300'\)"):
-        gstalk.Conn("localhost:11300")
+        gstalk.Conn("localhost:11300")  # type: ignore[arg-type]
 
 
 # -- peek, tubes, statistics -------------------------------------------------------------------------------------
