@@ -31,8 +31,6 @@ ANSWERED_FOR_BY = {
     "connection.forks": ("tests/faults/test_fork.py", "a fork is seen in processes, whatever they were at"),
     "connection.two_in_one": ("tests/cli/test_buried.py", "the command line alone works through tubes with it"),
     "connection.waking": ("tests/io/test_pipeline.py", "who is woken by a read, and who by nothing"),
-    "testing.arguments": ("tests/conformance/test_commands.py", "beanstalkd reads the same, or it would be wrong"),
-    "testing.wire": ("tests/conformance/test_commands.py", "beanstalkd says the same, or it would be wrong"),
 }
 
 # Figures of `python -m tests.house` that are not to grow again. What is larger has its reason here.
