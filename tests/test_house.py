@@ -21,8 +21,6 @@ MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
 ANSWERED_FOR_BY = {
     "__main__": ("tests/cli/test_process.py", "it only calls the command line, as the script that is installed does"),
     "traces": ("tests/faults/test_cycles.py", "what errors hold shows where they are raised and kept"),
-    "protocol.replies": ("tests/unit/test_stream.py", "replies are parsed as they come: whole, byte by byte, cut"),
-    "protocol.request": ("tests/unit/test_stream.py", "a request is answered, acted on and failed by a stream"),
     "connection.channel": ("tests/io/test_conn.py", "what a Conn says goes through it"),
     "connection.clock": ("tests/users/test_frozen_clock.py", "that nobody can freeze it shows in what waits"),
     "connection.connection": ("tests/io/test_conn.py", "a Conn adds little more than the checks of arguments to it"),
