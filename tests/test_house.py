@@ -20,7 +20,6 @@ MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
 # Rooms without a test file of their name, which one answers for them, and why.
 ANSWERED_FOR_BY = {
     "__main__": ("tests/cli/test_process.py", "it only calls the command line, as the script that is installed does"),
-    "traces": ("tests/faults/test_cycles.py", "what errors hold shows where they are raised and kept"),
     "connection.channel": ("tests/io/test_conn.py", "what a Conn says goes through it"),
     "connection.clock": ("tests/users/test_frozen_clock.py", "that nobody can freeze it shows in what waits"),
     "connection.connection": ("tests/io/test_conn.py", "a Conn adds little more than the checks of arguments to it"),
