@@ -19,9 +19,7 @@ MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
 
 # Rooms without a test file of their name, which one answers for them, and why.
 ANSWERED_FOR_BY = {
-    "__main__": ("tests/cli/test_process.py", "it only calls the command line, as the script that is installed does"),
     "connection.channel": ("tests/io/test_conn.py", "what a Conn says goes through it"),
-    "connection.clock": ("tests/users/test_frozen_clock.py", "that nobody can freeze it shows in what waits"),
     "connection.connection": ("tests/io/test_conn.py", "a Conn adds little more than the checks of arguments to it"),
     "connection.critical": ("tests/faults/test_entered_twice.py", "it is entered twice by signal handlers at any line"),
     "connection.ending": ("tests/io/test_conn_close.py", "whoever waits is told of the end, however it came"),
@@ -109,8 +107,8 @@ def test_make_targets_that_are_written_about_are_there():
 
 
 def named_after(room: str) -> str:
-    """`pool.put_queue` has a file `test_put_queue.py`."""
-    return f"test_{room.rpartition('.')[2].lstrip('_')}.py"
+    """`pool.put_queue` has a file `test_put_queue.py`, `__main__` has `test_main.py`."""
+    return f"test_{room.rpartition('.')[2].strip('_')}.py"
 
 
 def test_every_room_has_a_test_file_of_its_name_or_one_that_answers_for_it():
