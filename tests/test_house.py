@@ -25,7 +25,6 @@ ANSWERED_FOR_BY = {
     "connection.ending": ("tests/io/test_conn_close.py", "whoever waits is told of the end, however it came"),
     "connection.forks": ("tests/faults/test_fork.py", "a fork is seen in processes, whatever they were at"),
     "connection.two_in_one": ("tests/cli/test_buried.py", "the command line alone works through tubes with it"),
-    "connection.waking": ("tests/io/test_pipeline.py", "who is woken by a read, and who by nothing"),
 }
 
 # Figures of `python -m tests.house` that are not to grow again. What is larger has its reason here.
