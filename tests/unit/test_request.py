@@ -103,3 +103,10 @@ def test_fields_that_few_requests_need_are_those_requests_own():
     for name in ("patience", "deadline", "second"):
         with pytest.raises(AttributeError):
             setattr(Request(c.PUT, URI), name, 1)
+
+
+def test_request_has_no_dictionary_of_its_own():
+    """There is one for each command in flight."""
+    puts = PutRequest(c.PUT, URI, None, None, 0.0)
+    for request in (Outcome(), Request(c.PUT, URI), puts, ReserveRequest(c.RESERVE, URI), TwoStepRequest(c.BURY, URI)):
+        assert not hasattr(request, "__dict__"), type(request)
