@@ -19,20 +19,8 @@ MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
 
 # Rooms without a test file of their name, which one answers for them, and why.
 ANSWERED_FOR_BY = {
-    "__main__": ("tests/cli/test_process.py", "it only calls the command line, as the script that is installed does"),
-    "traces": ("tests/faults/test_cycles.py", "what errors hold shows where they are raised and kept"),
-    "protocol.replies": ("tests/unit/test_stream.py", "replies are parsed as they come: whole, byte by byte, cut"),
-    "protocol.request": ("tests/unit/test_stream.py", "a request is answered, acted on and failed by a stream"),
     "connection.channel": ("tests/io/test_conn.py", "what a Conn says goes through it"),
-    "connection.clock": ("tests/users/test_frozen_clock.py", "that nobody can freeze it shows in what waits"),
     "connection.connection": ("tests/io/test_conn.py", "a Conn adds little more than the checks of arguments to it"),
-    "connection.critical": ("tests/faults/test_entered_twice.py", "it is entered twice by signal handlers at any line"),
-    "connection.ending": ("tests/io/test_conn_close.py", "whoever waits is told of the end, however it came"),
-    "connection.forks": ("tests/faults/test_fork.py", "a fork is seen in processes, whatever they were at"),
-    "connection.two_in_one": ("tests/cli/test_buried.py", "the command line alone works through tubes with it"),
-    "connection.waking": ("tests/io/test_pipeline.py", "who is woken by a read, and who by nothing"),
-    "testing.arguments": ("tests/conformance/test_commands.py", "beanstalkd reads the same, or it would be wrong"),
-    "testing.wire": ("tests/conformance/test_commands.py", "beanstalkd says the same, or it would be wrong"),
 }
 
 # Figures of `python -m tests.house` that are not to grow again. What is larger has its reason here.
@@ -114,8 +102,8 @@ def test_make_targets_that_are_written_about_are_there():
 
 
 def named_after(room: str) -> str:
-    """`pool.put_queue` has a file `test_put_queue.py`."""
-    return f"test_{room.rpartition('.')[2].lstrip('_')}.py"
+    """`pool.put_queue` has a file `test_put_queue.py`, `__main__` has `test_main.py`."""
+    return f"test_{room.rpartition('.')[2].strip('_')}.py"
 
 
 def test_every_room_has_a_test_file_of_its_name_or_one_that_answers_for_it():

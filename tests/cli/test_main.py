@@ -1,13 +1,22 @@
-"""What all commands share: URIs, sentences, help and completion."""
+"""What all commands share: how they are called, URIs, sentences, help and completion."""
 
 from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import click
 import pytest
 
+import gstalk
 from gstalk.cli import cli
 from gstalk.testing import Server
-from tests.cli.running import UNUSED, run
+from tests.cli.running import COMMAND, UNUSED, run
 
 USAGE = "gstalk: {}; see 'gstalk {}--help'\n"
 
@@ -112,3 +121,40 @@ def test_completion_knows_commands_and_tubes(monkeypatch, place, clerk):
     assert complete(f"--uri {place.uri} purge fa") == ["fax"]
     monkeypatch.setenv("BEANSTALKD_URI", UNUSED)
     assert complete("purge ma") == []
+
+
+# -- how it is called ---------------------------------------------------------------------------------------------
+
+
+def test_both_ways_to_call_it():
+    script = Path(sysconfig.get_path("scripts")) / "gstalk"
+    if not script.exists():
+        found = shutil.which("gstalk")
+        assert found is not None
+        script = Path(found)
+    for command in ([str(script)], COMMAND):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, f"gstalk, version {gstalk.__version__}\n")
+
+
+def test_missing_extra_is_said_in_one_sentence(tmp_path):
+    (tmp_path / "click.py").write_text("raise ImportError('no click', name='click')")
+    done = subprocess.run(COMMAND, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "gstalk: the command line needs click: pip install 'gstalk[cli]'\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["nix"]])
+def test_module_that_is_run_is_the_command_line(monkeypatch, capfd, arguments):
+    """And says the same, and exits with the same code."""
+    monkeypatch.setattr(sys, "argv", ["gstalk", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("gstalk", run_name="__main__", alter_sys=False)
+    assert (ended.value.code or 0, *capfd.readouterr()) == run(*arguments)
+
+
+def test_module_that_is_imported_does_nothing(monkeypatch, capfd):
+    """As tools do that look at all modules of a package."""
+    monkeypatch.setattr(sys, "argv", ["gstalk", "nix"])
+    assert runpy.run_module("gstalk.__main__", run_name="gstalk.__main__")["__all__"] == []
+    assert capfd.readouterr() == ("", "")

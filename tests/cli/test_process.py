@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -48,17 +46,6 @@ def in_file(path: Path) -> list[bytes]:
 # -- exit codes ----------------------------------------------------------------------------------------------------
 
 
-def test_both_ways_to_call_it():
-    script = Path(sysconfig.get_path("scripts")) / "gstalk"
-    if not script.exists():
-        found = shutil.which("gstalk")
-        assert found is not None
-        script = Path(found)
-    for command in ([str(script)], COMMAND):
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stdout) == (0, f"gstalk, version {gstalk.__version__}\n")
-
-
 @pytest.mark.parametrize(
     ("line", "code", "err"),
     [
@@ -74,13 +61,6 @@ def test_both_ways_to_call_it():
 )
 def test_exit_code_and_sentence(own_server, line, code, err):
     assert shell(line, own_server.uri) == (code, "", err.format(uri=own_server.uri))
-
-
-def test_missing_extra_is_said_in_one_sentence(tmp_path):
-    (tmp_path / "click.py").write_text("raise ImportError('no click', name='click')")
-    done = subprocess.run(COMMAND, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "gstalk: the command line needs click: pip install 'gstalk[cli]'\n"
 
 
 # -- pipes ---------------------------------------------------------------------------------------------------------

@@ -6,12 +6,10 @@ methods, callbacks of weak references and hooks of a collector come in the same 
 
 from __future__ import annotations
 
-import gc
 import itertools
 import linecache
 import signal
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -504,17 +502,3 @@ def test_handler_in_the_greenlet_that_ends_a_wait_is_refused_with_nothing_sent(c
     assert len([where for where in refused if " in _run" in where or " in _end_wait" in where]) > 5
     stored = [result for result in results.values() if isinstance(result, int)]  # when the new connection was there
     assert connect().stats_tube(tube).current_jobs_ready == len(stored)
-
-
-def test_section_does_not_keep_a_hub_that_has_ended():
-    """Programs start and end threads by the thousand, each with a hub of its own."""
-
-    class Hub:
-        pass
-
-    hub: Any = Hub()
-    gone = weakref.ref(hub)
-    section_of(hub)
-    del hub
-    gc.collect()
-    assert gone() is None

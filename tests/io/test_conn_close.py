@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import time
-import warnings
-from collections.abc import Callable
 
 import gevent
 import pytest
@@ -14,8 +12,6 @@ from gevent import hub
 
 import gstalk
 from gstalk.connection.channel import Channel
-from gstalk.connection.pipeline import Pipeline
-from gstalk.protocol import commands
 from tests.io.calling import call, held, interrupt
 from tests.servers import wait_until
 
@@ -162,16 +158,6 @@ def test_dropped_conn_that_holds_jobs_gives_them_back_at_once(connect, server, t
         gc.enable()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_dropped_conn_closes_its_socket_also_where_warnings_are_errors(play):
-    dropped = gstalk.dial(play().uri)
-    pipe = dropped._connection.pipe
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        del dropped
-    assert pipe.failure is not None
-
-
 def test_dropped_conn_is_held_by_its_jobs(server, tube, connect):
     conn = gstalk.dial(server.uri)
     conn.watch(tube)
@@ -246,102 +232,3 @@ def test_close_that_is_put_off_comes_although_a_signal_strikes_it(connect, monke
     connection.pipe.soon(conn.close)
     wait_until(lambda: connection.pipe.failure is not None, 1)
     assert strikes == []
-
-
-# -- how a connection ends ------------------------------------------------------------------------------------------
-
-
-def ended_in(pipe: Pipeline, waiting: Callable[[], object], seconds: float = 5) -> list[BaseException]:
-    """Have a greenlet wait for a delete; in its middle something ends the connection. What is raised in it."""
-    raised: list[BaseException] = []
-    request = pipe.request(commands.DELETE, 7)
-    pipe.append(b"delete 7\r\n", request)
-
-    def wait() -> None:
-        try:
-            pipe.wait(request)
-        except gstalk.GstalkError as error:
-            raised.append(error)
-
-    waiter = gevent.spawn(wait)
-    gevent.sleep(0)
-    waiting()
-    waiter.join(seconds)
-    waiter.kill()
-    return raised
-
-
-def pipeline() -> Pipeline:
-    """One without a socket, which ends all the same."""
-    return Pipeline("beanstalk://here:11300", gevent.get_hub(), None)
-
-
-def test_end_comes_once_and_its_first_reason_counts():
-    pipe = pipeline()
-    told: list[str] = []
-    pipe.on_failure = lambda: told.append("over")
-
-    def fail_twice() -> None:
-        pipe.fail(gstalk.ConnectionLostError, "first", ValueError("why"))
-        pipe.fail(gstalk.ConnectionClosedError, "second")
-
-    (error,) = ended_in(pipe, fail_twice)
-    assert (type(error), str(error)) == (
-        gstalk.ConnectionLostError,
-        "delete 7 at beanstalk://here:11300: first; it was not sent",
-    )
-    late = pipe.error("touch 8")
-    assert (type(late), str(late)) == (
-        gstalk.ConnectionLostError,
-        "touch 8 at beanstalk://here:11300: first; it was not sent",
-    )
-    assert [str(each.__cause__) for each in (error, late)] == ["why", "why"]
-    assert (told, pipe.clear) == (["over"], False)
-
-
-@pytest.mark.parametrize("is_over", [False, True])
-def test_exception_that_strikes_a_read_ends_the_connection_and_wakes_those_whom_the_read_was_to_wake(is_over):
-    pipe = pipeline()
-
-    def strike() -> None:
-        pipe._wake_due = True  # a read is going on
-        if is_over:
-            pipe.fail(gstalk.ConnectionLostError, "the server closed the connection")
-        pipe.struck(KeyboardInterrupt())
-
-    (error,) = ended_in(pipe, strike)
-    assert isinstance(error, gstalk.ConnectionLostError)
-    what = "the server closed the connection; it was not sent"
-    assert str(error).endswith(what if is_over else "KeyboardInterrupt hit in the middle; the server may have acted")
-
-
-def test_end_of_the_hub_is_no_end_of_the_connections_own():
-    pipe = pipeline()
-    pipe.struck(gevent.GreenletExit())
-    assert pipe.failure is None
-
-
-def test_connection_of_a_thread_that_has_ended_is_let_go_without_a_word(conn, other, tube):
-    job = held(conn, tube)
-    pipe = conn._connection.pipe
-    watchers = pipe.watchers()
-    assert any(watcher.active for watcher in watchers)
-    pipe.abandon()
-    assert not any(watcher.active for watcher in watchers)
-    assert job.is_lost
-    wait_until(lambda: other.stats_tube(tube).current_jobs_ready == 1)
-    with pytest.raises(gstalk.ConnectionClosedError, match=r": its thread has ended; it was not sent$"):
-        conn.put(tube, b"x")
-    assert not conn.is_connected
-
-
-def test_requests_that_are_given_up_are_told_at_once_and_their_replies_still_taken():
-    pipe = pipeline()
-    (error,) = ended_in(pipe, lambda: pipe.give_up(lambda request: request.key == 7))
-    assert (type(error), str(error)) == (
-        gstalk.ConnectionClosedError,
-        "delete 7 at beanstalk://here:11300: you closed it; the server may have acted",
-    )
-    assert [request.key for request in pipe.requests] == [7]
-    assert ended_in(pipe, lambda: pipe.give_up(lambda request: False), 0.05) == []
-    assert pipe.failure is None

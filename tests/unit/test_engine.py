@@ -5,59 +5,6 @@ from __future__ import annotations
 import pytest
 
 from gstalk.testing.engine import Agenda, Bag, Engine
-from gstalk.testing.wire import Client
-from tests.conformance.test_commands import CASES
-
-
-class Talk:
-    """An engine with clients that are fed and read by hand."""
-
-    def __init__(self) -> None:
-        self.engine = Engine()
-        self.now = 0.0
-
-    def client(self) -> Client:
-        return Client(self.engine)
-
-    def say(self, client: Client, data: bytes) -> bytes:
-        client.feed(data, self.now)
-        return self.heard(client)
-
-    def heard(self, client: Client) -> bytes:
-        out = bytes(client.out)
-        client.out.clear()
-        return out
-
-    def at(self, now: float) -> None:
-        self.now = now
-        self.engine.tick(now)
-
-    def stats(self, client: Client, command: bytes) -> dict[str, str]:
-        lines = self.say(client, command + b"\r\n").decode().splitlines()
-        return dict(line.split(": ") for line in lines if ": " in line)
-
-
-@pytest.fixture
-def talk() -> Talk:
-    return Talk()
-
-
-@pytest.fixture
-def one(talk: Talk) -> Client:
-    return talk.client()
-
-
-@pytest.fixture
-def two(talk: Talk) -> Client:
-    return talk.client()
-
-
-@pytest.mark.parametrize(("sent", "reply"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_commands_are_answered_the_same_whole_and_byte_by_byte(sent, reply):
-    for pieces in [[sent], [sent[at : at + 1] for at in range(len(sent))]]:
-        talk = Talk()
-        client = talk.client()
-        assert b"".join(talk.say(client, piece) for piece in pieces) == reply
 
 
 def test_delay_ends_on_time(talk, one):
@@ -101,27 +48,6 @@ def test_touch_moves_the_end(talk, one):
     assert talk.stats(one, b"stats-job 1")["state"] == "reserved"
     talk.at(18)
     assert talk.stats(one, b"stats-job 1")["state"] == "ready"
-
-
-@pytest.mark.parametrize(("now", "reply"), [(8.9, b"TIMED_OUT\r\n"), (9, b"DEADLINE_SOON\r\n")])
-def test_last_second_is_told_to_who_asks(talk, one, now, reply):
-    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\n")
-    talk.at(now)
-    assert talk.say(one, b"reserve-with-timeout 0\r\n" * 3) == reply * 3
-
-
-def test_last_second_is_told_to_who_waits(talk, one):
-    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\nreserve-with-timeout 60\r\n")
-    talk.heard(one)
-    assert talk.engine.next_deadline == 9
-    talk.at(9)
-    assert talk.heard(one) == b"DEADLINE_SOON\r\n"
-
-
-def test_last_second_is_not_told_while_a_job_is_ready(talk, one):
-    talk.say(one, b"put 0 0 10 0\r\n\r\nreserve\r\nput 0 0 10 0\r\n\r\n")
-    talk.at(9.5)
-    assert talk.say(one, b"reserve\r\n") == b"RESERVED 2 0\r\n\r\n"
 
 
 def test_pause_ends_on_time(talk, one):
@@ -217,22 +143,6 @@ def test_client_that_waits_and_sends_more_keeps_the_place_that_this_gives_it(tal
     talk.engine.run(0)
     assert talk.heard(two) == b"RESERVED 1 0\r\n\r\nINSERTED 2\r\nUSING default\r\n"
     assert talk.heard(one) == b"PAUSED\r\nINSERTED 3\r\n"
-
-
-def test_client_that_is_gone_is_closed_at_the_reply_that_cannot_be_written(talk, one, two):
-    talk.say(one, b"reserve\r\n" + PUT * 3)
-    asked: list[bytes] = []
-
-    def is_gone() -> bool:
-        asked.append(bytes(one.out))
-        return len(asked) > 1
-
-    one.is_gone = is_gone
-    one.half_close()
-    talk.engine.run(0)
-    assert asked == [b"TIMED_OUT\r\n", b"TIMED_OUT\r\nINSERTED 1\r\n"]
-    assert one.ended
-    assert talk.stats(two, b"stats")["total-jobs"] == "1"
 
 
 def test_things_due_at_one_time_happen_in_the_order_in_which_they_were_asked_for(talk, one, two):

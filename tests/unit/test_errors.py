@@ -10,7 +10,6 @@ import pytest
 
 import gstalk
 from gstalk import errors
-from gstalk.traces import bare
 
 PARENTS = {
     "GstalkError": Exception,
@@ -153,19 +152,3 @@ def test_put_timeout_causes_are_a_copy():
 def test_retry_and_bury_keep_what_they_were_given():
     assert (errors.Retry().delay, errors.Retry().priority, errors.Bury().priority) == (None, None, None)
     assert (errors.Retry(3, 9).delay, errors.Retry(3, 9).priority, errors.Bury(9).priority) == (3, 9, 9)
-
-
-def test_bare_error_says_the_same_and_is_another_object():
-    for error in (each for each in SPECIMENS if isinstance(each, errors.GstalkError)):
-        error.__cause__ = cause = ValueError("why")
-        fresh = bare(error)
-        assert fresh is not error
-        assert (type(fresh), str(fresh), fresh.__dict__) == (type(error), str(error), error.__dict__)
-        assert (str(fresh.__cause__), fresh.__cause__ is not cause, fresh.__traceback__) == ("why", True, None)
-
-
-def test_bare_error_may_say_more():
-    error = errors.ConnectionLostError("put: cut", "maybe")
-    fresh = bare(error, "; again")
-    assert (str(fresh), fresh.sent) == ("put: cut; again", "maybe")
-    assert str(error) == "put: cut"

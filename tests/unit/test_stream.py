@@ -1,4 +1,4 @@
-"""Replies, from literal bytes: whole, byte by byte, with the next one following, and everything that is no reply."""
+"""A stream of replies, from literal bytes: whole, byte by byte, with the next one following; and what is no reply."""
 
 from __future__ import annotations
 
@@ -14,88 +14,16 @@ from hypothesis import strategies as st
 
 from gstalk import errors
 from gstalk.protocol import commands as c
-from gstalk.protocol.request import PENDING, Outcome, Request, lost
+from gstalk.protocol.request import PENDING, Request
 from gstalk.protocol.stream import Stream
+from tests.unit.test_replies import BROKEN, REPLIES
 
-STATS = b"---\nid: 7\ntube: null\nstate: ready\npri: 3\n"
-
-# The command, what its request knows, the reply as doc/protocol.txt gives it, and what comes of it.
-REPLIES: list[tuple[c.Command, Any, bytes, Any]] = [
-    (c.PUT, None, b"INSERTED 1\r\n", 1),
-    (c.PUT, None, b"INSERTED 18446744073709551615\r\n", 2**64 - 1),
-    (c.PUT, None, b"BURIED 5\r\n", errors.BuriedError),
-    (c.PUT, None, b"JOB_TOO_BIG\r\n", errors.JobTooBigError),
-    (c.PUT, None, b"DRAINING\r\n", errors.DrainingError),
-    (c.PUT, None, b"OUT_OF_MEMORY\r\n", errors.OutOfMemoryError),
-    (c.PUT, None, b"INTERNAL_ERROR\r\n", errors.InternalError),
-    (c.USE, b"t", b"USING t\r\n", "t"),
-    (c.LIST_TUBE_USED, None, b"USING $anything\r\n", "$anything"),
-    (c.RESERVE, None, b"RESERVED 7 2\r\nab\r\n", (7, b"ab")),
-    (c.RESERVE, None, b"RESERVED 7 4\r\n\r\n\r\n\r\n", (7, b"\r\n\r\n")),
-    (c.RESERVE, None, b"TIMED_OUT\r\n", None),
-    (c.RESERVE, None, b"DEADLINE_SOON\r\n", errors.DeadlineSoonError),
-    (c.RESERVE_JOB, 7, b"RESERVED 7 0\r\n\r\n", (7, b"")),
-    (c.RESERVE_JOB, 7, b"NOT_FOUND\r\n", errors.NotFoundError),
-    (c.DELETE, 7, b"DELETED\r\n", None),
-    (c.DELETE, 7, b"NOT_FOUND\r\n", errors.NotFoundError),
-    (c.RELEASE, 7, b"RELEASED\r\n", None),
-    (c.RELEASE, 7, b"BURIED\r\n", errors.BuriedError),
-    (c.BURY, 7, b"BURIED\r\n", None),
-    (c.TOUCH, 7, b"TOUCHED\r\n", None),
-    (c.WATCH, None, b"WATCHING 2\r\n", 2),
-    (c.IGNORE, None, b"WATCHING 1\r\n", 1),
-    (c.IGNORE, None, b"NOT_IGNORED\r\n", errors.NotIgnoredError),
-    (c.PEEK, 7, b"FOUND 7 1\r\nx\r\n", (7, b"x")),
-    (c.PEEK, 7, b"NOT_FOUND\r\n", None),
-    (c.PEEK_READY, None, b"FOUND 9 1\r\nx\r\n", (9, b"x")),
-    (c.PEEK_DELAYED, None, b"NOT_FOUND\r\n", None),
-    (c.PEEK_BURIED, None, b"NOT_FOUND\r\n", None),
-    (c.KICK, None, b"KICKED 0\r\n", 0),
-    (c.KICK_JOB, 7, b"KICKED\r\n", None),
-    (c.PAUSE_TUBE, b"t", b"PAUSED\r\n", None),
-    (c.LIST_TUBES, None, b"OK 21\r\n---\n- default\n- null\n\r\n", ["default", "null"]),
-    (c.LIST_TUBES_WATCHED, None, b"OK 14\r\n---\n- default\n\r\n", ["default"]),
-    (c.STATS_TUBE, b"t", b"NOT_FOUND\r\n", errors.NotFoundError),
-    (c.STATS_JOB, 7, b"NOT_FOUND\r\n", errors.NotFoundError),
-]
-# What must end the connection, for this command.
-BROKEN: list[tuple[c.Command, Any, bytes]] = [
-    (c.PUT, None, b"DELETED\r\n"),
-    (c.PUT, None, b"INSERTED\r\n"),
-    (c.PUT, None, b"INSERTED 0\r\n"),
-    (c.PUT, None, b"INSERTED 01\r\n"),
-    (c.PUT, None, b"INSERTED +1\r\n"),
-    (c.PUT, None, b"INSERTED 1_0\r\n"),
-    (c.PUT, None, b"INSERTED -1\r\n"),
-    (c.PUT, None, b"INSERTED 1 \r\n"),
-    (c.PUT, None, b"INSERTED 18446744073709551616\r\n"),
-    (c.PUT, None, b"INSERTED " + b"1" * 240 + b"\r\n"),
-    (c.PUT, None, b"JOB_TOO_BIG x\r\n"),
-    (c.PUT, None, b"BAD_FORMAT\r\n"),
-    (c.PUT, None, b"EXPECTED_CRLF\r\n"),
-    (c.PUT, None, b"UNKNOWN_COMMAND\r\n"),
-    (c.PUT, None, b"\r\n"),
+# What no parser of a reply gets to see: the stream itself finds it wrong.
+BROKEN_FRAMES: list[tuple[c.Command, Any, bytes]] = [
     (c.PUT, None, b"x" * 300),
-    (c.USE, b"t", b"USING u\r\n"),
-    (c.USE, b"t", b"USING\r\n"),
-    (c.RESERVE, None, b"RESERVED 7\r\n"),
-    (c.RESERVE, None, b"RESERVED 7 -1\r\n"),
-    (c.RESERVE, None, b"RESERVED 7 1073741825\r\n"),
-    (c.RESERVE, None, b"RESERVED 7 9223372036854775808\r\n"),
-    (c.RESERVE, None, b"RESERVED 7 x 2\r\nab\r\n"),
+    (c.PUT, None, b"\r\n"),
     (c.RESERVE, None, b"RESERVED 7 2\r\nabcd"),
-    (c.RESERVE, None, b"FOUND 7 2\r\nab\r\n"),
-    (c.RESERVE_JOB, 7, b"RESERVED 8 0\r\n\r\n"),
-    (c.PEEK, 7, b"FOUND 8 0\r\n\r\n"),
-    (c.DELETE, 7, b"RELEASED\r\n"),
     (c.DELETE, 7, b"DELETED \r\n"),
-    (c.RELEASE, 7, b"BURIED 7\r\n"),
-    (c.LIST_TUBE_USED, None, b"USING a b\r\n"),
-    (c.STATS_JOB, 7, b"OK 10\r\n---\nid: 8\n\r\n"),
-    (c.STATS_TUBE, b"t", b"OK 12\r\n---\nname: u\n\r\n"),
-    (c.STATS_JOB, 7, b"OK 4\r\nabcd\r\n"),
-    (c.STATS_JOB, 7, b"OK x 4\r\n---\n\r\n"),
-    (c.LIST_TUBES, None, b"OK 7\r\n---\n\xff\xff\n\r\n"),
 ]
 
 
@@ -128,7 +56,7 @@ def test_reply_is_read_however_it_is_cut(command, key, data, expected, size):
     assert stream.done == [first, second]
 
 
-@pytest.mark.parametrize(("command", "key", "data"), BROKEN)
+@pytest.mark.parametrize(("command", "key", "data"), BROKEN + BROKEN_FRAMES)
 @pytest.mark.parametrize("size", [1, 1000])
 def test_what_is_no_reply_of_this_command_breaks_the_protocol(command, key, data, size):
     stream, (first, second) = opened((command, key), (c.PUT, None))
@@ -428,31 +356,3 @@ def test_garbage_raises_nothing_and_is_never_taken_for_more_than_it_is(parts):
             break
     for request in requests:
         assert request.error is None or isinstance(request.error, errors.GstalkError)
-
-
-# -- a request -------------------------------------------------------------------------------------------------------
-
-
-def test_outcome_is_settled_by_a_result_or_an_error_and_hands_its_error_over():
-    open_, done, failed = Outcome(), Outcome(), Outcome()
-    done.succeed()
-    failed.succeed(7)
-    error = ValueError()
-    failed.fail(error)
-    assert [each.is_settled for each in (open_, done, failed)] == [False, True, True]
-    assert done.result is None
-    assert failed.take_error() is error
-    assert (failed.result, failed.error) == (None, None)  # kept, it would hold its frames
-
-
-@pytest.mark.parametrize(
-    ("command", "key", "name"), [(c.PUT, None, "put"), (c.DELETE, 7, "delete 7"), (c.USE, b"mail", "use mail")]
-)
-@pytest.mark.parametrize(("end", "sent", "what"), [(10, 9, "it was not sent"), (10, 10, "the server may have acted")])
-def test_lost_request_may_have_been_acted_on_if_the_kernel_took_all_of_it(command, key, name, end, sent, what):
-    request = Request(command, "beanstalk://q:11300", key)
-    request.end = end
-    error = lost(request, errors.ConnectionLostError, "gone", sent)
-    assert type(error) is errors.ConnectionLostError
-    assert str(error) == f"{name} at beanstalk://q:11300: gone; {what}"
-    assert error.sent == ("maybe" if sent >= end else "no")
