@@ -84,7 +84,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["gstalk", "gstalk.*"]),
-    py_modules=["_gstalk_pytest"],
+    py_modules=["_gstalk_pytest", "_gstalk_script"],
     package_data={"gstalk": ["py.typed"]},
     data_files=documents(),
     install_requires=["gevent>=24.2"],
@@ -123,7 +123,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["gstalk = gstalk.cli:main"],
+        "console_scripts": ["gstalk = _gstalk_script:main"],
         "pytest11": ["gstalk = _gstalk_pytest"],
     },
 )

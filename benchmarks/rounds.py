@@ -130,7 +130,8 @@ class Bed:
         return result
 
     def _terminator(self, port: int) -> Any:
-        from tests.servers import Terminator, make_certificates
+        from tests.certificates import make_certificates
+        from tests.servers import Terminator
 
         if self._tls is None:
             make_certificates(self._place)

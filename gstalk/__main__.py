@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gstalk.cli import main
+from _gstalk_script import main
 
 __all__: list[str] = []
 

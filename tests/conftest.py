@@ -20,7 +20,8 @@ from gevent import subprocess
 
 import gstalk
 from gstalk.testing import Beanstalkd
-from tests.servers import HAPROXY, Played, Terminator, make_certificates
+from tests.certificates import make_certificates
+from tests.servers import HAPROXY, Played, Terminator
 
 LIMIT = 60  # seconds for a test; `@pytest.mark.limit(seconds)` gives more
 SETTLING = 5  # seconds in which closed sockets and ended greenlets may go

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,41 +156,6 @@ PLACES = {
     "tls12": "crt {dir}/localhost.pem ssl-max-ver TLSv1.2",
     "idle": "crt {dir}/localhost.pem",
 }
-
-
-KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")  # made in no time, as RSA's are not
-
-
-def openssl(*args: str) -> None:
-    subprocess.run(["openssl", *args], check=True, capture_output=True)
-
-
-def make_certificate(place: Path, name: str, subject: str, days: str = "2") -> None:
-    """A certificate of our CA: `name.pem` holds it and its key."""
-    key, request, certificate, extra = (place / f"{name}.{suffix}" for suffix in ("key", "csr", "crt", "ext"))
-    extra.write_text(f"subjectAltName={subject}\n")
-    openssl("req", "-new", *KEY, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
-    openssl(
-        "x509", "-req", "-in", str(request), "-CA", str(place / "ca.crt"), "-CAkey", str(place / "ca.key"),
-        "-CAcreateserial", "-days", days, "-extfile", str(extra), "-out", str(certificate),
-    )  # fmt: skip
-    (place / f"{name}.pem").write_text(certificate.read_text() + key.read_text())
-
-
-def make_certificates(place: Path) -> None:
-    """A CA, and certificates good and bad."""
-    for name, subject in (("ca", "/CN=gstalk test CA"), ("self", "/CN=localhost")):
-        openssl(
-            "req", "-x509", *KEY, "-days", "2", "-subj", subject,
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1" if name == "self" else "keyUsage=keyCertSign",
-            "-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.crt"),
-        )  # fmt: skip
-    (place / "self.pem").write_text((place / "self.crt").read_text() + (place / "self.key").read_text())
-    make_certificate(place, "localhost", "DNS:localhost,DNS:under_score.example,DNS:*.wild.example")
-    make_certificate(place, "address", "IP:127.0.0.1")
-    make_certificate(place, "elsewhere", "DNS:elsewhere.example")
-    make_certificate(place, "client", "DNS:client")
-    make_certificate(place, "expired", "DNS:localhost", "-1")
 
 
 class Terminator:

@@ -113,7 +113,7 @@ def test_wheel_has_the_package_and_nothing_else(release, figures):
         figures["unpacked"] = sum(each.file_size for each in wheel.infolist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "gstalk").rglob("*.py")}
     inside = {name for name in names if ".dist-info/" not in name and not name.startswith(DOCUMENTS)}
-    assert inside == modules | {"gstalk/py.typed", "_gstalk_pytest.py"}
+    assert inside == modules | {"gstalk/py.typed", "_gstalk_pytest.py", "_gstalk_script.py"}
 
 
 def test_wheel_brings_documentation_and_examples(release):
@@ -239,6 +239,7 @@ def test_installed_package_works(python, tmp_path):
 
 
 def test_installed_command_and_fixtures_work(python, tmp_path):
+    assert "from _gstalk_script import main" in python.with_name("gstalk").read_text()  # see its first line
     with Beanstalkd() as server:
         for command in ([python.with_name("gstalk")], [python, "-m", "gstalk"]):
             run(*command, "--uri", server.uri, "demo", "--jobs", 100, cwd=tmp_path)

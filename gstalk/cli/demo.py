@@ -27,7 +27,7 @@ __all__ = ["demo"]
 PACED = 300  # jobs put one by one to an idle Consumer, to measure the latency
 GREENLETS = 30
 CONNECTIONS = 3
-AHEAD = 2000  # jobs at most that are put and not yet worked off: what a Ctrl-C has to clear away
+AHEAD = 500  # jobs at most that are put and not yet worked off: what a Ctrl-C has to clear away
 
 
 @click.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
 
 import click
 import gevent
@@ -12,27 +11,17 @@ from gevent.event import Event
 
 from gstalk.cli._durations import Duration
 from gstalk.cli._figures import look
+from gstalk.cli._listen import Listen, Place, join
 from gstalk.cli._output import complain
 from gstalk.cli._servers import TUBE, Outages, Servers
 
 __all__ = ["exporter", "metrics"]
 
+PORT = 9126  # where `exporter` listens
+
 of_tubes = click.option("--tube", "tubes", multiple=True, type=TUBE, help="A tube; may be repeated. Default: all.")
 timeout = click.option("--timeout", metavar="SECONDS", type=Duration(0, min_open=True), default=9.0,
                        show_default=True, help="How long a server may take; then it counts as down.")  # fmt: skip
-
-
-class _Listen(click.types.StringParamType):
-    name = "host:port"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        host, colon, port = str(value).rpartition(":")
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not (bare and colon and port.isascii() and port.isdigit() and int(port) < 65536):
-            self.fail(f"{value!r} is no HOST:PORT", param, context)
-        if ":" in bare and bare == host:
-            self.fail(f"{value!r} has an IPv6 address without brackets", param, context)
-        return bare, int(port)
 
 
 @click.command()
@@ -55,12 +44,13 @@ def metrics(servers: Servers, tubes: tuple[str, ...], timeout: float) -> None:
 
 
 @click.command()
-@click.option("--listen", metavar="HOST:PORT", type=_Listen(), default="127.0.0.1:9126", show_default=True,
-              help="Where to serve /metrics and /healthz; port 0 takes a free one.")  # fmt: skip
+@click.option("--listen", metavar="ADDRESS", type=Listen(), default=f"127.0.0.1:{PORT}", show_default=True,
+              help="Where to serve /metrics and /healthz: HOST, HOST:PORT, PORT, or :PORT for all addresses; "
+                   "port 0 takes a free one.")  # fmt: skip
 @of_tubes
 @timeout
 @click.pass_obj
-def exporter(servers: Servers, listen: tuple[str, int], tubes: tuple[str, ...], timeout: float) -> None:
+def exporter(servers: Servers, listen: Place, tubes: tuple[str, ...], timeout: float) -> None:
     """Serve the servers' and tubes' figures over HTTP, for Prometheus.
 
     The servers are asked when somebody asks for /metrics. One that is down is a metric (beanstalkd_up is 0); /healthz
@@ -81,13 +71,13 @@ def exporter(servers: Servers, listen: tuple[str, int], tubes: tuple[str, ...], 
     over = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, over.set)
-    serving = Exporter(see, listen)
+    host, port = listen.host, PORT if listen.port is None else listen.port
+    serving = Exporter(see, (host, port))
     try:
         url = serving.start()
     except OSError as error:
-        host, port = listen
         why = str(error.strerror or error).lower()
-        raise click.ClickException(f"can't listen on {host}:{port}: {why}") from None
+        raise click.ClickException(f"can't listen on {join(host, port)}: {why}") from None
     try:
         click.echo(url)
         over.wait()

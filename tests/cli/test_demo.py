@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from time import monotonic
+
+import pytest
 
 import gstalk
 from gstalk.testing import Beanstalkd
@@ -37,12 +40,15 @@ def test_demo_needs_no_server_and_prints_a_table() -> None:
     assert re.search(r"^jobs put +1,000\njobs done +999\njobs retried +10\njobs buried +1\n", out, re.MULTILINE)
 
 
+@pytest.mark.timing
 def test_demo_ctrl_c_ends_it_as_a_worker_and_leaves_nothing(own_server: Beanstalkd) -> None:
     with Terminal([*COMMAND, "--uri", own_server.uri, "demo", "--jobs", "500000"]) as seen:
         seen.wait_for("working off")
         seen.wait_for("/500000")
+        struck = monotonic()
         seen.type("\x03")
         assert seen.finish() == 1
+        assert monotonic() - struck < 3  # a third of a second where nothing else runs; half a million jobs took 15
         said = " ".join(seen.picture.text.split())
     found = re.search(
         r"gstalk: stopped as a worker stops: no more jobs were reserved, running handlers ended "

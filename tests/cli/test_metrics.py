@@ -572,9 +572,7 @@ def test_exporter_host_that_does_not_resolve_is_one_sentence():
     assert err.startswith("gstalk: can't listen on nowhere.invalid:9126: ")
 
 
-@pytest.mark.parametrize(
-    "listen", ["9126", ":9126", "here:", "here:x", "here:65536", "::1:9126", "here:-1", "[]:1", "h:²"]
-)
+@pytest.mark.parametrize("listen", ["here:", "unix:/tmp/socket"])  # test_serve.py has a table of what is right
 def test_exporter_wrong_address_is_wrong_usage(listen):
     code, out, err = run("exporter", "--listen", listen)
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from gevent import subprocess
 
 import gstalk
+from gstalk.cli._listen import Listen, Place, join
 from gstalk.testing import Beanstalkd
 from gstalk.testing.beanstalkd import free_port
 from tests.cli.running import COMMAND, Outcome, finish
@@ -52,6 +54,73 @@ def answers(uri: str) -> bool:
 
 def outcome(*flags: str) -> Outcome:
     return finish(begin(*flags))
+
+
+# -- where to listen, as `exporter` takes it, too ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("127.0.0.1", ("127.0.0.1", None)),
+        ("q1.example", ("q1.example", None)),
+        ("q1.example:11301", ("q1.example", 11301)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("11301", ("127.0.0.1", 11301)),
+        (":11301", ("0.0.0.0", 11301)),
+        ("::", ("::", None)),
+        ("::1", ("::1", None)),
+        ("fe80::1%eth0", ("fe80::1%eth0", None)),
+        ("2001:db8:0:0:0:0:0:1", ("2001:db8:0:0:0:0:0:1", None)),
+        ("[::1]", ("::1", None)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("unix:/run/socket", ("", None, "/run/socket")),
+        ("unix:here", ("", None, "here")),
+    ],
+)
+def test_address_to_listen_on(text, place):
+    assert Listen(unix=True).convert(text, None, None) == Place(*place)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "'' is no HOST, HOST:PORT, PORT or :PORT"),
+        (":", "':' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("here:", "'here:' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("here:x", "'here:x' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("here:-1", "'here:-1' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("h:²", "'h:²' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("a:b:1", "'a:b:1' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("[]:1", "'[]:1' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("[q1]:1", "'[q1]:1' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("[::1]1", "'[::1]1' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("unix:/run/socket", "'unix:/run/socket' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("here:65536", "port 65536 is larger than 65535"),
+        ("65536", "port 65536 is larger than 65535"),
+        ("::1:9126", "'::1:9126' may mean two things: write [::1]:9126, or [::1:9126]"),
+    ],
+)
+def test_address_to_listen_on_that_is_none(text, said):
+    with pytest.raises(click.BadParameter) as raised:
+        Listen().convert(text, None, None)
+    assert raised.value.message == said
+
+
+def test_address_is_shown_as_it_may_be_typed():
+    for host, port in (("127.0.0.1", 1), ("::1", 11300)):
+        assert Listen().convert(join(host, port), None, None) == Place(host, port)
+
+
+def test_port_behind_the_host():
+    port = free_port()
+    for listen in (f"127.0.0.1:{port}", str(port), f":{port}"):
+        host = "0.0.0.0" if listen.startswith(":") else "127.0.0.1"
+        with serving("-l", listen, uri=f"beanstalk://127.0.0.1:{port}") as process:
+            assert process.stdout.readline().decode() == f"beanstalk://{host}:{port}\n"
+
+
+# -- flags, signals, sockets ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,6 +184,7 @@ def test_unix_socket_is_named_by_its_whole_path_and_removed_at_the_end(tmp_path)
         (["-l", f"unix:/tmp/{'x' * 200}"], 1, "AF_UNIX path too long"),
         (["-z", "-1"], 2, "-1 is not in the range 0<=x<=1073741824"),
         (["-z", "1073741825"], 2, "1073741825 is not in the range 0<=x<=1073741824"),
+        (["-l", ":1", "-p", "2"], 2, "--listen has a port already: leave --port out"),
         (["-p", "65536"], 2, "65536 is not in the range 0<=x<=65535"),
     ],
 )
