@@ -166,7 +166,7 @@ class Io(Watcher):
         self.socket.watchers.pop(self, None)
 
     def is_ready(self) -> bool:
-        return bool(self.socket.ready() & self.events)
+        return self.active and bool(self.socket.ready() & self.events)
 
 
 class Async(Watcher):
@@ -285,15 +285,17 @@ class VirtualLoop:
         """A descriptor's state may have changed."""
         if socket.watchers:
             events = socket.ready()
-            for watcher in socket.watchers:
-                if watcher.events & events:
-                    self._ready[watcher] = None
+            if events:
+                for watcher in socket.watchers:
+                    if watcher.events & events:
+                        self._ready[watcher] = None
 
     @property
     def pending_callbacks(self) -> int:
         return sum(callback.pending for callback in self._callbacks)
 
     # -- running -----------------------------------------------------------------------------------------------
+    # All of a run goes through here, some thousand times: what is asked for most is kept in locals, and not called.
 
     def call(self, context: Any, callback: Any, args: Any) -> None:
         self._count()
@@ -308,33 +310,37 @@ class VirtualLoop:
                 raise
 
     def _count(self) -> None:
-        self.events += 1
-        if self._strikes and self._strikes[0][0] <= self.events:
+        events = self.events = self.events + 1
+        if self._strikes and self._strikes[0][0] <= events:
             heapq.heappop(self._strikes)[2]()
-        if self.events > self.most_events:
+        if events > self.most_events:
             self.most_events += 100_000  # so that what ends now can end
-            raise EndlessError(f"{self.events} events")
+            raise EndlessError(f"{events} events")
 
     def run(self, nowait: bool = False, once: bool = False) -> None:
         while True:
             self.turns += 1
             self.time += STEP
-            self._run_callbacks()
-            if not self.referred and not self._callbacks:
-                return
-            if not self._callbacks and not self._ready and not self.sent and not self._jump():
-                return  # somebody waits for what will never come
+            if self._callbacks:
+                self._run_callbacks()
+            if not self._callbacks:
+                if not self.referred:
+                    return
+                if not self._ready and not self.sent and not self._jump():
+                    return  # somebody waits for what will never come
             self._turn()
 
     def _jump(self) -> bool:
         """Go to the moment at which something is due; tell whether there is one."""
         agenda = self._agenda
         while agenda:
-            what = agenda[0][2]
-            if isinstance(what, Timer) and what.entry is not agenda[0]:
+            entry = agenda[0]
+            what = entry[2]
+            if isinstance(what, Timer) and what.entry is not entry:
                 heapq.heappop(agenda)  # it was stopped, or set anew
                 continue
-            self.time = max(self.time, agenda[0][0])
+            if entry[0] > self.time:
+                self.time = entry[0]
             return True
         return False
 
@@ -355,7 +361,7 @@ class VirtualLoop:
 
     def _turn(self) -> None:
         """Carry out what is due and what is ready."""
-        agenda = self._agenda
+        agenda, ready = self._agenda, self._ready
         batch: list[Watcher] = []
         while agenda and agenda[0][0] <= self.time:
             entry = heapq.heappop(agenda)
@@ -369,16 +375,15 @@ class VirtualLoop:
         if self.sent:
             batch += self.sent
             self.sent.clear()
-        batch += self._ready
+        batch += ready
         if len(batch) > 1:
             self.rng.shuffle(batch)
         for watcher in batch:
             if isinstance(watcher, Io):
-                if not watcher.active or not watcher.is_ready():
-                    self._ready.pop(watcher, None)
-                    continue
-                watcher.fire()
-                if not watcher.active or not watcher.is_ready():
-                    self._ready.pop(watcher, None)
+                if watcher.is_ready():
+                    watcher.fire()
+                    if watcher.is_ready():
+                        continue
+                ready.pop(watcher, None)
             else:
                 watcher.fire()

@@ -84,40 +84,42 @@ class Endpoint:
         return self.line.capacity - self._in_flight - len(self.peer.received)
 
     def ready(self) -> int:
-        events = 0
-        if self.received or self.has_end or self.error or self.is_reset:
-            events = READ
-        if self.error or self.is_reset or (self.is_connected and 3 * self.room >= self.line.capacity):
-            events |= WRITE
+        if self.error or self.is_reset:
+            return READ | WRITE
+        events = READ if self.received or self.has_end else 0
+        if self.is_connected:
+            capacity = self.line.capacity
+            if 3 * (capacity - self._in_flight - len(self.peer.received)) >= capacity:
+                events |= WRITE
         return events
 
-    def send(self, data: bytes | memoryview) -> int:
+    def send(self, data: bytes | bytearray | memoryview) -> int:
         self._raise_error()
         if self.is_reset or self.is_shut:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         taken = min(self.room, len(data)) if self.is_connected else 0
         if taken <= 0 < len(data):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        rng = self.line.rng
+        line = self.line
         part = bytes(data[:taken])
         if self.record is not None:
             self.record += part
-        if taken > 1 and rng.random() < self.line.slicing:
-            cuts = sorted(rng.randrange(1, taken) for _ in range(rng.randint(1, 3)))
-        else:
-            cuts = []
-        for start, end in itertools.pairwise([0, *cuts, taken]):
-            if start < end:
-                self._travel(part[start:end], b"")
+        if taken > 1 and line.rng.random() < line.slicing:
+            cuts = sorted(line.rng.randrange(1, taken) for _ in range(line.rng.randint(1, 3)))
+            for start, end in itertools.pairwise([0, *cuts, taken]):
+                if start < end:
+                    self._travel(part[start:end], b"")
+        elif taken:
+            self._travel(part, b"")
         self._in_flight += taken
         return taken
 
     def recv(self, size: int) -> bytes:
-        if self.received:
-            data = bytes(self.received[:size])
-            del self.received[:size]
-            peer = self.peer
-            self.loop.after(self.line.delay(), lambda: peer.notify())
+        received, peer = self.received, self.peer
+        if received:
+            data = bytes(received[:size])
+            del received[:size]
+            self.loop.after(self.line.delay(), peer.notified)
             return data
         if self.has_end:  # for a read the end of the stream comes before any error
             return b""
@@ -159,6 +161,10 @@ class Endpoint:
 
     # -- what the network does ---------------------------------------------------------------------------------
 
+    def notified(self) -> None:
+        """The other side has read something."""
+        self.notify()
+
     def fail(self, error: int) -> None:
         """The kernel gives the connection up."""
         if not self.is_reset and not self.is_closed:
@@ -184,31 +190,35 @@ class Endpoint:
     def _given_up(self) -> None:
         self.fail(errno.ETIMEDOUT)
 
-    def _travel(self, data: bytes, kind: bytes) -> None:
-        last = self._on_way[-1][0] if self._on_way else 0.0
-        self._on_way.append((max(last, self.loop.time + self.line.delay()), data, kind))
+    def _travel(self, data: bytes | bytearray, kind: bytes) -> None:
+        on_way = self._on_way
+        when = self.loop.time + self.line.delay()
+        if on_way and on_way[-1][0] > when:
+            when = on_way[-1][0]
+        on_way.append((when, data, kind))
         if not self._is_pumping:
             self._is_pumping = True
-            self._pump_at(self._on_way[0][0])
+            self._pump_at(on_way[0][0])
 
     def _pump_at(self, when: float) -> None:
-        when = max(when, self.stalled_until)
+        if when < self.stalled_until:
+            when = self.stalled_until
         if when == FOREVER:
             self._is_pumping = False
         else:
             self.loop.at(when, self._pump)
 
     def _pump(self) -> None:
-        now = self.loop.time
+        now, on_way = self.loop.time, self._on_way
         arrived = False
-        while self._on_way and self._on_way[0][0] <= now and self.stalled_until <= now:
-            _, data, kind = self._on_way.popleft()
+        while on_way and on_way[0][0] <= now and self.stalled_until <= now:
+            _, data, kind = on_way.popleft()
             self._arrive(data, kind)
             arrived = True
             if self.line.rng.random() < 0.5:
                 break  # whoever reads may find this piece alone
-        if self._on_way:
-            self._pump_at(max(self._on_way[0][0], now))
+        if on_way:
+            self._pump_at(max(on_way[0][0], now))
         else:
             self._is_pumping = False
         if arrived:

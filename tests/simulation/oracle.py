@@ -294,7 +294,8 @@ class Judge:
         for life in self.lives:
             self._close(life)
         gevent.joinall([child for life in self.lives for child in life.children], timeout=30)
-        gc.collect(0)  # a Conn that was dropped may stand in a circle
+        if any(life.has_dropped for life in self.lives):
+            gc.collect(0)  # a Conn that was dropped may stand in a circle
         gevent.sleep(2.0 + 3 * world.program.latency)
 
     def _close(self, life: Life) -> None:
@@ -329,12 +330,11 @@ class Judge:
     def look_at_what_is_left(self, root: Any) -> None:
         """No socket, watcher, timer, callback or greenlet; nothing that the servers still hold for anybody."""
         world = self.world
-        gc.collect(0)
-        left = [found for each in world.greenlets if (found := each()) is not None and found is not root]
-        alive = [greenlet for greenlet in left if not greenlet.ready()]
+        if world.sockets or world.loop.active - self.active_before or self._greenlets_left(root):
+            gc.collect(0)  # it costs a twentieth of a run, and mostly nothing stands in circles
+        alive, watchers = self._greenlets_left(root), world.loop.active - self.active_before
         if alive:
             world.violation("left", f"greenlets: {[f'{each!r} {_where(each)}' for each in alive][:3]}")
-        watchers = world.loop.active - self.active_before
         if watchers:
             world.violation("left", f"watchers: {[(type(each).__name__, each.callback) for each in watchers][:3]}")
         if world.loop.pending_callbacks:
@@ -349,6 +349,10 @@ class Judge:
                     world.violation(
                         "left", f"server {server.number} holds {[copy.id for copy in held]} for {life.number}"
                     )
+
+    def _greenlets_left(self, root: Any) -> list[Any]:
+        left = [found for each in self.world.greenlets if (found := each()) is not None and found is not root]
+        return [greenlet for greenlet in left if not greenlet.ready()]
 
     def _look_at_dials(self) -> None:
         """Who loses no connection dials no other, but for a recall: a Conn one, a Consumer for another server."""
