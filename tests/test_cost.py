@@ -23,11 +23,14 @@ import gstalk
 from gstalk.connection import pipeline
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.transport import Transport
+from gstalk.errors import DrainingError
+from gstalk.pool import put_queue
 from gstalk.pool.permits import Asking, Source
 from gstalk.protocol import commands
 from gstalk.protocol.request import Outcome, Request
 from gstalk.protocol.stream import Stream
 from gstalk.testing import Server
+from tests.servers import wait_until
 
 pytestmark = pytest.mark.timing  # how many answers come at a time depends on what else runs
 
@@ -140,6 +143,46 @@ def test_producer_put_many_greenlets_makes_few_calls(server):
     with gstalk.Producer(server.uri) as producer:
         producer.wait_connected()
         assert calls(2000, 64, lambda: producer.put("default", b"hello world")) < 25.2
+
+
+def test_producer_put_costs_the_same_with_many_connections(server, monkeypatch):
+    """Puts share reads and sends, each of which costs more than a put."""
+    monkeypatch.setattr(put_queue, "TOGETHER", 60)  # a millisecond is short for a process that is being counted
+    monkeypatch.setattr(put_queue, "TICK", 60)  # and its ticks are many
+
+    def cost(connections: int) -> tuple[float, int]:
+        with gstalk.Producer(server.uri, multiply=connections) as producer:
+            wait_until(lambda: len(producer._queue.pool.connections) == connections, 20)
+            with counted(monkeypatch) as seen:
+                number = calls(2000, 64, lambda: producer.put("default", b"hello world"))
+            return number, sum(seen.values())
+
+    (few, _), (many, shared) = cost(1), cost(100)
+    assert many < few * 1.2
+    assert shared < 600
+
+
+@pytest.mark.parametrize("connections", [1, 100])
+@pytest.mark.parametrize("waiting", [10, 3000])
+def test_looks_of_a_producer_at_its_connections_cost_the_same_however_many_puts_wait(server, connections, waiting):
+    with gstalk.Producer(server.uri, multiply=connections) as producer:
+        queue = producer._queue
+        wait_until(lambda: len(queue.pool.connections) == connections, 20)
+        (place,) = queue.pool.servers
+        place.health.stall()
+        puts = [gevent.spawn(producer.put, "default", b"x") for _ in range(waiting)]
+        gevent.sleep(0)
+        assert len(queue._line) == waiting
+        for look, most in (
+            (queue._tick, 3 * connections),
+            (lambda: queue.leave_alone(place, DrainingError("full")), 0),
+        ):
+            counted = Calls()
+            counted.watch()
+            look()
+            sys.setprofile(None)
+            assert sum(counted.seen.values()) <= most + 30
+        gevent.killall(puts)
 
 
 def test_put_one_greenlet_makes_few_calls(server):

@@ -14,7 +14,7 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk.pool.put_queue import FULL, PutQueue
+from gstalk.pool.put_queue import FULL, MOST_TOGETHER, TOGETHER, PutQueue
 from gstalk.pool.puts import Put
 from tests.servers import Played, wait_until
 from tests.speed import slowness
@@ -243,6 +243,62 @@ def test_work_of_a_put_that_is_refused_does_not_grow_with_those_in_line(play, co
 def test_work_of_a_put_that_is_refused_does_not_grow_with_the_connections(play, counted):
     few, many = steps(play, counted, 3000, 1), steps(play, counted, 3000, 30)
     assert many < few * 1.2
+
+
+# -- the load ----------------------------------------------------------------------------------------------------
+
+
+def test_puts_one_after_the_other_go_to_each_connection_in_turn(play):
+    played = [play() for _ in range(4)]
+    with gstalk.Producer([each.uri for each in played]) as producer:
+        connected(producer, 4)
+        for _ in range(12):
+            producer.put("default", b"x")
+    assert [each.count("put") for each in played] == [3] * 4
+
+
+@pytest.mark.parametrize("servers", [2, 4])
+def test_puts_at_the_same_time_share_a_connection_some_at_a_time(play, monkeypatch, servers):
+    monkeypatch.setattr("gstalk.pool.put_queue.TOGETHER", 60)  # a busy machine needs longer than a millisecond
+    played = [play() for _ in range(4)]
+    with gstalk.Producer([each.uri for each in played]) as producer:
+        connected(producer, 4)
+        ended, puts = outcomes(producer, servers * MOST_TOGETHER)
+        gevent.joinall(puts)
+        assert ended == {"id": servers * MOST_TOGETHER}
+    assert sorted(each.count("put") for each in played) == [0] * (4 - servers) + [MOST_TOGETHER] * servers
+    for each in played:
+        assert len([data for data in each.reads if b"put " in data]) <= 2  # the first one goes out at once
+
+
+def test_put_does_not_follow_another_that_has_waited_for_its_answer(play):
+    """Its server may be slow; the others have nothing to do."""
+    played = [play({"put": b""}), play(), play()]
+    with gstalk.Producer([each.uri for each in played]) as producer:
+        connected(producer, 3)
+        waiting: list[Any] = []
+        while not played[0].count("put"):
+            waiting.append(gevent.spawn(producer.put, "default", b"x"))
+            gevent.sleep(2 * TOGETHER)
+        for _ in range(2):
+            assert producer.put("default", b"x", timeout=5)
+        assert played[0].count("put") == 1
+        gevent.killall(waiting)
+
+
+def test_put_tried_again_does_not_follow_others_to_a_server_that_has_failed_it(play, monkeypatch):
+    """While another put that came at the same time is still under way there."""
+    monkeypatch.setattr("gstalk.pool.put_queue.TOGETHER", 60)
+    said = iter([b"INTERNAL_ERROR\r\n"])
+    bad, good = play({"put": lambda line: next(said, b"")}), play()
+    with gstalk.Producer([bad.uri, good.uri]) as producer:
+        connected(producer, 2)
+        if producer._queue._queue.queue[0].server.uri != bad.uri:
+            producer.put("default", b"x")
+        puts = [gevent.spawn(producer.put, "default", b"x") for _ in range(2)]
+        assert puts[0].get(timeout=5)
+        assert (bad.count("put"), puts[1].ready()) == (2, False)
+        gevent.killall(puts)
 
 
 # -- the line ----------------------------------------------------------------------------------------------------
