@@ -20,7 +20,6 @@ MADE_OF_NAMES = {"gstalk"}  # gstalk/__init__.py, which only hands names on
 # Rooms without a test file of their name, which one answers for them, and why.
 ANSWERED_FOR_BY = {
     "connection.channel": ("tests/io/test_conn.py", "what a Conn says goes through it"),
-    "connection.connection": ("tests/io/test_conn.py", "a Conn adds little more than the checks of arguments to it"),
 }
 
 # Figures of `python -m tests.house` that are not to grow again. What is larger has its reason here.
