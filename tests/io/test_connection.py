@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -12,54 +11,20 @@ from gevent import get_hub, getcurrent
 from gevent.event import Event
 
 import gstalk
-from gstalk.config import Config
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Connection
 from gstalk.connection.critical import critical
 from gstalk.connection.pipeline import Pipeline
 from gstalk.protocol import commands
 from gstalk.protocol.request import Request
-from gstalk.uri import parse_uri
 from tests.faults.hub import silent_hub
 from tests.io.calling import call, held
-from tests.servers import CUT, Played, ok, wait_until
+from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
 
 SILENCE = b""
 RESERVED = b"RESERVED 7 1\r\nx\r\n"
-
-
-class Line:
-    """A connection to a played server; what has been sent on it since it was made."""
-
-    def __init__(self, played: Played, config: Config) -> None:
-        self.played = played
-        self.connection = Connection(parse_uri(played.uri), config)
-        self._dialed = len(played.lines)
-
-    @property
-    def sent(self) -> list[bytes]:
-        """What the server has read; a command whose reply was waited for is always among it."""
-        return self.played.lines[self._dialed :]
-
-    def settle(self) -> list[bytes]:
-        """Have all that was sent answered; returns it."""
-        self.connection.call(commands.LIST_TUBE_USED, commands.plain(commands.LIST_TUBE_USED))
-        return [line for line in self.sent if line != b"list-tube-used"]
-
-
-@pytest.fixture
-def line(play: Callable[..., Played]) -> Iterator[Callable[..., Line]]:
-    """Connect to a server that says this."""
-    with ExitStack() as stack:
-
-        def start(replies: dict[str, Any] | None = None, config: Config = Config()) -> Line:  # noqa: B008  # a value
-            line = Line(play(replies or {}), config)
-            stack.callback(line.connection.cut)
-            return line
-
-        yield start
 
 
 # -- whose a job is ----------------------------------------------------------------------------------------------------
@@ -429,7 +394,7 @@ def test_touch_that_nobody_waits_for_tells_the_job_if_it_is_lost(line, reply, is
 
 def test_events_tell_of_what_nobody_waits_for(line):
     events: list[gstalk.Event] = []
-    talk = line({}, Config(event_func=events.append))
+    talk = line(event_func=events.append)
     talk.connection.delete_unwaited(talk.connection.hold(7, b"x"))
     talk.connection.give_back(talk.connection.hold(8, b"x"))
     wait_until(lambda: len(events) == 2)
