@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -18,7 +19,7 @@ from gstalk.connection.pipeline import Pipeline
 from gstalk.protocol import commands
 from gstalk.protocol.request import Request
 from tests.faults.hub import silent_hub
-from tests.io.calling import call, held
+from tests.io.calling import call, held, in_thread
 from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -532,6 +533,16 @@ def test_job_that_is_reserved_again_before_its_priority_is_told_is_not_released(
     assert talk.connection.reserved.holds(again)
 
 
+def test_job_that_is_reserved_again_before_its_priority_is_refused_is_lost_and_the_refusal_told(line):
+    talk = line({"stats-job": b"OUT_OF_MEMORY\r\n"})
+    job = talk.connection.hold(7, b"x")
+    releaser = call(talk.connection.release, job)
+    again = talk.connection.hold(7, b"x")
+    with pytest.raises(gstalk.OutOfMemoryError):
+        releaser.get(timeout=5)
+    assert (job.is_lost, again.is_lost) == (True, False)
+
+
 def test_job_that_the_server_has_taken_back_says_so(line):
     talk = line({"touch": b"NOT_FOUND\r\n"})
     job = talk.connection.hold(7, b"x")
@@ -553,6 +564,16 @@ def test_job_of_another_connection_is_refused_with_the_way_out(line):
         word = name.replace("_", "-")
         why = "another connection has reserved this job; use the job's own method"
         assert str(caught.value) == f"{word} 7 at {connection.uri}: {why}"
+
+
+@pytest.mark.parametrize("name", ["delete", "release", "bury", "touch", "kick_job", "stats_job"])
+def test_job_is_refused_in_another_thread_be_it_held_peeked_or_an_id(line, name):
+    talk = line()
+    job, peeked = talk.connection.hold(7, b"x"), talk.connection.peeked((8, b"x"), "mail")
+    method = getattr(talk.connection, name)
+    raised = in_thread(*(partial(method, each) for each in (job, peeked, 9)))
+    assert [type(error) for error in raised] == [gstalk.WrongHubError] * 3
+    assert (talk.settle(), job.is_finished) == ([], False)
 
 
 def test_statistics_of_a_job_tell_it_its_tube_and_lose_one_that_is_gone(line):
