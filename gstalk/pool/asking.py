@@ -151,9 +151,8 @@ class Asker(InHub):
         if self._end_wait(source):
             self._asking.watching_changed(source, monotonic())
         source.tubes = self._watch_list.tubes
-        requests = [
-            _tell_tube(source.connection, commands.WATCH, tube) for tube in watch
-        ]  # first: one tube must remain
+        # Watches go first: one tube must remain at each moment, or the server refuses an ignore.
+        requests = [_tell_tube(source.connection, commands.WATCH, tube) for tube in watch]
         return requests + [_tell_tube(source.connection, commands.IGNORE, tube) for tube in ignore]
 
     # -- what to ask -------------------------------------------------------------------------------------------
