@@ -340,6 +340,7 @@ def test_end_is_told_once_and_whoever_was_told_is_let_go(line):
     assert (told, job.is_lost, connection.is_connected) == (["over"], True, False)
     handed = (connection.on_failure, connection.on_closing, connection.reserved.on_settled, connection._end_wait)
     assert handed == (None, None, None, None)
+    assert not connection._finalizer.alive  # nor does anybody remember it until it is dropped
 
 
 def test_connection_that_nobody_refers_to_is_not_kept_by_its_pipe(play):
