@@ -151,9 +151,8 @@ class Asker(InHub):
         if self._end_wait(source):
             self._asking.watching_changed(source, monotonic())
         source.tubes = self._watch_list.tubes
-        requests = [
-            _tell_tube(source.connection, commands.WATCH, tube) for tube in watch
-        ]  # first: one tube must remain
+        # Watches go first: one tube must remain at each moment, or the server refuses an ignore.
+        requests = [_tell_tube(source.connection, commands.WATCH, tube) for tube in watch]
         return requests + [_tell_tube(source.connection, commands.IGNORE, tube) for tube in ignore]
 
     # -- what to ask -------------------------------------------------------------------------------------------
@@ -194,7 +193,7 @@ class Asker(InHub):
             if now >= self._speak_at:
                 self._speak(now)
             at = min(at, self._speak_at)
-        if at < self._rings_at or self._rings_at <= now:  # one that should have rung was struck by a signal
+        if at < self._rings_at:
             self.stop_timer()
             if at < NEVER:
                 self._timer = self.once(max(at - now, 0.0), self._on_timer)
@@ -245,10 +244,10 @@ class Asker(InHub):
         self._look()
 
     def stop_timer(self) -> None:
+        self._rings_at = NEVER  # first: a moment without its timer would keep the next one from being set
         if self._timer is not None:
             self._timer.close()
             self._timer = None
-        self._rings_at = NEVER
 
     def abandon(self) -> None:
         """The thread has ended, and with it the loop."""

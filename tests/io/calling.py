@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import gevent
+from gevent import get_hub
 
 from tests.servers import wait_until
 
-__all__ = ["SLACK", "call", "held", "hold", "interrupt", "waiting"]
+__all__ = ["SLACK", "call", "held", "hold", "in_thread", "interrupt", "waiting"]
 
 SLACK = 1.5  # seconds that a noisy machine may take on top
 
@@ -52,3 +55,22 @@ def waiting(conn, other):
 def hold(conn, other, tube, **params):
     """Have a connection hold a job of another tube than the one it watches."""
     return conn.reserve_job(other.put(f"{tube}-held", b"held", **params))
+
+
+def in_thread(*methods):
+    """Call things in another thread; returns what each raised, or `None`."""
+    raised: list[BaseException | None] = []
+
+    def run():
+        for method in methods:
+            try:
+                method()
+                raised.append(None)
+            except BaseException as error:
+                raised.append(error)
+        get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    return raised

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 from gevent import get_hub, getcurrent
 from gevent.event import Event
+from gevent.pool import Group
 
 import gstalk
+from gstalk.config import Config
+from gstalk.connection.hooks import Hooks
 from gstalk.pool.asking import Asker
+from gstalk.pool.permits import NEVER, Decision
+from gstalk.pool.schedule import WatchList
 from gstalk.testing import Beanstalkd
 from tests.servers import wait_until
 
@@ -252,3 +260,56 @@ def test_signal_that_strikes_where_a_handler_has_ended_leaves_its_permit_in_use(
     conn.put(tube, b"2")
     wait_until(lambda: len(got) == 2)
     assert strikes == []
+
+
+class Strikes:
+    """Ctrl-C before each of these lines, counted over all that run of the Asker."""
+
+    def __init__(self, *lines: int) -> None:
+        self.lines = lines
+        self.ran = 0
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if event == "line" and frame.f_code.co_filename.endswith("gstalk/pool/asking.py"):
+            self.ran += 1
+            if self.ran in self.lines:
+                raise KeyboardInterrupt  # and Python traces no more
+        return self.trace
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        sys.settrace(self.trace)
+        try:
+            function(*args)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+
+
+def test_next_look_has_its_timer_wherever_signals_strike(monkeypatch):
+    """Also a second one, while what the first one has struck begins anew."""
+    config = Config(error_func=lambda *_: None, info_func=lambda _: None)
+    begin_anew = Asker.struck
+
+    def trial(*lines: int) -> int:
+        strikes = Strikes(*lines)
+        crew: Any = SimpleNamespace(running=0)
+        asker = Asker(config, Hooks(config), crew, WatchList(("t",)), Group(), lambda _: None)
+        asker._asking.decide = lambda now: Decision([], 60.0)  # type: ignore[method-assign]
+        asker._due = True
+        asker._look()
+        timer = asker._timer
+        assert timer.active
+        monkeypatch.setattr(Asker, "struck", lambda self, error: strikes.call(begin_anew, self, error))
+        strikes.call(asker.run, asker._on_timer)
+        assert asker._rings_at == NEVER or asker._timer.active, lines
+        asker.is_over = True
+        asker.stop_timer()
+        timer.close()
+        return strikes.ran
+
+    most = trial()
+    assert most > 10
+    for first in range(1, most + 1):
+        for second in range(first + 1, trial(first) + 1):
+            trial(first, second)

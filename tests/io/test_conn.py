@@ -1,4 +1,4 @@
-"""Conn: dial, peeks, tubes and statistics, shown against the real beanstalkd, or a played one where it must."""
+"""Conn: peeks, tubes and statistics, shown against the real beanstalkd, or a played one where it must."""
 
 from __future__ import annotations
 
@@ -35,32 +35,6 @@ def test_peek_by_state_finds_the_next_job_of_the_tube(conn, tube):
     for state in ("ready", "delayed", "buried"):
         job = getattr(conn, f"peek_{state}")(tube)
         assert (job.body, job.tube, job.reserved_at) == (state.encode(), tube, None)
-
-
-def test_peek_ready_of_another_tube_than_the_used_one(conn, tube):
-    conn.put(tube, b"x")
-    conn.use("default")
-    assert conn.peek_ready(tube).body == b"x"
-    assert conn.list_tube_used() == tube
-
-
-def test_use_sets_the_used_tube(conn, tube):
-    assert conn.use(tube) is None
-    assert conn.list_tube_used() == tube
-
-
-def test_watch_and_ignore_return_how_many_are_watched(conn, tube):
-    assert conn.watch("another") == 2
-    assert conn.watch("another") == 2
-    assert sorted(conn.list_tubes_watched()) == sorted([tube, "another"])
-    assert conn.ignore("another") == 1
-    assert conn.ignore("never-watched") == 1
-
-
-def test_ignore_the_last_tube_raises_not_ignored(conn, tube):
-    with pytest.raises(gstalk.NotIgnoredError):
-        conn.ignore(tube)
-    assert conn.list_tubes_watched() == [tube]
 
 
 @pytest.mark.parametrize("name", ["null", "true", "1e5", "0x1F", "1_000", "2001-01-01", ".inf", "123", "+$;()/._"])

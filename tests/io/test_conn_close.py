@@ -8,10 +8,8 @@ import time
 
 import gevent
 import pytest
-from gevent import hub
 
 import gstalk
-from gstalk.connection.channel import Channel
 from tests.io.calling import call, held, interrupt
 from tests.servers import wait_until
 
@@ -170,25 +168,6 @@ def test_dropped_conn_is_held_by_its_jobs(server, tube, connect):
     owner.close()
 
 
-def test_call_in_the_hub_is_refused_and_sends_nothing(play, connect):
-    played = play()
-    conn = connect(played.uri)
-    caught = []
-
-    def in_hub():
-        for name, args in (("put", ("a", b"")), ("reserve", ()), ("delete", (1,)), ("stats", ())):
-            try:
-                getattr(conn, name)(*args)
-            except BaseException as error:
-                caught.append(type(error))
-
-    hub.get_hub().loop.run_callback(in_hub)
-    gevent.sleep(0.01)
-    assert caught == [gevent.exceptions.BlockingSwitchOutError] * 4
-    conn.list_tube_used()
-    assert not any(line.startswith((b"put", b"reserve", b"delete")) for line in played.lines)
-
-
 # -- fork --------------------------------------------------------------------------------------------------------
 
 
@@ -213,22 +192,3 @@ def test_forked_child_conn_raises_closed_and_its_jobs_lost_and_the_parent_goes_o
     assert other.stats_job(job.id).state == "reserved"
     job.delete()
     assert conn.stats_tube(tube).current_jobs_reserved == 0
-
-
-def test_close_that_is_put_off_comes_although_a_signal_strikes_it(connect, monkeypatch):
-    """In the middle of a callback in the hub, as by a signal handler."""
-    conn = connect()
-    connection = conn._connection
-    cut = Channel.cut
-    strikes = [KeyboardInterrupt()]
-
-    def struck(self: Channel) -> None:
-        if strikes:
-            raise strikes.pop()
-        cut(self)
-
-    monkeypatch.setattr(Channel, "cut", struck)
-    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: None)
-    connection.pipe.soon(conn.close)
-    wait_until(lambda: connection.pipe.failure is not None, 1)
-    assert strikes == []

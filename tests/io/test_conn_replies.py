@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from typing import Any
 
 import gevent
 import pytest
-from gevent import hub
 
 import gstalk
-from tests.io.calling import held
+from tests.io.calling import held, in_thread
 from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -194,25 +192,6 @@ def test_peeked_job_of_a_closed_conn_raises_connection_closed(conn, tube, name):
     conn.close()
     with pytest.raises(gstalk.ConnectionClosedError):
         getattr(job, name)()
-
-
-def in_thread(*methods):
-    """Call things in another thread; returns what each raised, or `None`."""
-    raised: list[BaseException | None] = []
-
-    def run():
-        for method in methods:
-            try:
-                method()
-                raised.append(None)
-            except BaseException as error:
-                raised.append(error)
-        hub.get_hub().destroy(destroy_loop=True)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: not thread.is_alive())
-    return raised
 
 
 def test_other_threads_hub_raises_wrong_hub_and_sends_nothing(play, connect):

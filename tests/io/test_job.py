@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 
-import gevent
 import pytest
 
 import gstalk
-from tests.faults.hub import silent_hub
 from tests.io.calling import call, held
-from tests.servers import CUT, ok, wait_until
+from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
 
@@ -57,125 +55,6 @@ def test_job_id_unknown_raises_not_found(conn, name):
     assert conn.is_connected
 
 
-@pytest.mark.parametrize("name", ["delete", "release", "bury"])
-def test_settle_by_conn_is_the_jobs_own_method(conn, tube, name):
-    job = held(conn, tube)
-    getattr(conn, name)(job)
-    assert job.is_finished
-    with pytest.raises(gstalk.JobFinishedError):
-        getattr(conn, name)(job)
-
-
-@pytest.mark.parametrize("name", ["delete", "release", "bury"])
-def test_settle_by_id_finishes_the_held_job(conn, tube, name):
-    job = held(conn, tube)
-    getattr(conn, name)(job.id)
-    assert job.is_finished
-    with pytest.raises(gstalk.JobFinishedError):
-        job.delete()
-
-
-@pytest.mark.parametrize("name", ["delete", "release", "bury"])
-def test_settle_by_peeked_job_finishes_the_held_one(conn, tube, name):
-    job = held(conn, tube)
-    peeked = conn.peek(job.id)
-    getattr(conn, name)(peeked)
-    assert job.is_finished
-
-
-@pytest.mark.parametrize("name", ["delete", "touch", "kick_job", "release", "bury"])
-def test_settle_job_that_another_connection_reserved_is_refused(conn, other, tube, name):
-    job = held(conn, tube)
-    with pytest.raises(gstalk.InvalidArgumentError):
-        getattr(other, name)(job)
-    assert job.stats().state == "reserved"
-    assert not job.is_finished
-
-
-def test_stats_job_of_a_job_that_another_connection_reserved_is_refused(play, connect, conn):
-    """Their servers may be different ones, where the same id means another job, or none."""
-    job = connect(play({"reserve-with-timeout": b"RESERVED 987654321 1\r\nx\r\n"}).uri).reserve_with_timeout(0)
-    with pytest.raises(gstalk.InvalidArgumentError):
-        conn.stats_job(job)
-    assert not job.is_lost
-
-
-def test_delete_peeked_job_of_another_connection_is_sent_as_it_is(conn, other, tube):
-    peeked = conn.peek(conn.put(tube, b""))
-    other.delete(peeked)
-    assert conn.peek(peeked.id) is None
-
-
-def test_delete_peeked_job_reserved_by_another_raises_not_found(conn, other, tube):
-    job = held(conn, tube)
-    peeked = other.peek(job.id)
-    with pytest.raises(gstalk.NotFoundError):
-        peeked.delete()
-    with pytest.raises(gstalk.NotFoundError):
-        other.delete(job.id)
-    job.delete()
-
-
-@pytest.mark.parametrize("by_id", [False, True])
-def test_release_without_priority_keeps_the_jobs_own(conn, tube, by_id):
-    job = held(conn, tube, priority=77)
-    conn.release(job.id if by_id else job, delay=50)
-    stats = conn.stats_job(job.id)
-    assert (stats.pri, stats.delay, stats.state, stats.releases) == (77, 50, "delayed", 1)
-
-
-def test_release_with_priority_and_fraction_of_delay(conn, tube):
-    job = held(conn, tube, priority=77)
-    job.release(5, 1.01)
-    stats = job.stats()
-    assert (stats.pri, stats.delay, stats.state) == (5, 2, "delayed")
-
-
-@pytest.mark.parametrize("by_id", [False, True])
-def test_bury_without_priority_keeps_the_jobs_own(conn, tube, by_id):
-    job = held(conn, tube, priority=77)
-    conn.bury(job.id if by_id else job)
-    stats = conn.stats_job(job.id)
-    assert (stats.pri, stats.state) == (77, "buried")
-
-
-def test_bury_with_priority(conn, tube):
-    job = held(conn, tube)
-    job.bury(0)
-    assert job.stats().pri == 0
-
-
-@pytest.mark.parametrize(
-    ("method", "args", "kind"),
-    [
-        ("release", (-1,), gstalk.InvalidArgumentError),
-        ("release", (2**32,), gstalk.InvalidArgumentError),
-        ("release", (1.5,), TypeError),
-        ("release", (1, float("nan")), gstalk.InvalidArgumentError),
-        ("release", (None, -1), gstalk.InvalidArgumentError),
-        ("release", (None, "1"), TypeError),
-        ("bury", (-1,), gstalk.InvalidArgumentError),
-        ("bury", (True,), TypeError),
-    ],
-)
-def test_settle_wrong_argument_leaves_the_job_unfinished(conn, tube, method, args, kind):
-    job = held(conn, tube)
-    with pytest.raises(kind):
-        getattr(job, method)(*args)
-    assert not job.is_finished
-    assert not job.is_lost
-    job.delete()
-
-
-def test_touch_starts_the_time_to_run_anew(conn, tube):
-    job = held(conn, tube, ttr=10)
-    wait_until(lambda: job.time_left() < 9)
-    job.touch()
-    assert job.time_left() >= 9
-    conn.touch(job)
-    conn.touch(job.id)
-
-
 def test_kick_makes_buried_jobs_ready_and_returns_how_many(conn, tube):
     for _ in range(3):
         held(conn, tube).bury()
@@ -198,15 +77,6 @@ def test_kick_wrong_bound_is_refused(conn, tube):
     for wrong in (True, "1", 1.5):
         with pytest.raises(TypeError):
             conn.kick(tube, wrong)
-
-
-def test_kick_job_by_id_by_job_and_by_its_own_method(conn, tube):
-    for kick in (lambda job: conn.kick_job(job.id), conn.kick_job, gstalk.Job.kick):
-        job = held(conn, tube, priority=0)
-        job.bury()
-        kick(job)
-        assert job.stats().state == "ready"
-        conn.delete(job.id)
 
 
 def test_kick_job_ready_raises_not_found(conn, tube):
@@ -279,29 +149,6 @@ def test_job_settling_that_failed_is_unfinished_again(play, connect, name, args,
     assert job.is_finished
 
 
-def test_job_release_whose_priority_cannot_be_asked_is_unfinished_again(play, connect):
-    played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", "stats-job": [b"OUT_OF_MEMORY\r\n", None]})
-    job = connect(played.uri).reserve_with_timeout(0)
-    with pytest.raises(gstalk.OutOfMemoryError):
-        job.release()
-    assert (job.is_finished, job.is_lost) == (False, False)
-    job.release()
-    assert played.lines[-1] == b"release 7 9 0"
-
-
-@pytest.mark.parametrize("pri", ["", "pri: -5\n", "pri: 4294967296\n"])
-def test_job_release_whose_priority_cannot_be_is_a_protocol_error(play, connect, pri):
-    told = ok(f"---\nid: 1\ntube: default\nstate: reserved\n{pri}")
-    played = play({"reserve-with-timeout": b"RESERVED 1 1\r\nx\r\n", "stats-job": told})
-    conn = connect(played.uri)
-    job = conn.reserve_with_timeout(0)
-    with silent_hub():
-        with pytest.raises(gstalk.ProtocolError, match="pri is"):
-            job.release()
-        assert job.is_lost
-        assert not conn.is_connected
-
-
 def test_job_release_answered_buried_raises_buried_and_is_finished(play, connect):
     played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", "release": b"BURIED\r\n"})
     job = connect(played.uri).reserve_with_timeout(0)
@@ -333,16 +180,6 @@ def test_job_stats_not_found(play, connect, name):
         getattr(job, name)()
 
 
-@pytest.mark.parametrize("name", ["delete", "release", "bury", "touch"])
-def test_job_by_id_not_found_raises_not_found_and_loses_the_held_one(play, connect, name):
-    played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", name: b"NOT_FOUND\r\n"})
-    conn = connect(played.uri)
-    job = conn.reserve_with_timeout(0)
-    with pytest.raises(gstalk.NotFoundError):
-        getattr(conn, name)(7)
-    assert job.is_lost
-
-
 @pytest.mark.slow
 def test_job_whose_time_is_over_is_lost(conn, other, tube):
     job = held(conn, tube, ttr=1)
@@ -368,37 +205,6 @@ def test_job_reserved_again_by_the_same_connection_the_older_is_lost_and_its_del
     assert again.stats().state == "reserved"
     again.delete()
     assert not stale.is_finished
-
-
-@pytest.mark.parametrize("reply", [b"DELETED\r\n", b"NOT_FOUND\r\n", b"INTERNAL_ERROR\r\n"])
-def test_job_reserved_again_before_its_delete_is_answered_the_answer_decides(play, connect, reply):
-    """So it is after a process was stopped for longer than its job's time to run."""
-    played = play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", "delete": reply})
-    conn = connect(played.uri)
-    job = conn.reserve_with_timeout(0)
-    reserver, deleter = call(conn.reserve_with_timeout, 0), call(job.delete)
-    gevent.joinall([reserver, deleter])
-    assert played.lines[-2:] == [b"reserve-with-timeout 0", b"delete 7"]
-    again = reserver.get()
-    if reply == b"DELETED\r\n":
-        assert deleter.successful()
-        assert (job.is_finished, job.is_lost, again.is_finished, again.is_lost) == (True, False, True, False)
-        with pytest.raises(gstalk.JobFinishedError):
-            again.delete()
-    else:
-        assert type(deleter.exception) is (gstalk.JobLostError if b"NOT" in reply else gstalk.InternalError)
-        assert (job.is_finished, job.is_lost, again.is_finished, again.is_lost) == (False, True, False, False)
-
-
-def test_job_whose_touch_finds_it_gone_while_its_delete_is_under_way_is_finished_if_that_succeeds(play, connect):
-    """The server deletes a job whose time is over, though it refuses to touch it, as long as nobody else has it."""
-    conn = connect(play({"reserve-with-timeout": b"RESERVED 7 1\r\nx\r\n", "touch": b"NOT_FOUND\r\n"}).uri)
-    job = conn.reserve_with_timeout(0)
-    toucher, deleter = call(job.touch), call(job.delete)
-    gevent.joinall([toucher, deleter])
-    assert type(toucher.exception) is gstalk.JobLostError
-    assert deleter.successful()
-    assert (job.is_finished, job.is_lost) == (True, False)
 
 
 def test_job_connection_gone_is_lost_and_sends_nothing(conn, other, tube):
