@@ -49,7 +49,7 @@ dist: $(READY)
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
-	@# Full marks are 10: the last two are for the address and the home, which only the owners can give.
+	@# Full marks are 10. The last two are the owners' to give: see CONTRIBUTING.md.
 	$(BIN)/pyroma --min=8 .
 
 lint: $(READY)

@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 # Where the repository is on its owners' forge, without a slash at the end. This is the one place that says so: with it
 # the package has its Project-URLs, and its page on the index links to files there; without it, it links to none.
 HOME = ""
+EMAIL = ""  # where its owners can be written to; CONTRIBUTING.md lists all that is theirs to fill in
 VERSION = "0.1.0"  # as in gstalk/__init__.py; tests/test_exports.py compares them
 
 ROOT = Path(__file__).resolve().parent
@@ -62,6 +63,7 @@ setup(
     long_description=description(),
     long_description_content_type="text/markdown",
     author="gstalk maintainers",
+    author_email=EMAIL or None,
     url=HOME or None,
     project_urls=urls() if HOME else {},
     license_expression="MIT",

@@ -121,8 +121,8 @@ class Consumer:
     def ignore(self, tube: str) -> None:
         """Watch a tube no longer, on all connections, from their next reserve on; during a `receive` or before it.
 
-        When this has returned, no more jobs of the tube are reserved. Jobs in hand are not touched: their handlers run
-        to their end. To ignore a tube that isn't watched changes nothing.
+        When this has returned, no more jobs of the tube are reserved. Jobs in progress are not affected: their
+        handlers run to their end. To ignore a tube that isn't watched changes nothing.
 
         Args:
             tube: As `Conn.put` takes it.

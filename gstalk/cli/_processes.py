@@ -108,9 +108,7 @@ class Processes:
             self._retire(self._trial)  # what it runs is old by now
         notify_reloading()
         before = [each for each in self._generations if not each.is_stopping]
-        self._say(
-            f"pid {os.getpid()} begins anew: the processes that are there stop when {self._plan.number} others work"
-        )
+        self._say(f"pid {os.getpid()} restarts its processes: the old ones stop when {self._plan.number} new ones work")
         trial = self._trial = self._begin(is_trial=True)
         is_good = trial.until_ready()
         if self._trial is not trial or self._asked:
@@ -121,7 +119,7 @@ class Processes:
             for each in before:
                 self._retire(each)
         else:
-            tell(f"pid {os.getpid()} can't begin anew: a new process failed; those that were there go on")
+            tell(f"pid {os.getpid()} can't restart its processes: a new one failed; the old ones go on")
             self._retire(trial)
         notify("READY=1")
 

@@ -198,7 +198,7 @@ class Worker:
         if not self._is_ending and self._book.begun and (size := resident()) > limit:
             self._say(
                 f"pid {os.getpid()} has grown to {size // MIB} MiB, beyond --max-memory {self._work.max_memory}: "
-                "starting anew"
+                "restarting"
             )
             self._begin_anew()
 
@@ -241,7 +241,7 @@ class Worker:
         """Stop when a file has changed."""
         while (changed := sources.changed()) is None:
             gevent.sleep(0.5)
-        self._say(f"{os.path.relpath(changed)} has changed: starting anew")
+        self._say(f"{os.path.relpath(changed)} has changed: restarting")
         self._begin_anew()
 
     # -- signals -----------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Worker:
             if self._consumer is None:
                 raise SystemExit(0)  # no job is in hand: the module is being imported, or all is over
             if is_first:
-                self._say(f"pid {os.getpid()} stops; {plural(len(self._book), 'job')} in hand")
+                self._say(f"pid {os.getpid()} stops; {plural(len(self._book), 'job')} in progress")
             self._stop()
             return
         self._pressed += 1
@@ -285,7 +285,7 @@ class Worker:
             self._on_stop(signal.SIGTERM, frame)
             return
         notify_reloading()
-        self._say(f"pid {os.getpid()} begins anew; {plural(len(self._book), 'job')} in hand")
+        self._say(f"pid {os.getpid()} restarts; {plural(len(self._book), 'job')} in progress")
         self._hung_up.set()
         self._begin_anew()
 

@@ -41,13 +41,13 @@ positive = Duration(0, min_open=True)
               help="How long handlers may go on after a signal.")  # fmt: skip
 @click.option("--burst", is_flag=True, help="End when no job is ready or reserved; delayed ones are not waited for.")
 @click.option("--max-jobs", metavar="N", type=click.IntRange(1), help="End after N jobs; a --processes parent goes on.")
-@click.option("--max-memory", metavar="MB", type=click.IntRange(1), help="A process grown beyond it begins anew.")
+@click.option("--max-memory", metavar="MB", type=click.IntRange(1), help="A process that holds more is restarted.")
 @click.option("--patch", is_flag=True, help="gevent.monkey.patch_all() before anything else is imported.")
-@click.option("--processes", metavar="N", type=click.IntRange(1), help="N processes, started anew when they die.")
+@click.option("--processes", metavar="N", type=click.IntRange(1), help="N processes, restarted when they die.")
 @click.option("--hang-timeout", metavar="SECONDS", type=Duration(1),
               help="Kill a process whose event loop stands still so long; its jobs go back.")  # fmt: skip
 @click.option("--heartbeat", metavar="FILE", help="Touch a file every second while the event loop turns.")
-@click.option("--reload", is_flag=True, help="Start anew when a file of an imported module changes; for development.")
+@click.option("--reload", is_flag=True, help="Restart when a file of an imported module changes; for development.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what goes wrong.")
 @click.option("-v", "--verbose", is_flag=True, help="A line on standard error for each job.")
 @click.option("--parent", type=int, hidden=True, help="A descriptor that comes to its end with the parent process.")
@@ -81,8 +81,8 @@ def work(
     for in the current directory too.
 
     SIGTERM and SIGINT (Ctrl-C): no more jobs are reserved, running handlers finish. A second one: they are ended at
-    once, and their jobs go back. SIGUSR1: prints what each greenlet is doing. SIGHUP: begins anew, with the code as it
-    is then: with --processes others start, and when they work, those that are there finish.
+    once, and their jobs go back. SIGUSR1: prints what each greenlet is doing. SIGHUP: restarts with the code as it is
+    then. With --processes new processes start, and when they work, the old ones finish.
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
@@ -176,7 +176,7 @@ def _banner(order: Work, processes: int | None, is_patched: bool) -> str:
         + (f"; at most {config.time_limit:g} s" if config.time_limit else "")
         + (f"; buried after {attempts} attempts" if attempts else "; tried again for ever"),
         "ends": " or ".join([*ends, f"SIGTERM or Ctrl-C, then {config.stop_timeout:g} s at most; again: at once"]),
-        "signals": f"kill -USR1 {os.getpid()} prints what greenlets do; kill -HUP {os.getpid()} begins anew",
+        "signals": f"kill -USR1 {os.getpid()} prints what greenlets do; kill -HUP {os.getpid()} restarts",
     }
     return "\n".join(
         [f"{order.target} works, pid {os.getpid()}, gstalk {gstalk.__version__}"]

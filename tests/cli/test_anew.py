@@ -97,7 +97,7 @@ def test_reload_keeps_the_interpreters_flags(start, conn, tube, tmp_path):
     conn.put(tube, b"x")
     wait_until(lambda: (tmp_path / "log").exists(), 30)
     (tmp_path / "flags.py").write_text(f"{SAYS_FLAGS}\n")
-    worker.wait_said("starting anew")
+    worker.wait_said("restarting")
     conn.put(tube, b"x")
     wait_until(lambda: len(said_flags(worker)) == 2, 30)
     worker.signal(signal.SIGTERM)

@@ -233,7 +233,7 @@ def test_blocked_worker_has_no_sign_of_life_and_tells_who_blocks_it(
     worker.wait_said(rf"is not monkey-patched .* blocked for 1\.\d {place}")
     beats, touched = manager.words.count("WATCHDOG=1"), (tmp_path / "alive").stat().st_mtime_ns
     worker.signal(signal.SIGTERM)
-    worker.wait_said(r"pid \d+ stops; 1 job in hand\n")
+    worker.wait_said(r"pid \d+ stops; 1 job in progress\n")
     worker.wait_said(rf"pid \d+ can't stop yet: its event loop is blocked for \d\.\d {place}")
     worker.signal(signal.SIGTERM)
     # Nor has a parent a sign of life, while one of its processes is blocked.
@@ -278,7 +278,7 @@ def test_hang_up_has_new_processes_work_before_the_old_ones_stop(start, conn, tu
 
     code.write_text("number = 1 / 0\n")
     worker.signal(signal.SIGHUP)
-    worker.wait_said("can't begin anew: a new process failed; those that were there go on")
+    worker.wait_said("can't restart its processes: a new one failed; the old ones go on")
     manager.wait("READY=1", 2)
     code.write_text(version("slow", "time.sleep(1000)"))
     worker.signal(signal.SIGHUP)
@@ -325,7 +325,7 @@ def test_hang_up_has_a_worker_finish_and_begin_anew(start, conn, tube, tmp_path,
     worker.wait_noted("new")
     manager.wait("READY=1", 2)
     manager.wait("WATCHDOG=1", 3)
-    assert "begins anew; 1 job in hand" in worker.errors
+    assert "restarts; 1 job in progress" in worker.errors
     assert pids(worker, "old") == pids(worker, "new") == {worker.process.pid}
     worker.signal(signal.SIGTERM)
     assert worker.end() == 0
@@ -407,7 +407,7 @@ def test_process_that_has_grown_is_replaced(start, conn, tube, tmp_path):
     )
     for name, worker in (("one", alone), ("child", parent)):
         conn.put(f"{tube}-{name}", name.encode())
-        worker.wait_said(r"pid \d+ has grown to \d+ MiB, beyond --max-memory 150: starting anew")
+        worker.wait_said(r"pid \d+ has grown to \d+ MiB, beyond --max-memory 150: restarting")
         conn.put(f"{tube}-{name}", name.encode())
     alone.wait_noted("done", 4)
     for worker in (alone, parent):

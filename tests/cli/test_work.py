@@ -382,7 +382,7 @@ def test_reload_starts_anew_when_a_file_changes(start, conn, tube, tmp_path, arg
     worker.wait_noted("done")
     (tmp_path / "helped.py").write_text("import tasks\ndef handle(job: tasks.returns(job)\n")
     worker.wait_said("SyntaxError")
-    assert "helped.py has changed: starting anew" in worker.errors
+    assert "helped.py has changed: restarting" in worker.errors
     conn.put(tube, b"new")
     (tmp_path / "helped.py").write_text("import tasks\ndef handle(job): tasks.note(b'reloaded', job)\n")
     worker.wait_noted("reloaded")

@@ -1,4 +1,8 @@
-"""Both servers, behind raw sockets: nothing of the client is used here."""
+"""Both servers, behind raw sockets: nothing of the client is used here.
+
+The embedded server is a beanstalkd 1.12. A later one says two things otherwise: 1.13 writes the names of tubes in
+statistics with quotes, and takes nothing but a plain number as a reserve's timeout.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,8 @@ class Wire:
         assert word == b"OK"
         lines = self._read(int(size) + 2).decode().splitlines()
         assert lines[0] == "---"
-        return dict(line.split(": ", 1) for line in lines[1:] if line)
+        said = dict(line.split(": ", 1) for line in lines[1:] if line)
+        return {key: value.strip('"') for key, value in said.items()}
 
     def replies(self, like: bytes) -> bytes:
         """Read as many replies as there are in `like`, each with a body where that has one."""
@@ -101,6 +106,14 @@ class Both:
             gevent.sleep(0.1)
         else:
             self.server.drain()
+
+    def refused_by_later_ones(self, wire: Wire) -> bool:
+        """Whether the last command, which 1.12 takes, was refused; that is right for a real server that is later."""
+        if not isinstance(self.server, Beanstalkd) or wire.silent():
+            return False
+        wire.expect(b"BAD_FORMAT\r\n")
+        assert wire.ask(b"stats\r\n")["version"] != "1.12"
+        return True
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -217,6 +217,8 @@ def test_lone_cr_gets_no_answer_and_eats_what_follows(wire):
 @pytest.mark.parametrize("timeout", [b"-1", b"2147483648", b"4294967295"])
 def test_timeouts_that_are_none_wait_for_ever(both, wire, timeout):
     wire.send(b"reserve-with-timeout " + timeout + b"\r\n")
+    if both.refused_by_later_ones(wire):
+        return
     assert wire.silent()
     both.wire().say(b"put 0 0 60 0\r\n\r\n", b"INSERTED 1\r\n")
     wire.expect(b"RESERVED 1 0\r\n\r\n")

@@ -7,6 +7,7 @@ process of its own; the tests look at what parent and children printed.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -304,5 +305,5 @@ def test_fork_hook_of_ours_that_raises_keeps_no_other_from_running(own_server):
     assert children == [{"child": "ConnectionClosedError"}, {"child": "works"}]
     assert parent["problems"] == []
     assert parent["stored"] == parent["acknowledged"]
-    assert errors.startswith("Exception ignored in: <function _after_in_child")
+    assert re.match("Exception ignored in.*<function _after_in_child", errors)  # Python 3.14 has two words more
     assert errors.count("ValueError: this one can't let go") == 1

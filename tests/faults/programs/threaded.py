@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter, sleep
@@ -16,6 +17,9 @@ from gevent.hub import Hub
 from gevent.threadpool import ThreadPool
 
 import gstalk
+
+# Python 3.12 and later may say so at each fork, and to fork beside threads is what is tried here.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 URI = sys.argv[2]
 NUMBER = int(sys.argv[3]) if len(sys.argv) > 3 else 0
