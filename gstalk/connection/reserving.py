@@ -39,9 +39,15 @@ GRACE = 0.1  # how much later than a caller's own clock the server's may be
 
 
 class Caller(Outcome):
-    """A greenlet in line: when its time is over, and the number of the last ask that went out for it."""
+    """A greenlet in line.
 
-    __slots__ = ("ask", "timer", "until")
+    Attributes:
+        until: When its time is over.
+        ask: The number of the last ask that went out for it.
+        was_recalled: Whether a wait on the server was its, too, and was recalled: the server may have acted.
+    """
+
+    __slots__ = ("ask", "timer", "until", "was_recalled")
 
     def __init__(self, until: float) -> None:
         self.result = PENDING  # as in Request, without a call
@@ -50,6 +56,7 @@ class Caller(Outcome):
         self.until = until
         self.ask = 0
         self.timer: Any = None
+        self.was_recalled = False
 
 
 class ReserveLine(InHub):
@@ -140,6 +147,8 @@ class ReserveLine(InHub):
         self._wait.then = None
         self._wait = None
         self._answered = self._asked
+        for each in self._callers:
+            each.was_recalled = True
         self._connection.recall()
         if self._callers:
             self._ask(self._callers[0])
@@ -278,7 +287,7 @@ class ReserveLine(InHub):
         if error is None:
             caller.result = job  # `succeed`, without a call
         else:
-            caller.fail(error)
+            caller.fail(_doubtful(error) if caller.was_recalled else error)
         self._connection.pipe.complete(caller)
 
     def _set_timer(self, seconds: float) -> None:
@@ -295,3 +304,12 @@ class ReserveLine(InHub):
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+
+
+def _doubtful(error: BaseException) -> BaseException:
+    """Say of what was never sent anew that the server may have acted, as long as it waited there."""
+    if not isinstance(error, DisconnectedError) or error.sent == "maybe":
+        return error
+    known = type(error)(f"{str(error).removesuffix('it was not sent')}the server may have acted", "maybe")
+    known.__cause__ = error.__cause__
+    return known

@@ -182,6 +182,23 @@ def test_ctrl_c_at_any_line_of_releases_leaves_nobody_waiting(interrupted, other
     figures |= {"lines": interrupted.lines, **interrupted.outcomes}
 
 
+def test_job_goes_back_where_ctrl_c_strikes_a_reserve_as_it_returns(server, other, tube):
+    """It has come, and its caller has been wakened, but nobody has it yet."""
+
+    class AsItReturns(Signal):
+        def is_due(self, frame: Any) -> bool:
+            has_come = any(isinstance(getattr(each, "result", None), gstalk.Job) for each in frame.f_locals.values())
+            return has_come and not self.where and gevent.getcurrent() is not gevent.get_hub()
+
+    other.put(tube, b"x")
+    other.watch(tube)
+    with gstalk.dial(server.uri) as conn:
+        conn.watch(tube)
+        [result] = AsItReturns(0).run([partial(conn.reserve_with_timeout, 5)])
+        assert isinstance(result, KeyboardInterrupt)
+        assert other.reserve_with_timeout(5) is not None
+
+
 def close_twice(conn: gstalk.Conn) -> None:
     """A close that Ctrl-C struck may have done nothing yet."""
     try:

@@ -26,9 +26,11 @@ from tests.simulation.world import World
 
 __all__ = ["Ledger", "Life", "Putting", "StruckError"]
 
+LONG = 200.0  # seconds: longer than a world lasts
 SWIFT = 0.03  # seconds that anything takes at most while nothing happens, but for what it waits for
 POLL = 0.05  # seconds that a command may stand behind a reserve
 UNTIL_SERVED = 1.5  # seconds that a job may be ready, and a handler free: turns, a quiet time, a recall
+REST = 0.049  # seconds in which nothing is asked where a wait was recalled
 SLACK = 0.15  # seconds that a wait may take on top of its promise: two ticks of the put queue, and the way
 
 
@@ -126,6 +128,7 @@ class Life:
         self.producers_made = 0
         self.closing = 0  # calls that close something, now
         self.has_dropped = False  # a Conn, which closes when nothing holds it any more
+        self.was_interrupted = False  # any of its calls, ever
         self.reserving = 0  # calls that reserve, now
         self.crowded_at = 0.0  # when there were several, the last time
         self.stalled_at = FOREVER  # when a put first came to know that a server stands still
@@ -275,15 +278,30 @@ class Life:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
-        """A wait is recalled for another server's sake at most once a second."""
-        now = self.world.now()
-        if not self.receiving or self.stopped_at is not None or self.plan.changes_tubes or not self.world.is_swift:
+        """A Consumer's wait is recalled for another server's sake alone, and at most once a second."""
+        now, world = self.world.now(), self.world
+        if not self.receiving or self.stopped_at is not None or self.plan.changes_tubes or world.blocked:
+            return
+        others = [number for number in self.plan.servers if number != server]
+        if not any(near.is_connected for number in others for near in world.living(self.number, number)):
+            world.violation("recalled", f"process {self.number} has recalled its wait at {server}, the only one it has")
+        if not world.is_swift:
             return
         if self.plan.options.get("multiply", 1) == 1 and now - self.recalled.get(server, 0.0) < 0.95:
-            self.world.violation(
-                "recalled", f"process {self.number} has recalled its wait at {server} twice in a second"
-            )
+            world.violation("recalled", f"process {self.number} has recalled its wait at {server} twice in a second")
         self.recalled[server] = now
+
+    def dialed(self, server: int) -> None:
+        """A wait that is recalled has ended when the new connection is dialed; else it could win the next job."""
+        is_alone = self.plan.conns.count(server) == 1 and self.is_clean and not self.has_dropped
+        if is_alone and self.world.servers[server].keeps_waiting(self.number, but_leaving=True):
+            self.world.violation("recalled", f"process {self.number} dials {server}, where its Conn still waits")
+
+    def asked(self, server: int) -> None:
+        """A server whose wait was recalled is not asked at once: it would be asked as often as all the others."""
+        rested = self.world.now() - self.recalled.get(server, 0.0)
+        if rested < REST and self.plan.options.get("multiply", 1) == 1 and self.is_clean:
+            self.world.violation("recalled", f"process {self.number} asks {server} {rested:.3f} s after its recall")
 
     def _count_reserved(self) -> None:
         # Forgotten timeouts may strike together: then a job is given back while the next one is asked for.
@@ -655,6 +673,7 @@ class Doing:
         except STRUCK as error:
             outcome = error
             self.ledger.interrupted[step.what] += 1
+            self.life.was_interrupted = True
             took = self.world.now() - began - (self.world.blocked - was_blocked)
             if error is self.limit and step.what not in SLOW and took > (step.limit or 0.0) + 0.02:
                 self.world.violation("prompt", f"{self}: ended {took:.3f} s after a timeout of {step.limit}")
@@ -856,12 +875,20 @@ class Doing:
             yield
         except gstalk.DisconnectedError as error:
             is_alone = self.world.connects[life.number, server] == 1 and life.crowded_at < began
-            is_alone = is_alone and not any(self.ledger.interrupted.values())
-            if error.sent == "no" and is_alone and self.world.servers[server].keeps_waiting(life.number):
-                self.world.violation("sent", f"{self}: {error!r}, but the server has it")
+            is_alone = is_alone and not life.was_interrupted
+            if error.sent == "no" and is_alone:
+                if self.world.servers[server].keeps_waiting(life.number):
+                    self.world.violation("sent", f"{self}: {error!r}, but the server has it")
+                clients = self.world.servers[server].clients_of(life.number)
+                self.world.loop.after(2 * self.world.way, partial(self._look_at_unsent, clients, began))
             raise
         finally:
             life.reserving -= 1
+
+    def _look_at_unsent(self, clients: list[RecordingClient], began: float) -> None:
+        """No job was given to whoever was told that nothing was asked for."""
+        if any(each.given_at >= began for each in clients):
+            self.world.violation("sent", f"{self}: it was said to be unsent, and the server has given a job")
 
     def _reserve_with_timeout(self, timeout: float) -> None:
         conn, server = self.life.conn(self.actor.conn)
@@ -921,8 +948,11 @@ class Doing:
             self._was_settled(each, what)
         elif isinstance(result, gstalk.JobStats) and (result.id, result.tube) != (job.id, job.tube):
             self.world.violation("reply", f"{self}: stats of another job")
-        elif what == "time_left" and not 0 <= result <= 60:
-            self.world.violation("reply", f"{self}: {result} s")
+        elif what == "time_left":
+            # A server that has not noticed the end of the job's time says since when that is over.
+            least = 0 if self.world.program.servers[each.server].silent_expiry else -LONG
+            if not least <= result <= 60:
+                self.world.violation("reply", f"{self}: {result} s")
 
     def _was_settled(self, each: Held, what: str) -> None:
         copies = self.world.servers[each.server].by_body.get(each.job.body, [])

@@ -209,6 +209,7 @@ class VirtualLoop:
         self._callbacks: list[Callback] = []
         self._agenda: list[tuple[float, int, Any]] = []
         self._strikes: list[tuple[int, int, Callable[[], object]]] = []
+        self._next_strike: float = most_events  # the number of events at which there is one, or too many
         self._numbers = itertools.count()
         self._ready: dict[Io, None] = {}
 
@@ -264,6 +265,7 @@ class VirtualLoop:
     def after_events(self, count: int, what: Callable[[], object]) -> None:
         """Have a function called between two callbacks, after so many more of them."""
         heapq.heappush(self._strikes, (self.events + count, next(self._numbers), what))
+        self._next_strike = min(self._next_strike, self._strikes[0][0])
 
     def compute(self, seconds: float) -> None:
         """Keep the hub for so long. The world goes on meanwhile; the program's timers and watchers have to wait."""
@@ -275,7 +277,9 @@ class VirtualLoop:
                 timers.append(entry)
             else:
                 self.time = max(self.time, entry[0])
-                self._count()
+                self.events += 1
+                if self.events >= self._next_strike:
+                    self._strike()
                 entry[2]()
         for entry in timers:
             heapq.heappush(self._agenda, entry)
@@ -298,7 +302,9 @@ class VirtualLoop:
     # All of a run goes through here, some thousand times: what is asked for most is kept in locals, and not called.
 
     def call(self, context: Any, callback: Any, args: Any) -> None:
-        self._count()
+        self.events += 1
+        if self.events >= self._next_strike:
+            self._strike()
         try:
             callback(*args)
         except BaseException as error:
@@ -309,13 +315,15 @@ class VirtualLoop:
             if isinstance(error, EndlessError):
                 raise
 
-    def _count(self) -> None:
-        events = self.events = self.events + 1
-        if self._strikes and self._strikes[0][0] <= events:
-            heapq.heappop(self._strikes)[2]()
-        if events > self.most_events:
+    def _strike(self) -> None:
+        strikes = self._strikes
+        if strikes and strikes[0][0] <= self.events:
+            what = heapq.heappop(strikes)[2]
+            what()
+        self._next_strike = min(strikes[0][0], self.most_events) if strikes else self.most_events
+        if self.events > self.most_events:
             self.most_events += 100_000  # so that what ends now can end
-            raise EndlessError(f"{events} events")
+            raise EndlessError(f"{self.events} events")
 
     def run(self, nowait: bool = False, once: bool = False) -> None:
         while True:
@@ -370,7 +378,9 @@ class VirtualLoop:
                 if what.entry is entry and what.active:
                     batch.append(what)
             else:
-                self._count()
+                self.events += 1
+                if self.events >= self._next_strike:
+                    self._strike()
                 what()
         if self.sent:
             batch += self.sent

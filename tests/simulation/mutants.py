@@ -393,17 +393,16 @@ MUTANTS = [
 ]
 
 
-#: Those that no seed finds, and why; the tests of their rooms do.
+#: Those that no seed finds: why, and which test does.
 UNSEEN = {
-    "a job is not given back when the reserve's caller leaves": "he is wakened in the read that answers him: only a "
-    "signal handler can strike between",
-    "an offer of room is not passed on": "the same",
-    "dismissed before the answer": "a job that comes then goes back: the caller's none is early, and nothing is lost",
-    "asks answered with sent no at the end": "a close must come while one caller waits, and nobody was interrupted",
-    "a starved server takes from itself": "it costs a dial, which is seen with a single server alone",
-    "a recalled connection asks at once": "it costs a command, and nothing else",
-    "a stop does not end the waits": "each connection is half-closed at the end all the same",
-    "a job that comes after the stop is not given back": "it goes back with its connection, at the end",
+    "a job is not given back when the reserve's caller leaves": "he is wakened in the read that answers him, so "
+    "that only a signal handler can strike between: faults/test_signal_everywhere.py::"
+    "test_job_goes_back_where_ctrl_c_strikes_a_reserve_as_it_returns",
+    "an offer of room is not passed on": "the next reply makes it again; where none is to come, and both are struck in "
+    "one turn: io/test_pipeline.py::test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next",
+    "a starved server takes from itself": "it takes several connections to one server, and the loss of another one "
+    "while all handlers work; then it costs a dial: "
+    "unit/test_permits.py::test_starved_connection_takes_nothing_from_its_own_server",
 }
 
 

@@ -117,9 +117,10 @@ class Endpoint:
     def recv(self, size: int) -> bytes:
         received, peer = self.received, self.peer
         if received:
+            if 3 * peer.room < self.line.capacity:  # else the other side could send all the time
+                self.loop.after(self.line.delay(), peer.notified)
             data = bytes(received[:size])
             del received[:size]
-            self.loop.after(self.line.delay(), peer.notified)
             return data
         if self.has_end:  # for a read the end of the stream comes before any error
             return b""

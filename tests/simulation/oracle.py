@@ -91,6 +91,8 @@ class Judge:
         world.on_ready = self._became_ready
         world.is_ending = lambda process: process >= len(self.lives) or self.lives[process].is_ending
         world.on_half_close = lambda process, server: self.lives[process].half_closed(server)
+        world.on_ask = lambda process, server: self.lives[process].asked(server)
+        world.on_dial = lambda process, server: self.lives[process].dialed(server)
 
     def _became_ready(self, server: Server, job: Job) -> None:
         for life in self.lives:
@@ -385,7 +387,7 @@ class Judge:
                     world.violation("acknowledged", f"{what}: id {put.result}, but the servers have {copies}")
                 if put.most > 1 and len(copies) > 1 and not self._was_disturbed(put):
                     world.violation("doubled", f"{what}: {len(copies)} copies, and nothing had come between")
-            elif put.sent == "maybe" and put.is_of_conn and not self._was_sent(put):
+            elif put.sent == "maybe" and put.is_of_conn and not self._was_sent(put) and not self._was_cut_short(put):
                 world.violation("sent", f"{what}: {put.error}, but the kernel never had all of it")
             elif copies and put.sent == "no" and not hostile:
                 world.violation("unsent", f"{what}: {put.error}, but the servers have {copies}")
@@ -396,6 +398,11 @@ class Judge:
 
     def _was_sent(self, put: Putting) -> bool:
         return any(put.body + b"\r\n" in sent for sent in self.world.sent[put.process])
+
+    def _was_cut_short(self, put: Putting) -> bool:
+        """Whether a close that was to send it, before which somebody's delete waited, may not have come to its end."""
+        is_cut = self.lives[put.process].was_interrupted or put.process in self.world.disturbed or self.world.blocked
+        return bool(is_cut) and "you closed it" in put.error
 
     def _was_disturbed(self, put: Putting) -> bool:
         return put.process in self.world.disturbed or bool(self.world.faults) or bool(self.world.blocked)

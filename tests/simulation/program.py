@@ -160,6 +160,11 @@ def generate(seed: int) -> Program:
     elif rng.random() < 0.02:  # a server takes nothing back
         faults = (Fault(0.05, "full", (0, 3.0)),)
         processes.append(_leaving(rng, latency))
+    special = Random(f"special {seed}")  # one of its own: so that other seeds' programs stay what they were
+    if special.random() < 0.08:
+        servers, processes, faults, latency = special.choice((_crowding, _closing, _stopping, _starving, _neighbour))(
+            special
+        )
     return Program(
         seed,
         servers,
@@ -253,6 +258,77 @@ def _leaving(rng: Random, latency: float) -> Process:
     return Process((Actor(puts), Actor((Step("sleep", (0.1,)), *leaves))), (0,), (0,), (), options)
 
 
+Situation = tuple[tuple[ServerPlan, ...], list[Process], tuple[Fault, ...], float]  # and its latency
+
+
+def _putting(rng: Random, tube: str, count: int, pause: float, servers: tuple[int, ...]) -> Process:
+    """Jobs that come one after the other."""
+    steps = []
+    for _ in range(count):
+        steps += [Step("put", (tube, 0, None, 0, 60, 15)), Step("sleep", (round(2 * pause * rng.random(), 6),))]
+    return Process((Actor(tuple(steps)),), (), servers, (), {"conn_timeout": 5, "reconnect_timeout": 1})
+
+
+def _crowding(rng: Random) -> Situation:
+    """Several who reserve on one Conn, each without time, while jobs come."""
+    latency = rng.choice((0.001, 0.01))
+    steps = []
+    for _ in range(15):
+        steps += [
+            Step("reserve_with_timeout", (rng.choice((0, 0, 0, 0.01)),)),
+            Step("settle", ("delete", None), pick=rng.getrandbits(32)),
+            Step("sleep", (round(4 * latency * rng.random(), 6),)),
+        ]
+    actors = tuple(Actor(tuple(steps[3 * number :]), 0.05) for number in range(3))
+    options = {"conn_timeout": 5, "reconnect_timeout": 1, "reserve_timeout": 1}
+    reserving = Process(actors, (0,), (0,), (), options)
+    return (ServerPlan(),), [_putting(rng, "default", 20, 4 * latency, (0,)), reserving], (), latency
+
+
+def _closing(rng: Random) -> Situation:
+    """A Conn that is closed while jobs are asked for and deleted on it."""
+    latency = rng.choice((0.001, 0.01))
+    asks = Actor((Step("reserve_with_timeout", (1,)),) * 20)
+    deletes = tuple(Step("settle", ("delete", None), pick=rng.getrandbits(32)) for _ in range(30))
+    closes = (Step("sleep", (round((10 + 20 * rng.random()) * latency, 6),)), Step("close"))
+    options = {"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 30}
+    process = Process((asks, Actor(deletes, 10 * latency), Actor(closes)), (0,), (0,), (), options)
+    return (ServerPlan(),), [_putting(rng, "default", 30, latency, (0,)), process], (), latency
+
+
+def _stopping(rng: Random) -> Situation:
+    """A Consumer that is stopped while some of its handlers work on, and jobs still come."""
+    options = {"conn_timeout": 5, "reconnect_timeout": 1, "reserve_timeout": rng.choice((1, 30))}
+    options |= {"num_greenlets": 4, "stop_timeout": 3}
+    receives = Actor((Step("receive", (round(0.2 + 0.8 * rng.random(), 6), None)), Step("receive-on")))
+    retry = {"max_attempts": None, "first_delay": 1, "max_delay": 2, "exhausted": "bury"}
+    handlers = ("overrun", *("delete",) * rng.choice((2, 15)))
+    consumer = Process((receives,), (), (0, 1), ("a",), options, retry, handlers)
+    pause = rng.choice((0.0, 0.02, 0.1))
+    return (ServerPlan(), ServerPlan()), [consumer, _putting(rng, "a", 40, pause, (0, 1))], (), 0.001
+
+
+def _starving(rng: Random) -> Situation:
+    """A Consumer with few handlers, which one of its servers has enough jobs for, and the others none."""
+    number = rng.choice((2, 3))
+    options = {"conn_timeout": 5, "reconnect_timeout": 1, "reserve_timeout": 30, "stop_timeout": 1}
+    options |= {"num_greenlets": rng.choice((2, 3))}
+    retry = {"max_attempts": None, "first_delay": 1, "max_delay": 2, "exhausted": "bury"}
+    consumer = Process((Actor((Step("receive-on"),)),), (), tuple(range(number)), ("a",), options, retry, ("sleep",))
+    return (ServerPlan(),) * number, [consumer, _putting(rng, "a", 40, 0.02, (0,))], (), 0.0001
+
+
+def _neighbour(rng: Random) -> Situation:
+    """A Consumer with several connections to each of two servers, one of which goes and comes back."""
+    options = {"conn_timeout": 5, "reconnect_timeout": 1, "reserve_timeout": 30, "multiply": rng.choice((2, 3))}
+    options |= {"num_greenlets": rng.choice((1, 2, 3, 4)), "stop_timeout": 1}
+    retry = {"max_attempts": None, "first_delay": 1, "max_delay": 2, "exhausted": "bury"}
+    handlers = tuple(rng.choice(("delete", "sleep", "sleep", "overrun")) for _ in range(4))
+    consumer = Process((Actor((Step("receive-on"),)),), (), (0, 1), ("a",), options, retry, handlers)
+    faults = tuple(Fault(round(2 * rng.random(), 6), "kill", (1, rng.choice((0.3, 3.0)))) for _ in range(3))
+    return (ServerPlan(), ServerPlan()), [consumer, _putting(rng, "a", 40, 0.05, (0, 1))], faults, 0.0001
+
+
 def _changing(rng: Random, duration: float) -> Actor:
     """Who changes the tubes that a Consumer watches, now and then."""
     steps = []
@@ -301,8 +377,8 @@ def _put(rng: Random) -> Step:
 
 def _put_many(rng: Random) -> Step:
     count, size = rng.choice((1, 3, 3, 10, 70)), _body(rng) % 5000
-    if rng.random() < 0.02:
-        count, size = 1500, 0  # more than a connection takes at once
+    if rng.random() < 0.004:
+        count, size = 1100, 0  # more than a connection takes at once; they cost as much as fifty other steps
     return Step("put_many", (rng.choice(TUBES), count, size, rng.choice((15, 3, 0.5))))
 
 

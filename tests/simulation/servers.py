@@ -24,6 +24,7 @@ from tests.simulation.program import Program
 __all__ = ["HOSTILE", "Copy", "Job", "Server"]
 
 QUIET = 0.25  # seconds for which a connection asks nothing when it was told DEADLINE_SOON
+PID = 12345  # what each server says of itself
 SERVICE = 5e-6  # seconds from bytes in to the server's turn
 WRONG = (b"BAD_FORMAT\r\n", b"UNKNOWN_COMMAND\r\n", b"EXPECTED_CRLF\r\n")
 HOSTILE = (
@@ -74,6 +75,10 @@ class RecordingEngine(Engine):
 
     server: Server
 
+    def stats(self, now: float) -> list[tuple[str, object]]:
+        """Without this process's own number: its digits would be one more or less, and cut the reply elsewhere."""
+        return [(name, PID if name == "pid" else value) for name, value in super().stats(now)]
+
     def insert(self, job: Job, now: float) -> None:
         self.server.inserted(job)
         super().insert(job, now)
@@ -109,6 +114,12 @@ class RecordingClient(Client):
         self.process = process
         self.hostile: bytes | None = None
         self.soon_at = -1.0  # when it was told DEADLINE_SOON
+        self.given_at = -1.0  # when it was given a job by a reserve of any job
+        self._word = b""  # its last command
+
+    def was_given(self, now: float) -> None:
+        if self._word != b"reserve-job":
+            self.given_at = now
 
     def take_turn(self, now: float) -> None:
         self.engine.server.at_work = self.process
@@ -135,6 +146,9 @@ class RecordingClient(Client):
             after, way = now - self.soon_at, server.world.way
             if way < after < QUIET - way and program.slicing == 0:
                 server.world.violation("deadline soon", f"process {self.process} asked {after:.3f} s after it was told")
+        self._word = word
+        if word == b"reserve-with-timeout":
+            server.world.on_ask(self.process, server.number)
         before: tuple[Job, int] | None = None
         if word in (b"release", b"bury", b"touch", b"kick-job"):
             job = self.engine.jobs.get(int(rest.split(b" ")[0]))
@@ -264,15 +278,20 @@ class Server:
         copy = self.copy_of(job)
         copy.reserved[client.process] += 1
         copy.reserved_at = now
+        client.was_given(now)
         for tube in client.watched:  # a reserve-job is told by the state before, which is gone; it passes nobody over
             first = tube.ready.first()
             if not tube.pause and first is not None and first.pri < job.pri and job.state == "ready":
                 self.world.violation("priority", f"job {first.id} was passed over by {job.id}")
         self.world.job_reserved(self, copy, client)
 
-    def keeps_waiting(self, process: int) -> bool:
-        """Whether a connection of a process waits for a job."""
-        return any(each.process == process and each.is_waiting for each in self._clients.values())
+    def clients_of(self, process: int) -> list[RecordingClient]:
+        return [each for each in self._clients.values() if each.process == process]
+
+    def keeps_waiting(self, process: int, but_leaving: bool = False) -> bool:
+        """Whether a connection of a process waits for a job; `but_leaving`: as in `reserved_by`."""
+        waiting = [end.peer for end, each in self._clients.items() if each.process == process and each.is_waiting]
+        return any(not (but_leaving and (near.is_shut or near.is_closed or near.is_reset)) for near in waiting)
 
     def reserved_by(self, process: int, but_leaving: bool = False) -> list[Copy]:
         """What connections of a process hold now; `but_leaving`: without those that it has ended or half-closed."""

@@ -41,6 +41,44 @@ FOUND["a reserve whose time is over waits on the server for the sake of another,
     jitter=0.0,
     slicing=0.0,
 )
+FOUND["a reserve that waited on the server is said to be unsent when its Conn is closed in the turn of its recall"] = (
+    Program(
+        seed=16000007544,
+        servers=(ServerPlan(silent_expiry=False, max_job_size=2000),),
+        processes=(
+            Process(
+                actors=(
+                    Actor(steps=()),
+                    Actor(steps=(), conn=1),
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put",
+                                args=(
+                                    "a",
+                                    0,
+                                    None,
+                                    0,
+                                    None,
+                                    15,
+                                ),
+                                pick=1598076721,
+                            ),
+                        ),
+                        conn=1,
+                    ),
+                    Actor(steps=(Step(what="reserve", limit=0.044892, pick=3403536727),), conn=1),
+                    Actor(steps=(Step(what="close", pick=766804255),)),
+                ),
+                conns=(0,),
+                servers=(0,),
+                options={"conn_timeout": 1, "reconnect_timeout": 3, "reserve_timeout": 30},
+            ),
+        ),
+        jitter=0.0,
+        slicing=0.0,
+    )
+)
 
 RESERVING = {"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 1}
 SAID_WRONGLY = {
@@ -123,6 +161,166 @@ SAID_WRONGLY = {
         ),
         jitter=0.0,
         slicing=0.0,
+    ),
+    "a job whose time is over, which its server has not noticed, has less than no time left": Program(
+        seed=16000008656,
+        servers=(ServerPlan(durable=False, silent_expiry=False),),
+        processes=(
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(what="watch", args=("c",), pick=2035123455),
+                            Step(what="reserve_with_timeout", args=(1,), pick=1192083496),
+                        ),
+                        conn=1,
+                    ),
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put",
+                                args=(
+                                    "c",
+                                    0,
+                                    5000,
+                                    1,
+                                    2,
+                                    15,
+                                ),
+                                pick=1183668433,
+                            ),
+                            Step(what="sleep", args=(2.995948,)),
+                            Step(what="reserve_with_timeout", args=(2.5,), pick=3181901205),
+                            Step(
+                                what="settle",
+                                args=(
+                                    "time_left",
+                                    None,
+                                ),
+                                pick=155064020,
+                            ),
+                        )
+                    ),
+                ),
+                conns=(
+                    0,
+                    0,
+                ),
+                servers=(0,),
+                options={"conn_timeout": 1, "reconnect_timeout": 0.1, "reserve_timeout": 30},
+            ),
+        ),
+        jitter=0.0,
+        slicing=0.0,
+    ),
+    "what a close is about to send is said to be sent, also where the close is interrupted": Program(
+        seed=16000008088,
+        processes=(
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(what="reserve_with_timeout", args=(1,), pick=1995679902),
+                            Step(what="reserve_job", pick=653166986),
+                            Step(what="reserve_with_timeout", args=(0,), pick=3926859266),
+                            Step(what="compute", args=(2.0,), pick=3165592569),
+                        )
+                    ),
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "a",
+                                    1,
+                                    0,
+                                    3,
+                                ),
+                                pick=1190765864,
+                            ),
+                            Step(what="reserve_with_timeout", args=(0.5,), pick=3708802104),
+                            Step(what="close", strike=11, pick=2896435507),
+                        ),
+                        start=0.06422,
+                        conn=1,
+                    ),
+                    Actor(
+                        steps=(
+                            Step(what="reserve", limit=0.457666, pick=2249558632),
+                            Step(what="reserve_with_timeout", args=(0,), pick=2453356266),
+                            Step(what="sleep", args=(0.0,)),
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "a",
+                                    1,
+                                    0,
+                                    3,
+                                ),
+                                pick=1949187223,
+                            ),
+                        ),
+                        conn=1,
+                    ),
+                    Actor(
+                        steps=(
+                            Step(what="reserve_with_timeout", args=(0.5,), pick=1985596662),
+                            Step(
+                                what="put",
+                                args=(
+                                    "a",
+                                    0,
+                                    None,
+                                    0,
+                                    None,
+                                    15,
+                                ),
+                                pick=1675078702,
+                            ),
+                            Step(what="sleep", args=(0.0,)),
+                            Step(
+                                what="put",
+                                args=(
+                                    "a",
+                                    70000,
+                                    5000,
+                                    0,
+                                    5,
+                                    0.5,
+                                ),
+                                limit=1.621379,
+                                pick=1622117119,
+                            ),
+                            Step(
+                                what="settle",
+                                args=(
+                                    "delete",
+                                    None,
+                                ),
+                                pick=3581929019,
+                            ),
+                        )
+                    ),
+                ),
+                conns=(0,),
+                servers=(0,),
+                options={"conn_timeout": 1, "reconnect_timeout": 3, "reserve_timeout": 1},
+            ),
+        ),
+        faults=(
+            Fault(
+                at=0.036574,
+                what="ambush",
+                args=(
+                    0,
+                    "end",
+                ),
+            ),
+        ),
+        latency=2e-05,
+        jitter=0.0,
+        slicing=0.5,
+        capacity=4000,
     ),
 }
 

@@ -65,6 +65,15 @@ def test_seed_runs_the_same_in_another_process():
     assert there.splitlines()[: len(here.trace)] == here.trace
 
 
+def test_seed_runs_the_same_whatever_the_number_of_the_process(monkeypatch):
+    """`stats` tells it; one digit less, and what slices a reply would cut it elsewhere."""
+    seeds, runs = (13, 143), []
+    for pid in (7, 1234567):
+        monkeypatch.setattr("gstalk.testing.engine.os.getpid", lambda pid=pid: pid)
+        runs.append([(outcome.events, outcome.seconds) for outcome in (run(generate(seed)) for seed in seeds)])
+    assert runs[0] == runs[1]
+
+
 def test_program_is_written_as_python():
     names = {name: value for name, value in vars(sys.modules["tests.simulation.program"]).items() if name[0].isupper()}
     for seed in range(30):

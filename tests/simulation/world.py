@@ -91,6 +91,8 @@ class World:
         self.sockets: dict[int, SimulatedSocket] = self.loop.descriptors
         self.on_ready: Callable[[Server, Any], None] = lambda server, job: None
         self.on_half_close: Callable[[int, int], None] = lambda process, server: None
+        self.on_ask: Callable[[int, int], None] = lambda process, server: None
+        self.on_dial: Callable[[int, int], None] = lambda process, server: None
         self.is_ending: Callable[[int], bool] = lambda process: False
         self.troubled: set[int] = set()  # servers that have had a fault, or a line to them
         self.connects: Counter[tuple[int, int]] = Counter()  # how often a process has dialed a server
@@ -183,6 +185,7 @@ class World:
         process, number = (int(part) for part in place[0].split(".")[2:])
         self._connections += 1
         self.connects[process, number] += 1
+        self.on_dial(process, number)
         plan = self.program
         rng = Random(f"line {plan.seed} {self._connections}")
         line = Line(rng, plan.latency, plan.jitter, plan.slicing, plan.capacity)
