@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from gstalk.errors import InvalidArgumentError
 from gstalk.job import Job, Seconds
 from gstalk.protocol import checks, commands
+from gstalk.records import record
 from gstalk.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Head:
     head: bytes
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PutParams(_Head):
     """A put's parameters, to be used again.
 
@@ -65,6 +65,12 @@ class PutParams(_Head):
     priority: int = 1024
     delay: int | float | timedelta = 0
     ttr: int | float | timedelta = 60
+
+    def __init__(  # spelled out: one is made for each put with keywords
+        self, priority: int = 1024, delay: int | float | timedelta = 0, ttr: int | float | timedelta = 60
+    ) -> None:
+        vars(self).update(priority=priority, delay=delay, ttr=ttr)
+        self.__post_init__()
 
     def __post_init__(self) -> None:
         priority = checks.check_priority(self.priority)
@@ -118,7 +124,7 @@ EVENT_KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened, for `Config.event_func`. What doesn't apply, or isn't known, is `None`.
 
@@ -140,8 +146,28 @@ class Event:
     exception: BaseException | None = None
     duration: float | None = None
 
+    def __init__(  # spelled out: one is made for each put and each job
+        self,
+        *,
+        kind: str,
+        uri: str | None = None,
+        tube: str | None = None,
+        job_id: int | None = None,
+        attempt: int | None = None,
+        exception: BaseException | None = None,
+        duration: float | None = None,
+    ) -> None:
+        write = object.__setattr__
+        write(self, "kind", kind)
+        write(self, "uri", uri)
+        write(self, "tube", tube)
+        write(self, "job_id", job_id)
+        write(self, "attempt", attempt)
+        write(self, "exception", exception)
+        write(self, "duration", duration)
 
-@dataclass(frozen=True, kw_only=True)
+
+@record(frozen=True, kw_only=True)
 class Config:
     """Settings; checked when made. Durations are seconds: int, float or timedelta.
 

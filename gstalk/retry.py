@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
 from gstalk.errors import Bury, InvalidArgumentError, Retry
 from gstalk.protocol import checks
 from gstalk.protocol.stats import JobStats
+from gstalk.records import record
 
 __all__ = ["Fate", "RetryPolicy", "judged"]
 
 LEAST_LOSSES = 3  # a stop that meets a job on its way counts like a loss: one or two of them say nothing about a job
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class RetryPolicy:
     """How failed jobs are tried again.
 
@@ -79,7 +79,7 @@ class RetryPolicy:
         return self.max_attempts is not None and losses >= max(self.max_attempts, LEAST_LOSSES) * (kicks + 1)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Fate:
     """What becomes of a job.
 

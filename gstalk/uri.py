@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import checks
+from gstalk.records import record
 
 __all__ = ["Address", "parse_uri", "server_name", "validate_uris"]
 
@@ -20,7 +20,7 @@ _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 MAX_HOST = 253  # characters, a final dot not counted: what DNS can carry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Address:
     """A server's address: host and port, or the path of a unix socket.
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"protocol", "errors", "uri", "config", "retry", "job", "traces"},
+    {"protocol", "errors", "uri", "config", "retry", "job", "records", "traces"},
     {"connection"},
     {"pool"},
     {"conn", "producer", "consumer"},

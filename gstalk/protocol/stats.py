@@ -8,11 +8,12 @@ is a key, a colon and the rest; what type it has is known from the field.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from functools import cache
 from typing import Any, TypeVar
 
 from gstalk.errors import ProtocolError
+from gstalk.records import record
 
 __all__ = ["JobStats", "ServerStats", "TubeStats", "parse_dict", "parse_list"]
 
@@ -103,7 +104,7 @@ def _parse(cls: type[T], data: bytes) -> T:
     return cls(**values, extra=extra)  # type: ignore[call-arg]  # T is one of the three below
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ServerStats:
     """What ``stats`` tells; fields as in doc/protocol.txt. A field that the server lacks is `None`."""
 
@@ -166,7 +167,7 @@ class ServerStats:
         return _parse(cls, data)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TubeStats:
     """What ``stats-tube`` tells; fields as in doc/protocol.txt. A field that the server lacks is `None`."""
 
@@ -192,7 +193,7 @@ class TubeStats:
         return _parse(cls, data)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class JobStats:
     """What ``stats-job`` tells; fields as in doc/protocol.txt. A field that the server lacks is `None`."""
 
