@@ -357,8 +357,9 @@ def test_connection_that_has_no_room_or_whose_server_is_not_usable_is_passed_ove
     stuck.connection.pipe.clear = False
     assert {queue.take(), queue.take()} == {good, last}
     assert (stuck.in_queue, stuck.in_flight) == (False, 0)
+    queue._enqueue(stuck)
+    assert not stuck.in_queue  # it has no room yet
     queue.done(good)
-    assert not stuck.in_queue  # it is none the better for that
     stuck.connection.pipe.clear = True
     queue._enqueue(stuck)
     good.health.stall()
@@ -401,7 +402,7 @@ def test_connection_to_another_server_is_looked_for_among_all_and_the_others_sta
 
 def test_puts_in_line_whose_time_is_over_come_first_in_their_order(start):
     queue = start()
-    never, late, soon, latest, later = places(queue, None, 8.0, 12.0, 9.0, 30.0)
+    never, late, soon, latest, later = places(queue, None, 8.0, 12.0, 10.0, 30.0)
     queue._end_late_in_line(10.0)
     assert list(queue._line) == [late, latest, never, soon, later]
     assert queue._earliest == 12.0
@@ -421,7 +422,8 @@ def test_line_is_served_some_at_a_time_while_there_is_a_connection(start, monkey
         queue._serving = False
     assert served == [2, 4, 5]
     queue._queue.get_nowait()
-    (blocked, late) = places(queue, None, 0.0)
+    monkeypatch.setattr(put_queue, "monotonic", lambda: 10.0)
+    (blocked, late) = places(queue, None, 10.0)
     queue._serve()
     assert not blocked.is_settled  # there is nothing to see for him
     queue._line.move_to_end(late, last=False)
@@ -491,11 +493,13 @@ def test_queue_whose_thread_has_ended_is_abandoned(start):
     assert [timer.active for timer in timers] == [False, False]
 
 
-def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start):
+def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start, monkeypatch):
     queue = start({"put": b""})
     member = queue.take()
     pipe = member.connection.pipe
-    for deadline in (None, monotonic() + 60, monotonic() - 1, monotonic() + 30):
+    now = monotonic()
+    monkeypatch.setattr(put_queue, "monotonic", lambda: now)
+    for deadline in (None, now + 60, now, now + 30):
         queue.send(member, "default", b"put 0 0 60 0\r\n\r\n", deadline)
     requests = list(pipe.requests)
     assert member.earliest == requests[2].deadline
@@ -543,3 +547,52 @@ def test_connection_that_has_gone_is_a_member_no_more(start):
     assert list(queue._members.values()) == [second]
     assert queue._members_of[first.server] == {second.connection: second}
     first.connection.cut()
+
+
+@pytest.mark.parametrize("puts", [0, 1])
+def test_queue_that_another_thread_closes_is_severed_there_unless_puts_are_under_way_and_ends_in_its_own_hub(
+    start, monkeypatch, puts
+):
+    queue, severed = start({}, {}), []
+    monkeypatch.setattr(Pipeline, "sever", lambda pipe: severed.append(pipe))
+    pipes = [member.connection.pipe for member in queue._members.values()]
+    queue.leave_alone(queue.pool.servers[0], gstalk.DrainingError("put: draining"))
+    (timer,) = queue._resting.values()
+    queue.puts = puts
+    queue.hub.threadpool.apply(queue.close_from_outside)
+    assert (queue.is_ready, queue.is_ending) == (False, True)
+    assert sorted(map(id, severed)) == ([] if puts else sorted(map(id, pipes)))
+    wait_until(lambda: all(pipe.failure is not None for pipe in pipes), 5)
+    assert not timer.active
+    queue.puts = 0
+
+
+def test_puts_that_end_without_a_wait_have_others_run_after_a_while(start, monkeypatch):
+    queue = start()
+    turns: list[int] = []
+
+    def others_run(seconds: float) -> bool:
+        monkeypatch.setattr(put_queue, "BREATH", seconds)
+        turns.clear()
+        queue.hub.loop.run_callback(turns.append, 1)
+        queue.breathe()
+        return bool(turns)
+
+    assert not others_run(60.0)  # from here on
+    assert queue._held_since is not None
+    assert not others_run(60.0)
+    assert others_run(-1.0)
+    gevent.sleep(0)
+    assert queue._held_since is None  # the hub has run: a new while
+
+
+def test_look_at_all_connections_is_none_where_a_read_may_be_under_way(start, monkeypatch):
+    queue, looked = start(multiply=2), []
+    monkeypatch.setattr(Pipeline, "look", lambda pipe: looked.append((pipe, queue.section.owner)))
+    queue.look()
+    assert {pipe for pipe, _ in looked} == {member.connection.pipe for member in queue._members.values()}
+    assert {owner for _, owner in looked} == {gevent.getcurrent()}
+    looked.clear()
+    with queue.section:
+        queue.look()
+    assert looked == []
