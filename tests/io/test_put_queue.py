@@ -338,6 +338,8 @@ def test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_o
     (member,) = queue._members.values()
     assert set(taken) == {member}
     assert (member.in_flight, member.in_queue, queue._queue.qsize(), queue.take()) == (FULL, False, 0, None)
+    queue._enqueue(member)
+    assert not member.in_queue
     queue.done(member)
     assert (member.in_flight, member.in_queue, queue._queue.qsize()) == (FULL - 1, True, 1)
     queue.done(member)
@@ -415,12 +417,12 @@ def test_line_is_served_some_at_a_time_while_there_is_a_connection(start, monkey
     monkeypatch.setattr(put_queue, "AT_A_TIME", 2)
     queue = start()
     waiting = places(queue, *[None] * 5)
-    served: list[int] = []
+    served: list[tuple[int, bool]] = []
     for _ in range(3):
         queue._serve()
-        served.append(sum(place.is_settled for place in waiting))
-        queue._serving = False
-    assert served == [2, 4, 5]
+        served.append((sum(place.is_settled for place in waiting), queue._serving))
+        queue._serving = True  # else the hub would go on by itself
+    assert served == [(2, True), (4, True), (5, False)]
     queue._queue.get_nowait()
     monkeypatch.setattr(put_queue, "monotonic", lambda: 10.0)
     (blocked, late) = places(queue, None, 10.0)
@@ -444,7 +446,9 @@ def test_server_that_takes_no_jobs_is_left_alone_and_comes_back(start, monkeypat
     assert queue._resting == {first.uri: timer}  # it is not left alone for longer
     queue.leave_alone(second, gstalk.OutOfMemoryError("put: no room"))
     assert (str(queue.refusal_of_all), queue.is_hopeless, queue.take()) == ("put: no room", True, None)
+    waiting = gevent.spawn(queue.pool.wait_change, 5)
     wait_until(lambda: not queue._resting, 5)
+    assert waiting.get() is True  # whoever waits for a server that is usable is told
     assert (first.health.is_usable, queue.refusal_of_all, queue.is_hopeless) == (True, None, False)
     assert {queue.take().server, queue.take().server} == {first, second}
 
@@ -489,6 +493,8 @@ def test_queue_whose_thread_has_ended_is_abandoned(start):
     assert not queue.is_abandoned
     for greenlet in queue.abandon():
         greenlet.kill()
+    queue.leave_alone(queue.pool.servers[1], gstalk.DrainingError("put: draining"))  # an answer that was read before
+    assert len(queue._resting) == 1
     assert (queue.is_ready, queue.is_ending, queue.is_abandoned) == (False, True, True)
     assert [timer.active for timer in timers] == [False, False]
 
