@@ -121,6 +121,15 @@ def test_command_that_acts_on_a_job_notes_what_it_did(talk, one, sent, stats):
     assert talk.stats(one, b"stats-job 1").items() >= stats.items()
 
 
+def test_client_that_has_been_answered_has_something_to_be_sent(talk, one, two):
+    """Whoever serves them looks at those alone."""
+    talk.engine.talking.clear()
+    talk.say(two, b"reserve\r\n")
+    assert list(talk.engine.talking) == []
+    talk.say(one, PUT)
+    assert set(talk.engine.talking) == {one, two}
+
+
 def test_time_to_run_of_zero_is_one_second(talk, one):
     talk.say(one, b"put 0 0 0 0\r\n\r\n")
     assert talk.stats(one, b"stats-job 1")["ttr"] == "1"
@@ -242,6 +251,7 @@ def test_client_that_waits_is_on_the_lists_of_all_its_tubes_until_it_is_answered
         (b"use a\nb\r\n", b"BAD_FORMAT\r\n"),
         (b"list-tube-used\r", b""),
         (b"list-tube-used\r\n\r", b"USING default\r\n"),
+        (b"\r\n" + b"x" * 220 + b"\r\n", b"UNKNOWN_COMMAND\r\n" * 2),  # 224 bytes at once, and two lines
         (b"x" * 223 + b"\r\n", b""),  # 225 bytes: what is read at once ends with the CR
         (b"x" * 223 + b"\r\nlist-tube-used\r\n", b"BAD_FORMAT\r\n"),
         (b"reserve-job 1\r\nreserved\r\n", b"NOT_FOUND\r\nBAD_FORMAT\r\n"),
