@@ -366,6 +366,7 @@ def test_connection_that_has_no_room_or_whose_server_is_not_usable_is_passed_ove
     queue._enqueue(stuck)
     good.health.stall()
     assert queue.take() is None
+    queue._enqueue(good)
     assert [member.in_queue for member in (stuck, good, last)] == [False] * 3
     good.health.answer()
 
@@ -472,6 +473,14 @@ def test_end_waits_for_puts_under_way_no_longer_than_it_is_told(start):
     assert queue.puts == 0
 
 
+def test_end_that_begins_is_told_to_whoever_waits_for_a_server(start):
+    queue = start()
+    waiting = gevent.spawn(queue.pool.wait_change, 5)
+    gevent.sleep(0)
+    queue.begin_end()
+    assert (waiting.get(), queue.is_ending, queue.is_ready) == (True, True, True)
+
+
 def test_copy_in_a_child_is_the_parents_and_wakes_whoever_stands_in_line(start):
     queue = start()
     places(queue, None)
@@ -515,7 +524,7 @@ def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start, monkeypa
     assert [type(request.error) for request in requests] == [type(None)] * 2 + [gstalk.PutTimeoutError, type(None)]
     assert str(requests[2].error) == f"put at {pipe.uri}: no answer in time"
     assert (member.earliest, requests[2].error.sent) == (requests[3].deadline, "maybe")
-    error = requests[2].error
+    error, member.earliest = requests[2].error, now
     queue._tick()
     assert requests[2].error is error  # it is told once
     queue.puts = 0

@@ -223,6 +223,7 @@ def test_wait_ends_with_the_warning_or_the_timeout_whichever_comes_first(talk, o
     assert talk.engine.next_deadline == 5
     talk.at(5)
     assert talk.heard(one).endswith(b"TIMED_OUT\r\n")
+    assert talk.stats(talk.client(), b"stats-tube default")["current-waiting"] == "0"
     talk.say(one, b"reserve-with-timeout 5\r\n")
     assert talk.engine.next_deadline == 9
     talk.at(9)
