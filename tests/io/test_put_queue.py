@@ -403,6 +403,18 @@ def test_connection_to_another_server_is_looked_for_among_all_and_the_others_sta
     assert queue._queue.qsize() == 4
 
 
+def test_put_that_stands_in_line_is_looked_after_and_leaves_it_when_it_is_interrupted(start):
+    queue = start()
+    waiting = [gevent.spawn(queue.wait, deadline) for deadline in (None, 70.0, 50.0)]
+    gevent.sleep(0)
+    assert [place.deadline for place in queue._line] == [float("inf"), 70.0, 50.0]
+    assert (queue._earliest, queue._ticker.active) == (50.0, True)
+    waiting[1].kill()
+    assert [place.deadline for place in queue._line] == [float("inf"), 50.0]
+    gevent.killall(waiting)
+    assert not queue.has_line
+
+
 def test_puts_in_line_whose_time_is_over_come_first_in_their_order(start):
     queue = start()
     never, late, soon, latest, later = places(queue, None, 8.0, 12.0, 10.0, 30.0)

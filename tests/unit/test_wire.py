@@ -151,6 +151,8 @@ def test_tube_is_there_while_it_is_used_watched_or_has_a_job(talk, one):
     assert tubes() == b"- default\n- a\n\r\n"
     talk.say(one, b"delete 1\r\n")
     assert tubes() == b"- default\n\r\n"
+    talk.say(one, b"use c\r\nuse default\r\n")
+    assert tubes() == b"- default\n\r\n"
     assert talk.stats(one, b"stats-tube default").items() >= {"current-using": "1", "current-watching": "1"}.items()
 
 
@@ -168,6 +170,22 @@ def test_tube_is_there_while_it_is_used_watched_or_has_a_job(talk, one):
 )
 def test_last_tube_cannot_be_ignored(talk, one, sent, reply):
     assert talk.say(one, sent) == reply
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["delete 9", "reserve-job 9", "release 9 0 0", "bury 9 0", "touch 9", "kick-job 9", "peek 9", "stats-job 9"],
+)
+def test_job_that_is_not_there_is_not_found(talk, one, command):
+    assert talk.say(one, f"{command}\r\nlist-tube-used\r\n".encode()) == b"NOT_FOUND\r\nUSING default\r\n"
+
+
+def test_touch_starts_the_time_to_run_anew(talk, one):
+    talk.say(one, PUT + b"reserve\r\n")
+    talk.at(30)
+    assert talk.stats(one, b"stats-job 1")["time-left"] == "30"
+    talk.say(one, b"touch 1\r\n")
+    assert talk.stats(one, b"stats-job 1")["time-left"] == "60"
 
 
 def test_client_that_drains_takes_no_body(talk, one):
