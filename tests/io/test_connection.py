@@ -585,8 +585,10 @@ def test_statistics_of_a_job_tell_it_its_tube_and_lose_one_that_is_gone(line):
     with pytest.raises(gstalk.JobLostError):
         talk.connection.stats_job(job)
     assert job.is_lost
-    with pytest.raises(gstalk.NotFoundError):
-        talk.connection.stats_job(7)
+    for neither in (talk.connection.peeked((7, b"x"), "mail"), 7):  # they were never ours to lose
+        with pytest.raises(gstalk.NotFoundError) as caught:
+            talk.connection.stats_job(neither)
+        assert type(caught.value) is gstalk.NotFoundError
 
 
 def test_connection_that_ends_in_the_middle_of_a_release_is_told_as_the_second_step_too(line):
