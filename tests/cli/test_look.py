@@ -59,6 +59,17 @@ def test_stats_of_the_server(gst, clerk):
     assert isinstance(found["current_jobs_ready"], int)
 
 
+def test_stats_of_several_servers_stand_apart_and_say_whose_they_are(place):
+    with Server() as second:
+        both = ["--uri", place.uri, "--uri", second.uri]
+        first, other = run(*both, "stats").out.split("\n\n")
+        assert first.startswith(f"uri: {place.uri}\n")
+        assert other.startswith(f"uri: {second.uri}\n")
+        assert first.count("\n") == other.count("\n") - 1
+        found = [json.loads(line) for line in run(*both, "stats", "--json").out.splitlines()]
+    assert [each["uri"] for each in found] == [place.uri, second.uri]
+
+
 def test_stats_of_a_tube_and_a_job(gst, clerk):
     job_id = clerk.put("mail", b"1", priority=7, ttr=9)
     assert "current_jobs_ready: 1\n" in gst("stats", "--tube", "mail").out

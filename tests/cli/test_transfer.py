@@ -6,6 +6,7 @@ import json
 import random
 
 import gevent
+import pytest
 
 import gstalk
 from gstalk.cli._lines import CHUNK
@@ -139,6 +140,39 @@ def test_dump_server_gone_loses_nothing(clerk, play):
     assert code == 3
     assert len(rows(out)) == 1
     assert err.splitlines()[0] == "0 jobs dumped"
+
+
+@pytest.mark.parametrize(("refused", "many"), [([7], "1 job"), ([7, 8], "2 jobs")])
+def test_dump_job_whose_time_ran_out_may_be_in_both_places_and_says_so(play, refused, many):
+    """It was written, and the server knows it no more: its time to run was over, and somebody may have it."""
+    found = [b"RESERVED %d 1\r\nx\r\n" % number for number in (7, 8, 9)]
+    stats = ok("---\nname: mail\ncurrent-jobs-ready: 3\ncurrent-jobs-delayed: 0\ncurrent-jobs-buried: 0\n")
+    watched = ok("---\n- default\n- mail\n")
+
+    def delete(line: bytes) -> bytes:
+        return b"NOT_FOUND\r\n" if int(line.split()[1]) in refused else b"DELETED\r\n"
+
+    played = play(
+        {
+            "stats-tube": stats,
+            "list-tubes-watched": watched,
+            "reserve-with-timeout": [*found, b"TIMED_OUT\r\n"],
+            "delete": delete,
+        }
+    )
+    code, out, err = run("dump", "mail", "--yes", uri=played.uri)
+    assert (code, len(rows(out))) == (1, 3)
+    assert err == f"3 jobs dumped\ngstalk: {many} ran out of time to run meanwhile, and may also still be in mail\n"
+
+
+def test_dump_keep_ends_at_the_first_error(play):
+    """What was read until then is printed, in its order."""
+    stats = ["---\nid: 1\ntube: mail\nstate: ready\npri: 0\n", None, "---\nid: 3\ntube: mail\nstate: ready\npri: 0\n"]
+    told = [b"INTERNAL_ERROR\r\n" if each is None else ok(each) for each in stats]
+    played = play({"stats-job": told, "peek": [b"FOUND 1 1\r\na\r\n", b"FOUND 3 1\r\nc\r\n"]})
+    code, out, err = run("dump", "mail", "--keep", "--ids", "1-3", uri=played.uri)
+    assert (code, [row["body"] for row in rows(out)]) == (1, ["a"])
+    assert err == f"gstalk: stats-job 2 at {played.uri}: a bug in the server; it may have acted\n"
 
 
 def test_load_bad_lines_are_named_and_the_others_loaded(gst, clerk):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
 
 import click
 import gevent
@@ -16,6 +21,7 @@ import gstalk
 from gstalk.cli import _tubes
 from gstalk.cli._load import Unusable, load
 from gstalk.cli._lookout import LONG
+from gstalk.cli._sources import Sources
 from gstalk.cli.work import work
 from gstalk.testing import Beanstalkd
 from tests.cli.working import ROOT, TASKS, Working, counts
@@ -389,6 +395,73 @@ def test_reload_starts_anew_when_a_file_changes(start, conn, tube, tmp_path, arg
     worker.signal(signal.SIGTERM)
     assert worker.end() == 0
     assert counts(conn, tube) == (0, 0, 0, 0)
+
+
+@pytest.fixture
+def sources(monkeypatch, tmp_path) -> Iterator[Sources]:
+    """They watch what is imported from now on, and the test's directory is where modules come from."""
+    monkeypatch.setattr(SourceFileLoader, "path_stats", SourceFileLoader.path_stats)  # put back at the end
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Sources()
+    for name in [name for name in sys.modules if name.startswith("watched_")]:
+        del sys.modules[name]
+
+
+def later(path: Path) -> None:
+    """Have a file look as if it was written a second later."""
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 1))
+
+
+def test_file_that_changes_behind_its_import_is_seen_once_it_has(sources, tmp_path):
+    module = tmp_path / "watched_first.py"
+    module.write_text("")
+    importlib.import_module("watched_first")
+    assert sources.changed() is None
+    later(module)
+    assert sources.changed() == str(module)
+
+
+def test_file_that_changes_while_it_is_imported_is_seen(sources, tmp_path):
+    """A look at its time behind that would be too late."""
+    module = tmp_path / "watched_second.py"
+    module.write_text("import os\nos.utime(__file__, (1, 1))\n")
+    importlib.import_module("watched_second")
+    assert sources.changed() == str(module)
+
+
+def test_file_that_could_not_be_imported_is_seen_when_it_is_mended(sources, tmp_path):
+    module = tmp_path / "watched_third.py"
+    module.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module("watched_third")
+    assert sources.changed() is None
+    later(module)
+    assert sources.changed() == str(module)
+
+
+def test_file_that_is_just_being_replaced_has_not_changed_yet(sources, tmp_path):
+    module = tmp_path / "watched_fourth.py"
+    module.write_text("")
+    importlib.import_module("watched_fourth")
+    away = module.rename(tmp_path / "away")
+    assert sources.changed() is None
+    away.rename(module)
+    assert sources.changed() is None
+    later(module)
+    assert sources.changed() == str(module)
+
+
+def test_modules_that_are_no_files_or_make_up_what_they_are_asked_for_are_let_be(sources, monkeypatch):
+    class Eager(ModuleType):
+        def __getattr__(self, name: str) -> str:
+            raise AssertionError
+
+    odd = ModuleType("odd")
+    odd.__file__ = 7  # type: ignore[assignment]
+    for name, module in {"odd": odd, "eager": Eager("eager"), "slotted": object()}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert sources.changed() is None
 
 
 def test_signal_ends_a_worker_that_waits_for_a_file_to_be_mended(start, tmp_path):

@@ -404,7 +404,8 @@ def test_events_tell_of_what_nobody_waits_for(line):
     ]  # fmt: skip
     job = talk.connection.hold(9, b"x")
     talk.connection.bury(job, 3)
-    assert (events[-1].kind, events[-1].job_id) == ("bury", 9)
+    talk.connection.delete(talk.connection.hold(10, b"x"))
+    assert [(event.kind, event.job_id) for event in events[2:]] == [("bury", 9), ("delete", 10)]
 
 
 def test_server_is_asked_about_jobs_that_nobody_refers_to_and_lets_those_go_that_it_has_not(line):
@@ -482,20 +483,21 @@ def inside(connection: Connection, call: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("name", ["delete", "release", "touch"])
 def test_job_that_is_finished_while_a_call_waits_for_its_turn_is_refused(line, name):
-    """A signal handler sleeps in the middle of another greenlet's step; the reply of that one's delete comes first."""
+    """A signal handler sleeps in the middle of another greenlet's step, which then deletes the job."""
     talk = line()
     connection, job, go_on = talk.connection, talk.connection.hold(7, b"x"), Event()
 
-    def settle_and_sleep() -> None:
-        connection.reserved.settle(job)
-        job_request = connection.pipe.request(commands.DELETE, 7, connection.reserved.settled, job)
-        connection.pipe.append(b"delete 7\r\n", job_request)
+    def sleep_and_settle() -> None:
         go_on.wait()
+        connection.reserved.settle(job)
+        request = connection.pipe.request(commands.DELETE, 7, connection.reserved.settled, job)
+        connection.pipe.append(b"delete 7\r\n", request)
 
-    sleeper = gevent.spawn(inside, connection, settle_and_sleep)
-    waiting = gevent.spawn(getattr(connection, name), job, *([5] if name == "release" else []))
+    sleeper = gevent.spawn(inside, connection, sleep_and_settle)
     gevent.sleep(0)
-    wait_until(lambda: talk.sent == [b"delete 7"])
+    waiting = gevent.spawn(getattr(connection, name), job, *([5] if name == "release" else []))
+    gevent.sleep(0.01)
+    assert (waiting.ready(), connection.section.owner, talk.sent) == (False, sleeper, [])
     go_on.set()
     with pytest.raises(gstalk.JobFinishedError) as caught:
         waiting.get(timeout=5)
@@ -583,8 +585,10 @@ def test_statistics_of_a_job_tell_it_its_tube_and_lose_one_that_is_gone(line):
     with pytest.raises(gstalk.JobLostError):
         talk.connection.stats_job(job)
     assert job.is_lost
-    with pytest.raises(gstalk.NotFoundError):
-        talk.connection.stats_job(7)
+    for neither in (talk.connection.peeked((7, b"x"), "mail"), 7):  # they were never ours to lose
+        with pytest.raises(gstalk.NotFoundError) as caught:
+            talk.connection.stats_job(neither)
+        assert type(caught.value) is gstalk.NotFoundError
 
 
 def test_connection_that_ends_in_the_middle_of_a_release_is_told_as_the_second_step_too(line):

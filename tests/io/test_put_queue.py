@@ -14,8 +14,13 @@ import gevent
 import pytest
 
 import gstalk
-from gstalk.pool.put_queue import FULL, MOST_TOGETHER, TOGETHER, PutQueue
+from gstalk.connection.clock import monotonic
+from gstalk.connection.pipeline import Pipeline
+from gstalk.pool import put_queue
+from gstalk.pool.put_queue import FULL, MOST_TOGETHER, TOGETHER, Place, PutQueue
 from gstalk.pool.puts import Put
+from gstalk.protocol import commands
+from gstalk.protocol.request import PutRequest
 from tests.servers import Played, wait_until
 from tests.speed import slowness
 
@@ -354,3 +359,323 @@ def test_connection_lost_from_the_queue_by_a_signal_is_found_again(play):
         queue._queue.get_nowait()
         assert producer.put("default", b"x")
         wait_until(lambda: queue._queue.qsize() == 2, 2)
+
+
+# -- the queue by itself -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(play: Callable[..., Played], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., PutQueue]]:
+    """The queue of a Producer with so many connections to each of these servers; nothing of it ticks."""
+    monkeypatch.setattr(put_queue, "TICK", 3600.0)
+    with ExitStack() as stack:
+
+        def connect(*servers: dict[str, Any], multiply: int = 1) -> PutQueue:
+            played = [play(replies) for replies in servers or ({},)]
+            producer = gstalk.Producer([each.uri for each in played], multiply=multiply, **QUIET)
+            stack.callback(producer.stop, 0)
+            connected(producer, multiply * len(played))
+            return producer._queue
+
+        yield connect
+
+
+def places(queue: PutQueue, *deadlines: float | None) -> list[Place]:
+    """Have so many stand in line, though nobody waits there."""
+    made = [Place(deadline) for deadline in deadlines]
+    queue._line.update(dict.fromkeys(made))
+    queue._earliest = min([queue._earliest, *(place.deadline for place in made)])
+    return made
+
+
+def test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_one_has_ended(start):
+    queue = start()
+    taken = [queue.take() for _ in range(FULL)]
+    (member,) = queue._members.values()
+    assert set(taken) == {member}
+    assert (member.in_flight, member.in_queue, queue._queue.qsize(), queue.take()) == (FULL, False, 0, None)
+    queue._enqueue(member)
+    assert not member.in_queue
+    queue.done(member)
+    assert (member.in_flight, member.in_queue, queue._queue.qsize()) == (FULL - 1, True, 1)
+    queue.done(member)
+    assert (queue._queue.qsize(), queue.take()) == (1, member)  # it stands there once
+
+
+def test_connections_are_taken_in_turn(start):
+    queue = start(multiply=3)
+    order = [queue.take() for _ in range(6)]
+    assert order[:3] == order[3:]
+    assert set(order) == set(queue._members.values())
+
+
+def test_connection_that_has_no_room_or_whose_server_is_not_usable_is_passed_over(start):
+    queue = start(multiply=3)
+    stuck, good, last = queue._members.values()
+    stuck.connection.pipe.clear = False
+    assert {queue.take(), queue.take()} == {good, last}
+    assert (stuck.in_queue, stuck.in_flight) == (False, 0)
+    queue._enqueue(stuck)
+    assert not stuck.in_queue  # it has no room yet
+    queue.done(good)
+    stuck.connection.pipe.clear = True
+    queue._enqueue(stuck)
+    good.health.stall()
+    assert queue.take() is None
+    queue._enqueue(good)
+    assert [member.in_queue for member in (stuck, good, last)] == [False] * 3
+    good.health.answer()
+
+
+def test_put_that_is_alone_looks_at_a_connection_that_was_silent_before_it_takes_it(start, monkeypatch):
+    queue, looked = start(), []
+    (member,) = queue._members.values()
+    monkeypatch.setattr(Pipeline, "look", lambda pipe: looked.append(pipe))
+    for puts, age in ((1, 1.0), (2, 1.0), (1, 0.0)):
+        queue.puts, member.connection.pipe.read_at = puts, monotonic() - age
+        queue.take()
+    queue.puts = 0
+    assert looked == [member.connection.pipe]
+
+
+def test_those_in_line_come_before_whoever_comes_later(start):
+    queue = start()
+    assert not queue.has_line
+    places(queue, None)
+    assert (queue.has_line, queue.take()) == (True, None)
+    assert queue.take(in_turn=True) is not None
+    queue._line.clear()
+
+
+def test_connection_to_another_server_is_looked_for_among_all_and_the_others_stay_in_the_queue(start):
+    queue = start({}, {}, multiply=2)
+    first, second = (server.uri for server in queue.pool.servers)
+    for _ in range(3):
+        member = queue.take_other(frozenset([first]))
+        assert member.server.uri == second
+        queue.done(member)
+    assert queue.take_other(frozenset([first, second])) is None
+    assert [member.in_flight for member in queue._members.values()] == [0] * 4
+    assert queue._queue.qsize() == 4
+
+
+def test_put_that_stands_in_line_is_looked_after_and_leaves_it_when_it_is_interrupted(start):
+    queue = start()
+    waiting = [gevent.spawn(queue.wait, deadline) for deadline in (None, 70.0, 50.0)]
+    gevent.sleep(0)
+    assert [place.deadline for place in queue._line] == [float("inf"), 70.0, 50.0]
+    assert (queue._earliest, queue._ticker.active) == (50.0, True)
+    waiting[1].kill()
+    assert [place.deadline for place in queue._line] == [float("inf"), 50.0]
+    gevent.killall(waiting)
+    assert not queue.has_line
+
+
+def test_puts_in_line_whose_time_is_over_come_first_in_their_order(start):
+    queue = start()
+    never, late, soon, latest, later = places(queue, None, 8.0, 12.0, 10.0, 30.0)
+    queue._end_late_in_line(10.0)
+    assert list(queue._line) == [late, latest, never, soon, later]
+    assert queue._earliest == 12.0
+    queue._end_late_in_line(40.0)
+    assert (list(queue._line), queue._earliest) == ([late, latest, soon, later, never], float("inf"))
+    queue._line.clear()
+
+
+def test_line_is_served_some_at_a_time_while_there_is_a_connection(start, monkeypatch):
+    monkeypatch.setattr(put_queue, "AT_A_TIME", 2)
+    queue = start()
+    waiting = places(queue, *[None] * 5)
+    served: list[tuple[int, bool]] = []
+    for _ in range(3):
+        queue._serve()
+        served.append((sum(place.is_settled for place in waiting), queue._serving))
+        queue._serving = True  # else the hub would go on by itself
+    assert served == [(2, True), (4, True), (5, False)]
+    queue._queue.get_nowait()
+    monkeypatch.setattr(put_queue, "monotonic", lambda: 10.0)
+    (blocked, late) = places(queue, None, 10.0)
+    queue._serve()
+    assert not blocked.is_settled  # there is nothing to see for him
+    queue._line.move_to_end(late, last=False)
+    queue._serve()
+    assert (late.is_settled, blocked.is_settled) == (True, False)
+    queue._line.clear()
+
+
+def test_server_that_takes_no_jobs_is_left_alone_and_comes_back(start, monkeypatch):
+    monkeypatch.setattr(put_queue, "ALONE", 0.05)
+    queue = start({}, {})
+    first, second = queue.pool.servers
+    error = gstalk.DrainingError("put: draining")
+    queue.leave_alone(first, error)
+    assert (first.health.is_usable, second.health.is_usable, queue.refusal_of_all) == (False, True, None)
+    timer = queue._resting[first.uri]
+    queue.leave_alone(first, error)
+    assert queue._resting == {first.uri: timer}  # it is not left alone for longer
+    queue.leave_alone(second, gstalk.OutOfMemoryError("put: no room"))
+    assert (str(queue.refusal_of_all), queue.is_hopeless, queue.take()) == ("put: no room", True, None)
+    waiting = gevent.spawn(queue.pool.wait_change, 5)
+    wait_until(lambda: not queue._resting, 5)
+    assert waiting.get() is True  # whoever waits for a server that is usable is told
+    assert (first.health.is_usable, queue.refusal_of_all, queue.is_hopeless) == (True, None, False)
+    assert {queue.take().server, queue.take().server} == {first, second}
+
+
+def test_end_waits_for_puts_under_way_no_longer_than_it_is_told(start):
+    queue = start()
+    queue.wait_idle(None)  # there is none
+    queue.puts = 2
+    waiting = gevent.spawn(queue.wait_idle, None)
+    gevent.sleep(0)
+    queue.leave()
+    gevent.sleep(0.01)
+    assert not waiting.ready()
+    queue.leave()
+    waiting.join(5)
+    assert waiting.ready()
+    queue.puts = 1
+    for seconds in (0.0, 0.01):
+        queue.wait_idle(seconds)
+    queue.leave()
+    assert queue.puts == 0
+
+
+def test_end_that_begins_is_told_to_whoever_waits_for_a_server(start):
+    queue = start()
+    waiting = gevent.spawn(queue.pool.wait_change, 5)
+    gevent.sleep(0)
+    queue.begin_end()
+    assert (waiting.get(), queue.is_ending, queue.is_ready) == (True, True, True)
+
+
+def test_copy_in_a_child_is_the_parents_and_wakes_whoever_stands_in_line(start):
+    queue = start()
+    places(queue, None)
+    queue._start_ticker()
+    assert (queue.is_ready, queue.is_parents) == (True, False)
+    queue._forked()
+    assert (queue.is_ready, queue.is_parents, queue._serving, queue._ticker) == (False, True, True, None)
+    gevent.sleep(0)
+    assert not queue.has_line
+    queue.is_ending = True
+    assert not queue.is_parents
+
+
+def test_queue_whose_thread_has_ended_is_abandoned(start):
+    queue = start({}, {})
+    queue._start_ticker()
+    queue.leave_alone(queue.pool.servers[0], gstalk.DrainingError("put: draining"))
+    timers = [queue._ticker, *queue._resting.values()]
+    assert not queue.is_abandoned
+    for greenlet in queue.abandon():
+        greenlet.kill()
+    queue.leave_alone(queue.pool.servers[1], gstalk.DrainingError("put: draining"))  # an answer that was read before
+    assert len(queue._resting) == 1
+    assert (queue.is_ready, queue.is_ending, queue.is_abandoned) == (False, True, True)
+    assert [timer.active for timer in timers] == [False, False]
+
+
+def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start, monkeypatch):
+    queue = start({"put": b""})
+    member = queue.take()
+    pipe = member.connection.pipe
+    now = monotonic()
+    monkeypatch.setattr(put_queue, "monotonic", lambda: now)
+    for deadline in (None, now + 60, now, now + 30):
+        queue.send(member, "default", b"put 0 0 60 0\r\n\r\n", deadline)
+    requests = list(pipe.requests)
+    assert member.earliest == requests[2].deadline
+    assert queue._ticker.active
+    queue.puts = 1
+    queue._tick()
+    assert [type(request.error) for request in requests] == [type(None)] * 2 + [gstalk.PutTimeoutError, type(None)]
+    assert str(requests[2].error) == f"put at {pipe.uri}: no answer in time"
+    assert (member.earliest, requests[2].error.sent) == (requests[3].deadline, "maybe")
+    error, member.earliest = requests[2].error, now
+    queue._tick()
+    assert requests[2].error is error  # it is told once
+    queue.puts = 0
+    queue._tick()
+    assert queue._ticker is None  # nobody puts any more
+
+
+def test_put_to_another_tube_has_a_use_before_it(start):
+    queue = start()
+    member = queue.take()
+    requests = [queue.send(member, tube, b"put 0 0 60 0\r\n\r\n", None) for tube in ("default", "mail", "mail")]
+    assert [member.connection.pipe.wait(request) for request in requests] == [1, 2, 3]
+    assert member.connection.used == "mail"
+    mine = PutRequest(commands.PUT, member.connection.pipe.uri, None, None, 0.0)
+    assert queue.send(member, "mail", b"put 0 0 60 0\r\n\r\n", None, mine) is mine
+    assert member.connection.pipe.wait(mine) == 4
+
+
+def test_tick_mends_a_queue_that_holds_what_it_should_not(start):
+    queue = start(multiply=2)
+    first, second = queue._members.values()
+    queue._queue.get_nowait()
+    queue._queue.put_nowait(second)  # twice, and the other one not at all
+    queue._queue.put_nowait(second)
+    queue._tick()
+    assert queue._queue.qsize() == 2
+    assert {queue.take(), queue.take()} == {first, second}
+
+
+def test_connection_that_has_gone_is_a_member_no_more(start):
+    queue = start(multiply=2)
+    first, second = list(queue._members.values())
+    queue._down(first.server, first.connection)
+    queue._down(first.server, first.connection)  # a signal may have struck the first time
+    assert list(queue._members.values()) == [second]
+    assert queue._members_of[first.server] == {second.connection: second}
+    first.connection.cut()
+
+
+@pytest.mark.parametrize("puts", [0, 1])
+def test_queue_that_another_thread_closes_is_severed_there_unless_puts_are_under_way_and_ends_in_its_own_hub(
+    start, monkeypatch, puts
+):
+    queue, severed = start({}, {}), []
+    monkeypatch.setattr(Pipeline, "sever", lambda pipe: severed.append(pipe))
+    pipes = [member.connection.pipe for member in queue._members.values()]
+    queue.leave_alone(queue.pool.servers[0], gstalk.DrainingError("put: draining"))
+    (timer,) = queue._resting.values()
+    queue.puts = puts
+    queue.hub.threadpool.apply(queue.close_from_outside)
+    assert (queue.is_ready, queue.is_ending) == (False, True)
+    assert sorted(map(id, severed)) == ([] if puts else sorted(map(id, pipes)))
+    wait_until(lambda: all(pipe.failure is not None for pipe in pipes), 5)
+    assert not timer.active
+    queue.puts = 0
+
+
+def test_puts_that_end_without_a_wait_have_others_run_after_a_while(start, monkeypatch):
+    queue = start()
+    turns: list[int] = []
+
+    def others_run(seconds: float) -> bool:
+        monkeypatch.setattr(put_queue, "BREATH", seconds)
+        turns.clear()
+        queue.hub.loop.run_callback(turns.append, 1)
+        queue.breathe()
+        return bool(turns)
+
+    assert not others_run(60.0)  # from here on
+    assert queue._held_since is not None
+    assert not others_run(60.0)
+    assert others_run(-1.0)
+    gevent.sleep(0)
+    assert queue._held_since is None  # the hub has run: a new while
+
+
+def test_look_at_all_connections_is_none_where_a_read_may_be_under_way(start, monkeypatch):
+    queue, looked = start(multiply=2), []
+    monkeypatch.setattr(Pipeline, "look", lambda pipe: looked.append((pipe, queue.section.owner)))
+    queue.look()
+    assert {pipe for pipe, _ in looked} == {member.connection.pipe for member in queue._members.values()}
+    assert {owner for _, owner in looked} == {gevent.getcurrent()}
+    looked.clear()
+    with queue.section:
+        queue.look()
+    assert looked == []

@@ -121,6 +121,15 @@ def test_command_that_acts_on_a_job_notes_what_it_did(talk, one, sent, stats):
     assert talk.stats(one, b"stats-job 1").items() >= stats.items()
 
 
+def test_client_that_has_been_answered_has_something_to_be_sent(talk, one, two):
+    """Whoever serves them looks at those alone."""
+    talk.engine.talking.clear()
+    talk.say(two, b"reserve\r\n")
+    assert list(talk.engine.talking) == []
+    talk.say(one, PUT)
+    assert set(talk.engine.talking) == {one, two}
+
+
 def test_time_to_run_of_zero_is_one_second(talk, one):
     talk.say(one, b"put 0 0 0 0\r\n\r\n")
     assert talk.stats(one, b"stats-job 1")["ttr"] == "1"
@@ -142,6 +151,8 @@ def test_tube_is_there_while_it_is_used_watched_or_has_a_job(talk, one):
     assert tubes() == b"- default\n- a\n\r\n"
     talk.say(one, b"delete 1\r\n")
     assert tubes() == b"- default\n\r\n"
+    talk.say(one, b"use c\r\nuse default\r\n")
+    assert tubes() == b"- default\n\r\n"
     assert talk.stats(one, b"stats-tube default").items() >= {"current-using": "1", "current-watching": "1"}.items()
 
 
@@ -159,6 +170,22 @@ def test_tube_is_there_while_it_is_used_watched_or_has_a_job(talk, one):
 )
 def test_last_tube_cannot_be_ignored(talk, one, sent, reply):
     assert talk.say(one, sent) == reply
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["delete 9", "reserve-job 9", "release 9 0 0", "bury 9 0", "touch 9", "kick-job 9", "peek 9", "stats-job 9"],
+)
+def test_job_that_is_not_there_is_not_found(talk, one, command):
+    assert talk.say(one, f"{command}\r\nlist-tube-used\r\n".encode()) == b"NOT_FOUND\r\nUSING default\r\n"
+
+
+def test_touch_starts_the_time_to_run_anew(talk, one):
+    talk.say(one, PUT + b"reserve\r\n")
+    talk.at(30)
+    assert talk.stats(one, b"stats-job 1")["time-left"] == "30"
+    talk.say(one, b"touch 1\r\n")
+    assert talk.stats(one, b"stats-job 1")["time-left"] == "60"
 
 
 def test_client_that_drains_takes_no_body(talk, one):
@@ -214,6 +241,7 @@ def test_wait_ends_with_the_warning_or_the_timeout_whichever_comes_first(talk, o
     assert talk.engine.next_deadline == 5
     talk.at(5)
     assert talk.heard(one).endswith(b"TIMED_OUT\r\n")
+    assert talk.stats(talk.client(), b"stats-tube default")["current-waiting"] == "0"
     talk.say(one, b"reserve-with-timeout 5\r\n")
     assert talk.engine.next_deadline == 9
     talk.at(9)
@@ -242,6 +270,7 @@ def test_client_that_waits_is_on_the_lists_of_all_its_tubes_until_it_is_answered
         (b"use a\nb\r\n", b"BAD_FORMAT\r\n"),
         (b"list-tube-used\r", b""),
         (b"list-tube-used\r\n\r", b"USING default\r\n"),
+        (b"\r\n" + b"x" * 220 + b"\r\n", b"UNKNOWN_COMMAND\r\n" * 2),  # 224 bytes at once, and two lines
         (b"x" * 223 + b"\r\n", b""),  # 225 bytes: what is read at once ends with the CR
         (b"x" * 223 + b"\r\nlist-tube-used\r\n", b"BAD_FORMAT\r\n"),
         (b"reserve-job 1\r\nreserved\r\n", b"NOT_FOUND\r\nBAD_FORMAT\r\n"),
