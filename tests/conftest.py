@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import os
@@ -62,7 +63,8 @@ def _open() -> tuple[int, int]:
 
 @pytest.fixture(scope="session")
 def _warm() -> None:
-    """Have gevent open what it keeps for ever, before anything is counted."""
+    """Have gevent, and the library below ctypes, open what they keep for ever, before anything is counted."""
+    ctypes.CFUNCTYPE(None)(int)
     waker = gevent.get_hub().loop.async_()
     waker.start(lambda: None)
     waker.close()

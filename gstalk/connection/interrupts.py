@@ -24,7 +24,8 @@ What can't be had:
   not look: its frame is that of its caller.
 - Where no `receive` runs, Ctrl-C is Python's: it may strike any line, and that connection ends.
 - The same is true of another handler that raises: gstalk replaces none but Python's own.
-- A Ctrl-C in the instant in which libev goes to sleep is noticed by gevent a third of a second later.
+- A Ctrl-C in the instant in which libev goes to sleep is noticed by gevent a third of a second later; on Python 3.14
+  (with gevent 26.9) only when something else wakes it.
 
 Nothing of this costs anything before Ctrl-C comes: the function that calls handlers is known by its code object.
 """

@@ -10,6 +10,7 @@ import pytest
 from gstalk.testing import Beanstalkd
 from tests.conftest import SOAK
 from tests.faults.programs.running import Program, run
+from tests.servers import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timing]
 
@@ -79,6 +80,7 @@ def test_wait_for_everything_waits_for_a_reserve(where):
 def test_ctrl_c_ends_a_blocking_reserve_at_once(where, call):
     with Program("exits", f"interrupted {call}", *where) as program:
         assert program.read() == "waits"
+        wait_until(lambda: program.sleeps)  # see docs/cancellation.md for the instant before
         begin = monotonic()
         program.process.send_signal(signal.SIGINT)
         code, (caught,), errors = program.end()
@@ -92,6 +94,7 @@ def test_ctrl_c_ends_a_blocking_reserve_at_once(where, call):
 def test_ctrl_c_that_nobody_catches_ends_the_process_at_once(where):
     with Program("exits", "interrupted uncaught", *where) as program:
         assert program.read() == "waits"
+        wait_until(lambda: program.sleeps)  # see docs/cancellation.md for the instant before
         begin = monotonic()
         program.process.send_signal(signal.SIGINT)
         code, said, errors = program.end()

@@ -48,6 +48,14 @@ class Program:
             raise AssertionError(f"the program ended and said: {self.process.stderr.read()}")
         return json.loads(line)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether it waits. Where the system doesn't tell, it soon will."""
+        try:
+            return Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rpartition(") ")[2].startswith("S")
+        except OSError:
+            return True
+
     def end(self) -> tuple[int, list[Any], str]:
         """Wait for its end: its exit code, what it printed, and what it complained of."""
         output, errors = self.process.communicate(timeout=self._limit)
