@@ -856,6 +856,9 @@ class Doing:
             self.world.violation("tube", f"{self}: got a job of {copy.tube!r}, which is not watched")
         if job.tube is not None and job.tube != copy.tube:
             self.world.violation("tube", f"{self}: job {job.id} is said to be of {job.tube!r}")
+        older = [each.job for each in self.life.held if each.conn is conn and each.job.id == job.id]
+        if any(each._state == "held" for each in older):
+            self.world.violation("lost", f"{self}: job {job.id} was reserved again, and the Job of before isn't lost")
         self.life.held.append(Held(job, conn, server))
 
     def _reserve(self) -> None:
