@@ -272,9 +272,10 @@ class Life:
         world.loop.after(UNTIL_SERVED, look)
 
     def _look_whether_full(self) -> None:
-        """A handler works on when its job's time is over, and may have it once more."""
-        reserved = [copy for copy in self._reserved if not self.running[copy.server, copy.epoch, copy.id]]
-        if len(reserved) + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
+        """A handler works on when its job's time is over, as does `given_up_func`, and may have it once more."""
+        names = {(copy.server, copy.epoch, copy.id) for copy in self._reserved} | self.giving_up
+        waiting = sum(not self.running[name] for name in names)
+        if waiting + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
