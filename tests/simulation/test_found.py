@@ -282,6 +282,52 @@ SAID_WRONGLY = {
         jitter=0.005,
         slicing=1.0,
     ),
+    "a peek also finds a job whose body is still on its way to the server": Program(
+        seed=910000385,
+        processes=(
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put",
+                                args=(
+                                    "a",
+                                    60000,
+                                    None,
+                                    0,
+                                    60,
+                                    15,
+                                ),
+                                pick=3806137088,
+                            ),
+                        ),
+                        start=0.009436,
+                    ),
+                ),
+                conns=(0,),
+                servers=(0,),
+                options={"conn_timeout": 5, "reconnect_timeout": 3, "reserve_timeout": 1},
+            ),
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(what="sleep", args=(0.010587,)),
+                            Step(what="by_id", args=("peek",), pick=1629248175),
+                        ),
+                        conn=1,
+                    ),
+                ),
+                conns=(0,),
+                servers=(0,),
+                options={"conn_timeout": 0.3, "reconnect_timeout": 0.1, "reserve_timeout": 2},
+            ),
+        ),
+        jitter=0.0,
+        slicing=0.0,
+        capacity=4000,
+    ),
     "a job whose time is over, which its server has not noticed, has less than no time left": Program(
         seed=16000008656,
         servers=(ServerPlan(durable=False, silent_expiry=False),),
