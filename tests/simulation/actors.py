@@ -834,7 +834,7 @@ class Doing:
             puttings = [self._putting(tube, size, (None, None, None), most, number) for number in range(count)]
         try:
             # Where no connection is, a body is taken when the time of the one before it is over.
-            each = (timeout + TICK) * count if self.world.faults else timeout
+            each = (timeout + TICK) * count if self.world.program.faults else timeout
             bound = self._bound() if self.life.plan.conns else each
             with self.within(bound, "put_many", POLL):
                 results = put_many(tube, (putting.body for putting in puttings))
