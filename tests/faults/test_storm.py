@@ -294,7 +294,7 @@ def weather(proxy: FaultProxy, rng: random.Random) -> None:
 
 
 def test_storm_of_cancellations_harms_nobody(own_server: Beanstalkd, connect, rng, many, figures):
-    goal = many(5000, 100_000)
+    goal = many(1500, 20_000)
     start = perf_counter()
     watcher = connect(own_server.uri)
     with FaultProxy(own_server.uri) as proxy, silent_hub():

@@ -31,6 +31,7 @@ SWIFT = 0.03  # seconds that anything takes at most while nothing happens, but f
 POLL = 0.05  # seconds that a command may stand behind a reserve
 UNTIL_SERVED = 1.5  # seconds that a job may be ready, and a handler free: turns, a quiet time, a recall
 REST = 0.049  # seconds in which nothing is asked where a wait was recalled
+TICK = 0.06  # seconds between two looks at whether a put's time is over
 SLACK = 0.15  # seconds that a wait may take on top of its promise: two ticks of the put queue, and the way
 
 
@@ -272,9 +273,10 @@ class Life:
         world.loop.after(UNTIL_SERVED, look)
 
     def _look_whether_full(self) -> None:
-        """A handler works on when its job's time is over, and may have it once more."""
-        reserved = [copy for copy in self._reserved if not self.running[copy.server, copy.epoch, copy.id]]
-        if len(reserved) + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
+        """A handler works on when its job's time is over, as does `given_up_func`, and may have it once more."""
+        names = {(copy.server, copy.epoch, copy.id) for copy in self._reserved} | self.giving_up
+        waiting = sum(not self.running[name] for name in names)
+        if waiting + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
@@ -718,7 +720,15 @@ class Doing:
     def within(self, seconds: float, what: str = "wait", swift: float | None = None) -> Iterator[None]:
         """A wait that is to end in time, whatever happens. `swift`: what it may take while nothing happens."""
         began, was_blocked = self.world.now(), self.world.blocked
-        yield
+        try:
+            yield
+        except GstalkError:
+            swift = None  # it has told what was in its way
+            self._look_at_time(began, was_blocked, seconds, what, swift)
+            raise
+        self._look_at_time(began, was_blocked, seconds, what, swift)
+
+    def _look_at_time(self, began: float, was_blocked: float, seconds: float, what: str, swift: float | None) -> None:
         took = self.world.now() - began - (self.world.blocked - was_blocked)
         if swift is not None and self.world.is_swift and took > swift + SWIFT:
             self.world.violation("swift", f"{self}: took {took:.3f} s, though nothing was in its way")
@@ -824,7 +834,8 @@ class Doing:
             puttings = [self._putting(tube, size, (None, None, None), most, number) for number in range(count)]
         try:
             # Where no connection is, a body is taken when the time of the one before it is over.
-            bound = self._bound() if self.life.plan.conns else timeout * count if self.world.faults else timeout
+            each = (timeout + TICK) * count if self.world.program.faults else timeout
+            bound = self._bound() if self.life.plan.conns else each
             with self.within(bound, "put_many", POLL):
                 results = put_many(tube, (putting.body for putting in puttings))
         except gstalk.PutManyError as error:
@@ -856,6 +867,9 @@ class Doing:
             self.world.violation("tube", f"{self}: got a job of {copy.tube!r}, which is not watched")
         if job.tube is not None and job.tube != copy.tube:
             self.world.violation("tube", f"{self}: job {job.id} is said to be of {job.tube!r}")
+        older = [each.job for each in self.life.held if each.conn is conn and each.job.id == job.id]
+        if any(each._state == "held" for each in older):
+            self.world.violation("lost", f"{self}: job {job.id} was reserved again, and the Job of before isn't lost")
         self.life.held.append(Held(job, conn, server))
 
     def _reserve(self) -> None:
@@ -972,7 +986,11 @@ class Doing:
             return
         copies = [copy for copy in record.copies.values() if copy.id == job_id]
         if what == "peek":
-            if result is not None and (result.id != job_id or not any(copy.body == result.body for copy in copies)):
+            # The server's peek also finds a job whose body is still to come; it shows what it has room for: zeros.
+            is_known = (
+                result is None or not result.body.strip(b"\0") or any(copy.body == result.body for copy in copies)
+            )
+            if not is_known or (result is not None and result.id != job_id):
                 self.world.violation("reply", f"{self}: job {job_id} has another's body")
         elif what == "stats_job":
             if result.id != job_id:

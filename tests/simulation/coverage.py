@@ -10,10 +10,10 @@ import importlib
 
 ROOMS = """
     protocol/stream protocol/request connection/loop connection/waking connection/ending connection/pipeline
-    connection/channel connection/connection connection/reserved connection/reserving
-    connection/recall connection/calls connection/transport connection/connect connection/used_tube
-    connection/damaged_job connection/critical pool/keeper pool/asking pool/crew pool/handling pool/put_queue pool/puts
-    pool/schedule pool/permits conn consumer producer job retry
+    connection/channel connection/connection connection/reserved connection/reserving connection/recall
+    connection/calls connection/transport connection/connect connection/used_tube connection/damaged_job
+    connection/critical protocol/progress pool/hubs pool/keeper pool/asking pool/crew pool/handling
+    pool/put_queue pool/puts pool/schedule pool/permits conn consumer producer job retry
 """.split()
 
 

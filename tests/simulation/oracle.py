@@ -303,8 +303,10 @@ class Judge:
     def _close(self, life: Life) -> None:
         world = self.world
         for producer in life.producers:
-            producer.stop(timeout=1)
             queue = producer._queue
+            if not queue.puts and any(member.in_flight for member in queue._members.values()):
+                world.violation("requests", f"process {life.number}: nobody puts, and puts count as under way")
+            producer.stop(timeout=1)
             if queue.puts or any(member.in_flight for member in queue._members.values()):
                 world.violation("requests", f"process {life.number}: {queue.puts} puts are under way for ever")
         for conn in life.all_conns:

@@ -162,9 +162,9 @@ def generate(seed: int) -> Program:
         processes.append(_leaving(rng, latency))
     special = Random(f"special {seed}")  # one of its own: so that other seeds' programs stay what they were
     if special.random() < 0.08:
-        servers, processes, faults, latency = special.choice((_crowding, _closing, _stopping, _starving, _neighbour))(
-            special
-        )
+        servers, processes, faults, latency = special.choice(
+            (_crowding, _closing, _stopping, _starving, _filling, _neighbour)
+        )(special)
     return Program(
         seed,
         servers,
@@ -316,6 +316,14 @@ def _starving(rng: Random) -> Situation:
     retry = {"max_attempts": None, "first_delay": 1, "max_delay": 2, "exhausted": "bury"}
     consumer = Process((Actor((Step("receive-on"),)),), (), tuple(range(number)), ("a",), options, retry, ("sleep",))
     return (ServerPlan(),) * number, [consumer, _putting(rng, "a", 40, 0.02, (0,))], (), 0.0001
+
+
+def _filling(rng: Random) -> Situation:
+    """More puts than a connection takes at once, and a few beside them."""
+    many = Actor((Step("put_many", ("a", rng.choice((600, 1100)), 0, 15)), Step("put", ("a", 0, None, 0, 60, 15))))
+    few = Actor(tuple(Step("put", (rng.choice(TUBES), 0, None, 0, 60, 3)) for _ in range(5)))
+    options = {"conn_timeout": 5, "reconnect_timeout": 1, "multiply": rng.choice((1, 2))}
+    return (ServerPlan(),), [Process((many, few, few), (), (0,), (), options)], (), rng.choice((0.0001, 0.001))
 
 
 def _neighbour(rng: Random) -> Situation:

@@ -162,6 +162,172 @@ SAID_WRONGLY = {
         jitter=0.0,
         slicing=0.0,
     ),
+    "whoever is busy with a job that was given up takes no other, also when that job's own time is over": Program(
+        seed=17000000648,
+        servers=(
+            ServerPlan(),
+            ServerPlan(),
+        ),
+        processes=(
+            Process(
+                actors=(Actor(steps=(Step(what="receive-on"),)),),
+                servers=(0,),
+                consumes=("b",),
+                options={
+                    "conn_timeout": 1,
+                    "reconnect_timeout": 0.1,
+                    "reserve_timeout": 2,
+                    "num_greenlets": 1,
+                    "stop_timeout": 0,
+                    "given_up": "hang",
+                },
+                retry={"max_attempts": 1, "first_delay": 0, "max_delay": 2, "exhausted": "bury"},
+                handlers=("raise",),
+            ),
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "a",
+                                    1,
+                                    0,
+                                    15,
+                                ),
+                                pick=1943901108,
+                            ),
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "b",
+                                    1,
+                                    0,
+                                    0.5,
+                                ),
+                                pick=3064283139,
+                            ),
+                            Step(
+                                what="put",
+                                args=(
+                                    "b",
+                                    0,
+                                    1,
+                                    0,
+                                    1,
+                                    15,
+                                ),
+                                pick=1826237933,
+                            ),
+                        )
+                    ),
+                    Actor(
+                        steps=(
+                            Step(what="sleep", args=(0.003778,)),
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "a",
+                                    1,
+                                    0,
+                                    15,
+                                ),
+                                pick=966760680,
+                            ),
+                            Step(
+                                what="put",
+                                args=(
+                                    "b",
+                                    0,
+                                    None,
+                                    0,
+                                    None,
+                                    0,
+                                ),
+                                pick=1001431334,
+                            ),
+                            Step(
+                                what="put",
+                                args=(
+                                    "a",
+                                    0,
+                                    None,
+                                    0,
+                                    None,
+                                    0.5,
+                                ),
+                                pick=2748934237,
+                            ),
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "a",
+                                    1,
+                                    0,
+                                    15,
+                                ),
+                                pick=2840281800,
+                            ),
+                        )
+                    ),
+                ),
+                servers=(
+                    0,
+                    1,
+                ),
+                options={"conn_timeout": 5, "reconnect_timeout": 1, "reserve_timeout": 30, "multiply": 2},
+            ),
+        ),
+        jitter=0.005,
+        slicing=1.0,
+    ),
+    "a peek also finds a job whose body is still on its way to the server": Program(
+        seed=910000385,
+        processes=(
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put",
+                                args=(
+                                    "a",
+                                    60000,
+                                    None,
+                                    0,
+                                    60,
+                                    15,
+                                ),
+                                pick=3806137088,
+                            ),
+                        ),
+                        start=0.009436,
+                    ),
+                ),
+                conns=(0,),
+                servers=(0,),
+                options={"conn_timeout": 5, "reconnect_timeout": 3, "reserve_timeout": 1},
+            ),
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(what="sleep", args=(0.010587,)),
+                            Step(what="by_id", args=("peek",), pick=1629248175),
+                        ),
+                        conn=1,
+                    ),
+                ),
+                conns=(0,),
+                servers=(0,),
+                options={"conn_timeout": 0.3, "reconnect_timeout": 0.1, "reserve_timeout": 2},
+            ),
+        ),
+        jitter=0.0,
+        slicing=0.0,
+        capacity=4000,
+    ),
     "a job whose time is over, which its server has not noticed, has less than no time left": Program(
         seed=16000008656,
         servers=(ServerPlan(durable=False, silent_expiry=False),),

@@ -10,6 +10,7 @@ from random import SystemRandom
 import pytest
 
 from tests.conftest import SOAK
+from tests.simulation.coverage import ROOMS
 from tests.simulation.oracle import run
 from tests.simulation.program import Program, generate, written
 from tests.simulation.runner import ROOT, Figures, run_seeds, tell_failure
@@ -49,6 +50,22 @@ def test_a_million_seeds_keep_every_promise(capsys):
     with capsys.disabled():
         print(f"\nGSTALK_SEED={first}: {figures}")
     look_at(figures)
+
+
+@pytest.mark.soak
+@pytest.mark.limit(2 * 3600)
+@pytest.mark.skipif(not SOAK, reason="minutes")
+def test_states_that_seeds_reach_are_told(capsys):
+    """By a process of its own, which measures from the first import on."""
+    command = [sys.executable, "-m", "tests.simulation.coverage", "--count", "3000"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    with capsys.disabled():
+        print(f"\n{told}")
+    assert told.count("gstalk/") >= len(ROOMS)
+
+
+def test_rooms_whose_states_are_told_are_there():
+    assert [room for room in ROOMS if not (ROOT / "gstalk" / f"{room}.py").exists()] == []
 
 
 def test_seed_runs_the_same_twice():

@@ -68,7 +68,6 @@ class Record:
         self.ruined: list[Copy] = []
         self.in_flight: set[bytes] = set()
         self.breaks: Counter[bytes] = Counter()  # how many tries of this put may have been left without an answer
-        self._written_off = 0  # of the backlog
         self.in_trouble = 0  # servers that answer nothing just now
         self.figures: Counter[str] = Counter()
 
@@ -123,13 +122,7 @@ class Record:
 
     @property
     def backlog(self) -> int:
-        return len(self.acknowledged) - len(self.deleted) - self._written_off
-
-    def emptied(self) -> None:
-        """The servers have lost all their jobs, and their ids mean others from now on."""
-        self._written_off += self.backlog
-        for witness in self.witnesses.values():
-            witness.forget()
+        return len(self.acknowledged) - len(self.deleted)
 
     # -- at the end --------------------------------------------------------------------------------------------
 

@@ -55,11 +55,6 @@ class Witness(FaultProxy):
         self._heads[job_id] = head
         self.inserted.add((self.uri, job_id, head))
 
-    def forget(self) -> None:
-        """The server has lost all its jobs: its ids mean others from now on."""
-        self._heads.clear()
-        self.inserted.clear()
-
     def _read_along(self, direction: str, data: bytes, number: int) -> None:
         conversation = self._conversations.get(number)
         if conversation is None:
