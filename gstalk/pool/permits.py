@@ -61,7 +61,7 @@ class Source:
 
     Attributes:
         server: Which server it goes to.
-        held: Whether it holds jobs; others note that.
+        held: Whether it holds jobs; others note that. A `JobSource` looks at its connection instead, in `is_idle`.
         busy: Whether anything else is in flight on it; as `held`.
         asks: Reserves in flight, each of which holds a permit.
         waiting: Whether its one ask waits on the server.
@@ -165,7 +165,7 @@ class Group:
         """The connection for the next ask: an idle one if there is one."""
         if len(self.sources) > 1:
             found = self.who_may_wait(now)
-            return found or min(self.sources, key=lambda each: (each.asks > 0, each.next_ask, each.held))
+            return found or min(self.sources, key=lambda each: (each.asks > 0, each.next_ask, not each.is_idle))
         return next(iter(self.sources))
 
 

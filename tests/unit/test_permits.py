@@ -276,6 +276,27 @@ def test_connection_that_was_busy_when_its_server_was_asked_waits_when_it_is_idl
     assert carry_out(schedule, 10.2) == [("wait", 0, 1)]
 
 
+class Looking(Source):
+    """One that looks for itself whether it is idle, as a Consumer's do."""
+
+    idle = True
+
+    @property
+    def is_idle(self) -> bool:
+        return self.idle
+
+
+def test_connection_for_the_next_ask_is_one_that_is_idle_also_where_none_may_wait():
+    schedule = Asking(5)
+    sources = [Looking("a") for _ in range(3)]
+    for each in sources:
+        each.recalled_at = 10.0  # none may wait yet
+        each.idle = False
+        schedule.add(each)
+    sources[1].idle = True
+    assert carry_out(schedule, 10.01) == [("ask", 1, 1)]
+
+
 def owing(permits: int, held: bool) -> tuple[Asking, list[Source]]:
     """Servers a and b; a finds nothing now and then, and b owes an answer since 10."""
     schedule, sources = asking(permits, "a", "b")
