@@ -1,12 +1,11 @@
-"""What many servers cost: python -m benchmarks --scale, or python -m benchmarks.scale with shapes as 100x3/100.
+"""What a Consumer of many servers costs: python -m benchmarks.shapes, with a JSON order on standard input.
 
-A shape is the number of servers, of connections to each, and of handlers.
+A shape is the number of servers, of connections to each, and of handlers: 100x3/100. For each, beside real servers on
+this machine; CPU is that of the Consumer's process:
 
-For each shape, beside real servers on this machine; CPU is that of the Consumer's process:
-
-cpu us a job   while it works off jobs that are spread over all servers
+CPU us a job   while it works off jobs that are spread over all servers
 idle %, asks/s CPU time of one core, and reserves a second, when there is nothing to do
-p50 ms         from a put on a random server, one at a time, to its handler
+p50 ms         from a put on a random server to its handler, with forty jobs a second
 busy: ...      the same three while one handler is at work all the time
 dials/s        with 3 jobs a second that take 0.3 s each
 """
@@ -15,12 +14,10 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Any
 
 import gevent
@@ -28,17 +25,14 @@ import gevent.event
 
 import gstalk
 from benchmarks.meter import percentiles
-from gstalk.testing import Beanstalkd
 
-ROOT = Path(__file__).parent.parent
-SHAPES = ["1/64", "10/64", "100/64", "300/20", "100x3/100", "10/10"]
-JOBS = 20_000
-IDLE = 3.0  # seconds
-LATENCIES = 200
+JOBS = 10_000
+IDLE = 2.0  # seconds
+LATENCIES = 160
 DIALS = 10.0  # seconds
 
 
-class Bed:
+class Load:
     """A connection to each server that puts and counts, and a Consumer."""
 
     def __init__(self, uris: list[str], handlers: int, multiply: int) -> None:
@@ -101,12 +95,12 @@ class Bed:
     def latency(self) -> float:
         self.times.clear()
         chance = random.Random(1)
-        for number in range(1, LATENCIES + 1):
+        for _ in range(LATENCIES):
             chance.choice(self.conns).put("scale", b"%.9f" % time.perf_counter())
-            until = time.perf_counter() + 10
-            while len(self.times) < number and time.perf_counter() < until:
-                gevent.sleep(0.002)
-            gevent.sleep(chance.random() * 0.02)
+            gevent.sleep(0.015 + chance.random() * 0.02)
+        until = time.perf_counter() + 10
+        while len(self.times) < LATENCIES and time.perf_counter() < until:
+            gevent.sleep(0.01)
         return percentiles(self.times)["p50"]
 
     def dials(self) -> float:
@@ -121,43 +115,22 @@ class Bed:
 def measure(uris: list[str], handlers: int, multiply: int) -> dict[str, float]:
     """In a process of its own: what this shape costs."""
     found: dict[str, float] = {}
-    with closing(Bed(uris, handlers, multiply)) as bed, bed.receiving():
+    with closing(Load(uris, handlers, multiply)) as load:
+        found["CPU us a job"] = load.job(JOBS) * 1e6
+        found["jobs/s"] = load.rate
+    with closing(Load(uris, handlers, multiply)) as load, load.receiving():
         gevent.sleep(1)
-        found["idle %"], found["asks/s"] = bed.idle()
-        found["p50 ms"] = bed.latency()
-        bed.conns[0].put("scale", b"gate", ttr=3600)
+        found["idle %"], found["asks/s"] = load.idle()
+        found["p50 ms"] = load.latency()
+        load.conns[0].put("scale", b"gate", ttr=3600)
         gevent.sleep(1)
-        found["busy: idle %"], found["busy: asks/s"] = bed.idle()
-        found["busy: p50 ms"] = bed.latency()
-        bed.gate.set()
+        found["busy: idle %"], found["busy: asks/s"] = load.idle()
+        found["busy: p50 ms"] = load.latency()
+        load.gate.set()
         gevent.sleep(0.5)
-        found["dials/s"] = bed.dials()
-    with closing(Bed(uris, handlers, multiply)) as bed:
-        found["cpu us a job"] = bed.job(JOBS) * 1e6
-        found["jobs/s"] = bed.rate
+        found["dials/s"] = load.dials()
     return found
 
 
-def main(shapes: list[str]) -> None:
-    names: list[str] = []
-    for shape in shapes or SHAPES:
-        servers, _, handlers = shape.partition("/")
-        count, _, multiply = servers.partition("x")
-        with ExitStack() as stack:
-            uris = [stack.enter_context(Beanstalkd()).uri for _ in range(int(count))]
-            order = json.dumps([uris, int(handlers), int(multiply or 1)])
-            command = [sys.executable, "-m", "benchmarks.scale", "--child"]
-            done = subprocess.run(command, input=order, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
-        found = json.loads(done.stdout)
-        if not names:
-            names = list(found)
-            print("| servers / handlers |", " | ".join(names), "|")
-            print("|---" * (len(names) + 1) + "|")
-        print(f"| {shape} |", " | ".join(f"{found[name]:.3g}" for name in names), "|", flush=True)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--child"]:
-        print(json.dumps(measure(*json.load(sys.stdin))))
-    else:
-        main(sys.argv[1:])
+    print(json.dumps(measure(*json.load(sys.stdin))))
