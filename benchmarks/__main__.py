@@ -27,19 +27,30 @@ def options(arguments: list[str]) -> argparse.Namespace:
     )
     names = [*GROUPS, *IDLE, *FOOTPRINT]
     parser.add_argument(
-        "what", nargs="*", help=f"what to measure, of {', '.join(names)}; left out: {', '.join(DEFAULT)}"
+        "what",
+        nargs="*",
+        help=f"what to measure, of {', '.join(names)}; left out: {', '.join(DEFAULT)}. "
+        f"With --scale, of {', '.join(scale.NAMES)}, or shapes as 100x3/100: servers, connections to each, handlers",
     )
     parser.add_argument("--all", action="store_true", help="measure everything, for half an hour or so")
-    parser.add_argument("--scale", action="store_true", help="measure what many servers cost, and nothing else")
+    parser.add_argument(
+        "--scale", action="store_true", help="measure what many of everything cost, in ten minutes or so"
+    )
     parser.add_argument("--client", default="", help="only clients whose name has this in it (raw C stays)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are taken (default: %(default)s)")
+    usual = f"rounds; medians are taken (default: 5; with --scale: {scale.ROUNDS})"
+    parser.add_argument("--rounds", type=int, help=usual)
     again = "how often to measure again what other programs disturb (default: %(default)s)"
     parser.add_argument("--patience", type=int, default=5, help=again)
     parser.add_argument("--json", metavar="FILE", help="write the results there, too; - for standard output alone")
     parser.add_argument("--plot", metavar="FILE", help="draw the results there, as SVG")
     chosen = parser.parse_args(arguments)
-    chosen.what = names if chosen.all else chosen.what or list(DEFAULT)
-    if wrong := [name for name in chosen.what if name not in names]:
+    if chosen.rounds is None:
+        chosen.rounds = scale.ROUNDS if chosen.scale else 5
+    if chosen.scale:
+        names = list(scale.NAMES)
+    else:
+        chosen.what = names if chosen.all else chosen.what or list(DEFAULT)
+    if wrong := [name for name in chosen.what if name not in names and not (chosen.scale and scale.is_shape(name))]:
         parser.error(f"no such thing to measure: {', '.join(wrong)}")
     if chosen.rounds < 1 or chosen.patience < 0:
         parser.error("--rounds is at least 1, --patience at least 0")
@@ -85,7 +96,7 @@ def measure(chosen: argparse.Namespace) -> tuple[list[Result], dict[str, Any], f
 def main(arguments: list[str]) -> None:
     chosen = options(arguments)
     if chosen.scale:
-        scale.main([])
+        scale.main(chosen.what, say, chosen.rounds)
         return
     results, others, system_call = measure(chosen)
     figures = judge(results, others, system_call)

@@ -1,163 +1,111 @@
-"""What many servers cost: python -m benchmarks --scale, or python -m benchmarks.scale with shapes as 100x3/100.
+"""What many of everything cost: python -m benchmarks --scale, with the names of tables, or with shapes as 100x3/100.
 
-A shape is the number of servers, of connections to each, and of handlers.
+shapes       a Consumer of so many servers, with so many handlers; `benchmarks.shapes` says what is measured
+servers      a Producer of so many servers
+greenlets    so many that wait beside 64 at work
+connections  so many to one server
+tubes        so many that are watched
+jobs         so many in the tube
 
-For each shape, beside real servers on this machine; CPU is that of the Consumer's process:
-
-cpu us a job   while it works off jobs that are spread over all servers
-idle %, asks/s CPU time of one core, and reserves a second, when there is nothing to do
-p50 ms         from a put on a random server, one at a time, to its handler
-busy: ...      the same three while one handler is at work all the time
-dials/s        with 3 jobs a second that take 0.3 s each
+Of the last five `benchmarks.many` measures what an operation costs: microseconds of the client's CPU, and KB of memory.
+A figure is the median of some rounds, in which the rows take turns.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
-from typing import Any
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-import gevent
-import gevent.event
+from benchmarks.cases import FLOOR, Case
+from benchmarks.raw import Raw
+from benchmarks.report import machine
+from benchmarks.rounds import Bed
 
-import gstalk
-from benchmarks.meter import percentiles
-from gstalk.testing import Beanstalkd
+__all__ = ["NAMES", "ROUNDS", "is_shape", "main"]
 
-ROOT = Path(__file__).parent.parent
-SHAPES = ["1/64", "10/64", "100/64", "300/20", "100x3/100", "10/10"]
-JOBS = 20_000
-IDLE = 3.0  # seconds
-LATENCIES = 200
-DIALS = 10.0  # seconds
-
-
-class Bed:
-    """A connection to each server that puts and counts, and a Consumer."""
-
-    def __init__(self, uris: list[str], handlers: int, multiply: int) -> None:
-        self.conns = [gstalk.dial(uri) for uri in uris]
-        self.times: list[float] = []
-        self.multiply = multiply
-        self.done = 0
-        self.rate = 0.0
-        self.gate = gevent.event.Event()
-        quiet: dict[str, Any] = {"info_func": lambda message: None, "auto_delete": True}
-        self.consumer = gstalk.Consumer(uris, "scale", num_greenlets=handlers, multiply=multiply, **quiet)
-
-    @contextmanager
-    def receiving(self) -> Iterator[None]:
-        wanted = self._total("current_connections") + len(self.conns) * self.multiply
-        running = gevent.spawn(self.consumer.receive, self._handle)
-        while self._total("current_connections") < wanted:
-            gevent.sleep(0.05)
-        yield
-        self.gate.set()
-        self.consumer.stop()
-        running.get()
-
-    def close(self) -> None:
-        for conn in self.conns:
-            conn.close()
-
-    def _handle(self, job: gstalk.Job) -> None:
-        if job.body == b"gate":
-            self.gate.wait()
-        elif job.body == b"slow":
-            gevent.sleep(0.3)
-        elif job.body:
-            self.times.append(time.perf_counter() - float(job.body))
-        self.done += 1
-
-    def _total(self, name: str) -> int:
-        return sum(getattr(conn.stats(), name) or 0 for conn in self.conns)
-
-    def job(self, count: int) -> float:
-        """CPU seconds of a job; the jobs are there before anybody asks for them."""
-        for number, conn in enumerate(self.conns):
-            conn.put_many("scale", [b""] * (count // len(self.conns) + (number < count % len(self.conns))))
-        with self.receiving():
-            first, cpu, began = self.done, time.process_time(), time.perf_counter()
-            while self.done < count:
-                gevent.sleep(0.01)
-            took = time.process_time() - cpu
-            self.rate = (self.done - first) / (time.perf_counter() - began)
-            return took / max(self.done - first, 1)
-
-    def idle(self) -> tuple[float, float]:
-        """Percent of a core, and reserves a second."""
-        asks = self._total("cmd_reserve_with_timeout")
-        cpu, began = time.process_time(), time.perf_counter()
-        gevent.sleep(IDLE)
-        used, seconds = time.process_time() - cpu, time.perf_counter() - began
-        return 100 * used / seconds, (self._total("cmd_reserve_with_timeout") - asks) / seconds
-
-    def latency(self) -> float:
-        self.times.clear()
-        chance = random.Random(1)
-        for number in range(1, LATENCIES + 1):
-            chance.choice(self.conns).put("scale", b"%.9f" % time.perf_counter())
-            until = time.perf_counter() + 10
-            while len(self.times) < number and time.perf_counter() < until:
-                gevent.sleep(0.002)
-            gevent.sleep(chance.random() * 0.02)
-        return percentiles(self.times)["p50"]
-
-    def dials(self) -> float:
-        chance = random.Random(2)
-        before = self._total("total_connections")
-        for _ in range(int(DIALS * 3)):
-            chance.choice(self.conns).put("scale", b"slow")
-            gevent.sleep(1 / 3)
-        return (self._total("total_connections") - before) / DIALS
+SHAPES = ("1/64", "10/64", "100/64", "300/20", "100x3/100", "10/10")
+SHAPE = re.compile(r"\d+(x\d+)?/\d+")
+MANY = {
+    "servers": (1, 10, 100, 300),
+    "greenlets": (1, 10, 100, 1000, 10_000),
+    "connections": (1, 10, 100, 1000),
+    "tubes": (1, 10, 100, 1000, 5000),
+    "jobs": (0, 1000, 100_000, 1_000_000),
+}
+NAMES = ("shapes", *MANY)
+ROUNDS = 3
+LONG = 0.25  # of a floor's usual number of operations
 
 
-def measure(uris: list[str], handlers: int, multiply: int) -> dict[str, float]:
-    """In a process of its own: what this shape costs."""
-    found: dict[str, float] = {}
-    with closing(Bed(uris, handlers, multiply)) as bed, bed.receiving():
-        gevent.sleep(1)
-        found["idle %"], found["asks/s"] = bed.idle()
-        found["p50 ms"] = bed.latency()
-        bed.conns[0].put("scale", b"gate", ttr=3600)
-        gevent.sleep(1)
-        found["busy: idle %"], found["busy: asks/s"] = bed.idle()
-        found["busy: p50 ms"] = bed.latency()
-        bed.gate.set()
-        gevent.sleep(0.5)
-        found["dials/s"] = bed.dials()
-    with closing(Bed(uris, handlers, multiply)) as bed:
-        found["cpu us a job"] = bed.job(JOBS) * 1e6
-        found["jobs/s"] = bed.rate
+def is_shape(name: str) -> bool:
+    """Tell whether this names a shape."""
+    return SHAPE.fullmatch(name) is not None
+
+
+def line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def head(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{line(names)}\n|---{'|---:' * (len(names) - 1)}|"
+
+
+def shape(bed: Bed, name: str) -> dict[str, float]:
+    """A Consumer of many servers."""
+    servers, _, handlers = name.partition("/")
+    count, _, multiply = servers.partition("x")
+    uris = [bed.server(number=number).uri for number in range(int(count))]
+    return bed.child("benchmarks.shapes", json.dumps([uris, int(handlers), int(multiply or 1)]))
+
+
+def many(bed: Bed, what: str, number: int) -> dict[str, float]:
+    """One row of one table."""
+    servers = number if what == "servers" else 1
+    uris = [bed.server(number=each).uri for each in range(servers)]
+    found: dict[str, float] = bed.child("benchmarks.many", json.dumps([what, uris, number]))
+    if what == "greenlets":
+        case = Case("work", FLOOR, 64 + number)
+        floor = bed.measure(replace(case, long=LONG + 2 * number / case.count))
+        found["gevent, nothing else, all: a reserve and delete"] = floor["cpu"] * 1e6
     return found
 
 
-def main(shapes: list[str]) -> None:
-    names: list[str] = []
-    for shape in shapes or SHAPES:
-        servers, _, handlers = shape.partition("/")
-        count, _, multiply = servers.partition("x")
-        with ExitStack() as stack:
-            uris = [stack.enter_context(Beanstalkd()).uri for _ in range(int(count))]
-            order = json.dumps([uris, int(handlers), int(multiply or 1)])
-            command = [sys.executable, "-m", "benchmarks.scale", "--child"]
-            done = subprocess.run(command, input=order, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
-        found = json.loads(done.stdout)
-        if not names:
-            names = list(found)
-            print("| servers / handlers |", " | ".join(names), "|")
-            print("|---" * (len(names) + 1) + "|")
-        print(f"| {shape} |", " | ".join(f"{found[name]:.3g}" for name in names), "|", flush=True)
+def measure(bed: Bed, what: str, rounds: int, say: Callable[[str], None]) -> str:
+    """One table, as Markdown."""
+    taken: dict[int, list[dict[str, float]]] = {number: [] for number in MANY[what]}
+    for turn in range(rounds):
+        for number in list(taken)[:: -1 if turn % 2 else 1]:
+            say(f"{what}, round {turn + 1} of {rounds}: {number:,}")
+            taken[number].append(many(bed, what, number))
+    names = list(dict.fromkeys(name for rows in taken.values() for name in rows[0]))
+    lines = [head([what, *names])]
+    for number, rows in taken.items():
+        middle = [statistics.median(row[name] for row in rows) if name in rows[0] else None for name in names]
+        lines.append(line([f"{number:,}", *("" if each is None else f"{each:,.1f}" for each in middle)]))
+    return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] == ["--child"]:
-        print(json.dumps(measure(*json.load(sys.stdin))))
-    else:
-        main(sys.argv[1:])
+def main(chosen: list[str], say: Callable[[str], None], rounds: int = ROUNDS) -> None:
+    """Measure what is chosen, or everything."""
+    shapes = [name for name in chosen if is_shape(name)]
+    if "shapes" in chosen or not chosen:
+        shapes += SHAPES
+    with Raw() as raw, Bed(raw) as bed:
+        told = machine(raw.system_call())
+        print(", ".join(f"{name} {value}" for name, value in told.items()), flush=True)
+        for number, name in enumerate(shapes):
+            say(f"a Consumer of {name}")
+            found = shape(bed, name)
+            say("")
+            if not number:
+                print("\n" + head(["servers / handlers", *found]))
+            print(line([name, *(f"{value:.3g}" for value in found.values())]), flush=True)
+        for what in MANY:
+            if what in chosen or not chosen:
+                table = measure(bed, what, rounds, say)
+                say("")
+                print(f"\n{table}", flush=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from gevent import subprocess
 
-from benchmarks import scale
+from benchmarks import many, scale, shapes
 from benchmarks.__main__ import options
 from benchmarks.cases import FLOOR, GROUPS, PACED, Case
 from benchmarks.figures import judge
@@ -99,6 +99,7 @@ def test_a_system_call_takes_some_time(bed):
         ("put --client zz", "no client whose name has 'zz' in it"),
         ("put --json /no/such/place", "no such directory: /no/such"),
         ("latency --plot x.svg", "--plot draws put and work"),
+        ("--scale greenlets 10/x", "no such thing to measure: 10/x"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_measured(line, said, capsys):
@@ -130,10 +131,32 @@ run(["put", "--rounds", "1", "--client", "gstalk Conn"])
 
 def test_scale_measures_each_shape(monkeypatch):
     for name, few in {"JOBS": 200, "IDLE": 0.1, "LATENCIES": 5, "DIALS": 0.4}.items():
-        monkeypatch.setattr(scale, name, few)
+        monkeypatch.setattr(shapes, name, few)
     with Beanstalkd() as one, Beanstalkd() as two:
-        found = scale.measure([one.uri, two.uri], 2, 1)
+        found = shapes.measure([one.uri, two.uri], 2, 1)
     assert found["asks/s"] == 0
     assert found["busy: asks/s"] > 0
-    assert found["cpu us a job"] > 1
+    assert found["CPU us a job"] > 1
     assert 0 < found["p50 ms"] < 1000
+
+
+@pytest.mark.parametrize("what", many.MANY)
+def test_scale_measures_many_of_each_thing(monkeypatch, what):
+    for name, few in {"PUTS": 300, "JOBS": 300, "SPARSE": 5}.items():
+        monkeypatch.setattr(many, name, few)
+    with Beanstalkd() as server:
+        found = many.MANY[what]([server.uri], 120 if what != "servers" else 1)
+    assert len(found) >= 3
+    assert all(value > 0.1 for name, value in found.items() if "KB" not in name)
+
+
+def test_scale_makes_a_table_of_the_medians(monkeypatch):
+    said = iter([1.0, 5.0, 6.0, 2.0, 3.0, 1000.0])
+    monkeypatch.setattr(scale, "MANY", {"jobs": (0, 1000)})
+    monkeypatch.setattr(scale, "many", lambda bed, what, number: {"put": next(said), **({"KB": 4.0} if number else {})})
+    assert scale.measure(None, "jobs", 3, lambda text: None).splitlines() == [  # type: ignore[arg-type]
+        "| jobs | put | KB |",
+        "|---|---:|---:|",
+        "| 0 | 2.0 |  |",
+        "| 1,000 | 6.0 | 4.0 |",
+    ]

@@ -7,7 +7,8 @@ What each server gets, by what is known of it:
 
     found empty, permits for all servers    a wait: it costs nothing, and hands a job over at once
     found empty, fewer permits              a wait while one can be lent, else an ask when its turn has come
-    its last answer was a job               all permits that are free, in turn with the others that find jobs
+    its last answer was a job               the permits that are free, in turn with the others that find jobs: two at
+                                            first, one more with each job, until it has nothing
     owes an answer for a second             nothing until it answers; its permits are used elsewhere. Another
                                             connection to it is asked: the line may be dead, and not the server
 
@@ -60,7 +61,7 @@ class Source:
 
     Attributes:
         server: Which server it goes to.
-        held: Whether it holds jobs; others note that.
+        held: Whether it holds jobs; others note that. A `JobSource` looks at its connection instead, in `is_idle`.
         busy: Whether anything else is in flight on it; as `held`.
         asks: Reserves in flight, each of which holds a permit.
         waiting: Whether its one ask waits on the server.
@@ -116,10 +117,12 @@ class Group:
         has_had_job: Since it stood among those that could wait.
         next_ask: Before this moment it is not its turn.
         pause: Seconds until its next turn when an ask has found nothing.
+        reach: So many asks may be in flight. One more with each job: else one that comes now and then to a thousand
+            free handlers would be followed by a thousand asks that find nothing.
         look_at: When it is to be looked at though nothing happens to it.
     """
 
-    __slots__ = ("asks", "has_had_job", "hot", "look_at", "next_ask", "pause", "sources")
+    __slots__ = ("asks", "has_had_job", "hot", "look_at", "next_ask", "pause", "reach", "sources")
 
     def __init__(self) -> None:
         self.sources: dict[Source, None] = {}
@@ -128,6 +131,7 @@ class Group:
         self.has_had_job = False
         self.next_ask = 0.0
         self.pause = FIRST_PAUSE
+        self.reach = NEVER
         self.look_at = NEVER
 
     def begin_anew(self) -> None:
@@ -161,7 +165,7 @@ class Group:
         """The connection for the next ask: an idle one if there is one."""
         if len(self.sources) > 1:
             found = self.who_may_wait(now)
-            return found or min(self.sources, key=lambda each: (each.asks > 0, each.next_ask, each.held))
+            return found or min(self.sources, key=lambda each: (each.asks > 0, each.next_ask, not each.is_idle))
         return next(iter(self.sources))
 
 
@@ -199,6 +203,7 @@ class Asking:
         self._waits = 0
         self._changed: dict[Group, None] = {}
         self._hot: dict[Group, None] = {}  # find jobs; who was served longest ago comes first
+        self._sated: dict[Group, None] = {}  # find jobs, and ask for as many as they may
         self._turns: dict[Group, float] = {}  # are to be asked now, and since when; the longest neglected comes first
         self._could_wait: OrderedDict[Group, None] = OrderedDict()  # who has had a job last comes first
         self._later: list[tuple[float, int, Group]] = []  # a heap: to be looked at then
@@ -241,7 +246,7 @@ class Asking:
         return self.permits - self.running - self._asked
 
     def _count_anew(self) -> None:
-        for queue in (self._changed, self._hot, self._turns, self._could_wait, self._later, self._waiting):
+        for queue in (self._changed, self._hot, self._sated, self._turns, self._could_wait, self._later, self._waiting):
             queue.clear()
         self._asked = self._waits = 0
         self._late_at = 0.0
@@ -304,14 +309,16 @@ class Asking:
         """Put a server where it belongs; where it is already, it keeps its place in the line."""
         hot = group.hot
         if hot is not None and not (hot.waiting or hot.overdue) and hot.next_ask <= now:
-            if group not in self._hot:
+            line = self._hot if group.asks < group.reach else self._sated
+            if group not in line:
                 self._leave_queues(group)
-                self._hot[group] = None
+                line[group] = None
             return
         if group.asks and not group.has_way_round():
             self._leave_queues(group)
             return
         self._hot.pop(group, None)
+        self._sated.pop(group, None)
         if group.asks:
             self._could_wait.pop(group, None)
         elif hot is None and group not in self._could_wait:
@@ -331,6 +338,7 @@ class Asking:
 
     def _leave_queues(self, group: Group) -> None:
         self._hot.pop(group, None)
+        self._sated.pop(group, None)
         self._turns.pop(group, None)
         self._could_wait.pop(group, None)
 
@@ -341,7 +349,7 @@ class Asking:
         while self._kept and now >= self._calm_at:
             self._kept //= 2
             self._calm_at += CALM
-        if self._hot and not for_all:
+        if (self._hot or self._sated) and not for_all:
             return free  # they need them more
         keep = max(self._kept, 0 if for_all else 1)
         while free > keep and self._could_wait:
@@ -355,7 +363,7 @@ class Asking:
 
     def _give_turns(self, actions: list[Action], free: int, now: float) -> int:
         """One ask for each server whose turn has come; where others find jobs, these have every other permit."""
-        if self._hot:
+        if self._hot or self._sated:
             self._turn_before = not self._turn_before
             most = (free + self._turn_before) // 2
         else:
@@ -369,16 +377,22 @@ class Asking:
         return free
 
     def _share_out(self, actions: list[Action], free: int, now: float) -> int:
-        """Those that find jobs get all that is left, in turn."""
-        for left in range(max(1, min(len(self._hot), free // BATCH)), 0, -1):
+        """Those that find jobs get what is left, in turn, as far as they reach."""
+        left = max(1, min(len(self._hot), free // BATCH))
+        while self._hot and free > 0:
             group = next(iter(self._hot))
-            if len(self._hot) > 1:
+            share = -(-free // max(left, 1))
+            if share >= group.reach - group.asks:
+                share = int(group.reach) - group.asks
+                del self._hot[group]
+                self._sated[group] = None
+            elif len(self._hot) > 1:
                 del self._hot[group]
                 self._hot[group] = None
-            share = -(-free // left)
             assert group.hot is not None
             self._begin(actions, "ask", group.hot, share, now)
             free -= share
+            left -= 1
         return free
 
     def _begin(
@@ -395,6 +409,7 @@ class Asking:
         self._asked += times
         if what == "wait":
             source.waiting = True
+            source.group.reach = 1
             self._waits += 1
             self._lend(source)
         elif self._late_at == NEVER:
@@ -490,11 +505,13 @@ class Asking:
         if found:
             group.hot = source
             group.has_had_job = True
+            group.reach += 1
             group.pause = FIRST_PAUSE
             group.next_ask = 0.0
         else:
             if group.hot is source:
                 group.hot = None
+            group.reach = 1
             others = (len(self._groups) - self._waits - 1) / RATE
             group.next_ask = now + max(group.pause, others)
             if others > LONGEST_PAUSE:  # many at the same time: one timer for all of them

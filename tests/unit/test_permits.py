@@ -167,8 +167,31 @@ def test_connection_that_finds_jobs_gets_all_permits():
     assert carry_out(schedule, 10) == [("wait", 0, 1)]
     schedule.answered(sources[0], True, 10)
     schedule.running, sources[0].held = 1, True
-    assert sum(times for _, _, times in carry_out(schedule, 10)) == 9
-    assert carry_out(schedule, 10) == []
+    for most in (2, 4, 3):  # twice as many each time, until all are asked with
+        assert carry_out(schedule, 10) == [("ask", 0, most)]
+        assert carry_out(schedule, 10) == []
+        for _ in range(most):
+            schedule.answered(sources[0], True, 10)
+            schedule.running += 1
+    assert schedule.running == 10
+    schedule.running = 0
+    assert carry_out(schedule, 10) == [("ask", 0, 10)]
+
+
+def test_connection_that_has_found_nothing_is_asked_for_few_jobs_again():
+    schedule, sources = asking(1000, "a")
+    sources[0].held = True
+    assert carry_out(schedule, 10) == [("ask", 0, 1)]
+    schedule.answered(sources[0], True, 10)
+    assert carry_out(schedule, 10) == [("ask", 0, 1000)]  # it has never found nothing
+    for found in (True, False, True):
+        schedule.answered(sources[0], found, 10)
+    assert carry_out(schedule, 10.1) == []
+    for _ in range(997):
+        schedule.answered(sources[0], False, 10.1)
+    assert carry_out(schedule, 10.2) == [("ask", 0, 1)]
+    schedule.answered(sources[0], True, 10.2)
+    assert carry_out(schedule, 10.2) == [("ask", 0, 2)]
 
 
 def test_permits_are_never_exceeded():
@@ -251,6 +274,27 @@ def test_connection_that_was_busy_when_its_server_was_asked_waits_when_it_is_idl
     sources[0].busy = False
     schedule.answered(sources[1], False, 10.061)
     assert carry_out(schedule, 10.2) == [("wait", 0, 1)]
+
+
+class Looking(Source):
+    """One that looks for itself whether it is idle, as a Consumer's do."""
+
+    idle = True
+
+    @property
+    def is_idle(self) -> bool:
+        return self.idle
+
+
+def test_connection_for_the_next_ask_is_one_that_is_idle_also_where_none_may_wait():
+    schedule = Asking(5)
+    sources = [Looking("a") for _ in range(3)]
+    for each in sources:
+        each.recalled_at = 10.0  # none may wait yet
+        each.idle = False
+        schedule.add(each)
+    sources[1].idle = True
+    assert carry_out(schedule, 10.01) == [("ask", 1, 1)]
 
 
 def owing(permits: int, held: bool) -> tuple[Asking, list[Source]]:

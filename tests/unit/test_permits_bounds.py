@@ -184,6 +184,20 @@ def test_server_with_many_jobs_gets_all_handlers_30_ms_after_its_first_job(serve
     assert world.schedule.running == handlers
 
 
+@pytest.mark.parametrize(("servers", "handlers"), [(1, 64), (10, 64), (1, 10_000), (100, 10_000), (300, 20)])
+def test_job_that_comes_now_and_then_is_followed_by_few_asks_however_many_handlers_are_free(servers, handlers):
+    world = World(servers, handlers, "empty", work=0.001)
+    world.run(10)
+    began = world.now
+    before = world.asks
+    for _ in range(100):
+        world.put(world.chance.choice(world.sources))
+        world._decide()
+        world.run(0.2)
+    idle = (world.now - began) * RATE if servers > handlers else 0
+    assert world.asks - before <= 100 * 5 + idle
+
+
 def test_one_busy_handler_leaves_the_other_servers_their_waits():
     world = World(10, 10, "empty", work=60.0)
     world.run(1)
