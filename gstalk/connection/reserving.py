@@ -203,9 +203,9 @@ class ReserveLine(InHub):
         caller.ask = self._asked
         has_time = caller.until > now  # who has none is told at once what there is: a wait for others would keep him
         if self._may_wait and has_time and not connection.reserved.by_id and not connection.pipe.requests:
-            endless = self._timed < len(self._callers)
-            longest = INFINITY if endless else max(each.until for each in self._callers) - now
-            seconds = int(min(longest, connection.config.reserve_timeout))
+            seconds = int(connection.config.reserve_timeout)
+            if self._timed == len(self._callers):
+                seconds = int(min(seconds, max(each.until for each in self._callers) - now))
             if seconds >= 1:
                 if self._timer is not None:
                     self._stop_timer()
@@ -219,8 +219,9 @@ class ReserveLine(InHub):
     def _on_reply(self, request: Request) -> None:
         self._answered += 1
         was_waiting, self._wait = self._wait is not None, None
-        self._soon = isinstance(request.error, DeadlineSoonError)
+        self._soon = False
         if request.error is not None:
+            self._soon = isinstance(request.error, DeadlineSoonError)
             if self._soon:
                 self._quiet_until = monotonic() + QUIET
             if self._callers:

@@ -208,8 +208,9 @@ class Asker(InHub):
             seconds = int(self._config.reserve_timeout)
             source.wait = source.connection.ask(seconds, partial(self._got, source), partial(self._recall, source))
         else:
+            ask, got = source.connection.ask, partial(self._got, source)
             for _ in range(action.times):
-                source.connection.ask(0, partial(self._got, source))
+                ask(0, got)
 
     def _tell_all(self) -> None:
         """Tell each connection what to watch that watches something else."""
@@ -301,7 +302,8 @@ class Asker(InHub):
                 source.connection.give_back(job)
             else:
                 self._crew.offer(source, job)
-        self.look_soon()
+        if not self._due:
+            self.look_soon()
 
     def _tell_failure(self, source: JobSource, error: BaseException) -> None:
         """Tell; and put a job that the server has ruined out of the way, or nobody would get beyond it."""

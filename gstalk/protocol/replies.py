@@ -66,9 +66,6 @@ def number(text: bytes, most: int) -> int:
 
 def job_id(text: bytes) -> int:
     """Read a job id, 1 to 2**64-1."""
-    # The usual case, in as few steps as can be: every put and every job comes through here.
-    if text.isdigit() and text[0] != 48 and len(text) < 20:
-        return int(text)
     value = number(text, MAX_ID)
     if not value:
         raise Malformed
@@ -77,7 +74,7 @@ def job_id(text: bytes) -> int:
 
 def body_size(text: bytes) -> int:
     """Read the size of the body that follows a line."""
-    if text.isdigit() and text[0] != 48 and len(text) < 10:  # as in `job_id`
+    if text.isdigit() and text[0] != 48 and len(text) < 10:  # the usual case, in as few steps as can be
         return int(text)
     return number(text, MAX_REPLY)
 
@@ -104,6 +101,8 @@ def word(request: Request, rest: bytes, body: bytes) -> None:
 
 
 def inserted(request: Request, rest: bytes, body: bytes) -> int:
+    if rest.isdigit() and rest[0] != 48 and len(rest) < 20:  # `job_id`, without a call
+        return int(rest)
     return job_id(rest)
 
 
@@ -133,7 +132,8 @@ def using(request: Request, rest: bytes, body: bytes) -> str:
 
 def found(request: Request, rest: bytes, body: bytes) -> tuple[int, bytes]:
     """RESERVED and FOUND."""
-    number_ = job_id(rest)
+    # `job_id`, without a call
+    number_ = int(rest) if rest.isdigit() and rest[0] != 48 and len(rest) < 20 else job_id(rest)
     if request.key is not None and request.key != number_:
         raise Malformed
     return number_, body
