@@ -36,9 +36,14 @@ else:
     record = _make
 
 
+def _record(cls: type) -> Any:
+    """The record that a class is, or comes from: an heir's own fields are for methods of its own."""
+    return next(each for each in cls.__mro__ if isinstance(vars(each).get("__signature__"), _Signature))
+
+
 def _init(self: Any, /, *values: Any, **named: Any) -> None:
-    cls = type(self)
-    call = f"{cls.__qualname__}.__init__()"
+    cls = _record(type(self))
+    call = f"{type(self).__qualname__}.__init__()"
     if len(values) > len(cls.__match_args__):
         raise TypeError(f"{call} takes {len(cls.__match_args__)} positional arguments but {len(values)} were given")
     for name, value in zip(cls.__match_args__, values, strict=False):
@@ -63,12 +68,12 @@ def _init(self: Any, /, *values: Any, **named: Any) -> None:
 
 
 def _values(self: Any) -> tuple[Any, ...]:
-    return tuple(getattr(self, field.name) for field in fields(self))
+    return tuple(getattr(self, field.name) for field in fields(_record(type(self))))
 
 
 @recursive_repr()
 def _repr(self: Any) -> str:
-    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(_record(type(self))))
     return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
@@ -84,9 +89,9 @@ class _Signature:
     """What `inspect.signature` and `help` show: the fields, and not the arguments of `_init`."""
 
     def __get__(self, instance: object, cls: Any) -> Signature:
-        if cls.__init__ is not _init:  # the class's own, or an heir's
+        if instance is not None or cls.__init__ is not _init:  # the class's own, or an heir's
             raise AttributeError("__signature__")
-        return Signature([_parameter(field) for field in fields(cls)], return_annotation=None)
+        return Signature([_parameter(field) for field in fields(_record(cls))], return_annotation=None)
 
 
 def _parameter(field: Any) -> Parameter:

@@ -311,6 +311,6 @@ def _doubtful(error: BaseException) -> BaseException:
     """Say of what was never sent anew that the server may have acted, as long as it waited there."""
     if not isinstance(error, DisconnectedError) or error.sent == "maybe":
         return error
-    known = type(error)(f"{str(error).removesuffix('it was not sent')}the server may have acted", "maybe")
+    known = type(error)(f"{str(error).removesuffix('; it was not sent')}; the server may have acted", "maybe")
     known.__cause__ = error.__cause__
     return known

@@ -248,3 +248,22 @@ def test_conn_closed_while_a_reserve_is_called_back_ends_the_dial_too(play, conn
     for each in (putter, reserver):
         with pytest.raises(gstalk.ConnectionClosedError):
             each.get(timeout=5)
+
+
+def test_conn_closed_after_a_recall_tells_all_that_the_server_may_have_acted(play, connect):
+    """It has had the reserve of each, as long as that waited there."""
+    silent = {"delete": b"", "list-tube-used": b""}
+    played = play({"stats": ok("---\nid: 4a\n"), "reserve-with-timeout": [b"", b"TIMED_OUT\r\n", b""], **silent})
+    conn = connect(played.uri, conn_timeout=1)
+    reservers = [call(conn.reserve) for _ in range(2)]
+    wait_until(lambda: played.count("reserve-with-timeout") == 1)
+    settling = [call(conn.delete, 1)]
+    wait_until(lambda: played.count("delete") == 1)
+    settling.append(call(conn.close))
+    for each in reservers:
+        with pytest.raises(gstalk.ConnectionClosedError) as caught:
+            each.get(timeout=5)
+        assert caught.value.sent == "maybe"
+        said = str(caught.value).removesuffix("; the server may have acted")
+        assert said == f"reserve at {played.uri}: you closed it"
+    gevent.joinall(settling)

@@ -141,6 +141,42 @@ def test_heirs_may_have_fields_or_an_init_of_their_own():
     assert list(inspect.signature(Other).parameters) == ["width"]
 
 
+def test_heir_s_own_init_gives_its_own_fields():
+    """And calls ours for the others, before or after that."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Labelled(Named):
+        label: str
+        depth: int = 7
+
+        def __init__(self, label: str, **named: Any) -> None:
+            object.__setattr__(self, "depth", 9)
+            super().__init__(**named)
+            object.__setattr__(self, "label", label)
+
+    made = Labelled("x", host="a")
+    assert vars(made) == {"depth": 9, "host": "a", "port": 11300, "label": "x"}
+    assert repr(made).endswith("Labelled(host='a', port=11300, label='x', depth=9)")
+
+
+def test_heir_that_wants_no_comparison_of_its_own_has_that_of_the_record():
+    @dataclasses.dataclass(frozen=True, eq=False, repr=False)
+    class Noted(Named):
+        notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+
+    assert Noted(host="a", notes=["x"]) == Noted(host="a") != Noted(host="b")
+    assert hash(Noted(host="a", notes=["x"])) == hash(Noted(host="a"))
+    assert repr(Noted(host="a")).endswith("Noted(host='a', port=11300)")
+
+
+def test_heir_that_can_be_called_has_the_signature_of_that_call():
+    class Settings(gstalk.Config):
+        def __call__(self, event: gstalk.Event) -> None: ...
+
+    assert list(inspect.signature(Settings()).parameters) == ["event"]
+    assert gstalk.Config(event_func=Settings()).event_func is not None
+
+
 @pytest.mark.parametrize("kind", [gstalk.ServerStats, gstalk.TubeStats, gstalk.JobStats, gstalk.RetryPolicy])
 def test_public_values_pickle_and_compare(kind):
     value = kind()
