@@ -46,7 +46,7 @@ def test_channel_watches_what_it_is_told_when_it_dials(play):
     channel = Channel(parse_uri(played.uri), Config(), ("a", "b"))
     assert (channel.used, channel.watched, channel.server.id) == ("default", ["a", "b"], "4a")
     assert played.lines == [b"stats", b"watch a", b"watch b", b"ignore default"]
-    assert (channel.is_connected, channel.pipe.clear, channel.outcomes) == (True, True, None)
+    assert (channel.is_connected, channel.pipe.clear) == (True, True)
     channel.cut()
     plain = Channel(parse_uri(played.uri), Config())
     assert (plain.watched, played.lines[4:]) == (["default"], [b"stats"])
