@@ -402,6 +402,13 @@ def test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_o
     assert (queue._queue.qsize(), queue.take()) == (1, member)  # it stands there once
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """No put follows another on its connection."""
+    monkeypatch.setattr(put_queue, "MOST_TOGETHER", 1)
+
+
+@pytest.mark.usefixtures("alone")
 def test_connections_are_taken_in_turn(start):
     queue = start(multiply=3)
     order = [queue.take() for _ in range(6)]
@@ -409,6 +416,7 @@ def test_connections_are_taken_in_turn(start):
     assert set(order) == set(queue._members.values())
 
 
+@pytest.mark.usefixtures("alone")
 def test_connection_that_has_no_room_or_whose_server_is_not_usable_is_passed_over(start):
     queue = start(multiply=3)
     stuck, good, last = queue._members.values()
@@ -503,6 +511,7 @@ def test_line_is_served_some_at_a_time_while_there_is_a_connection(start, monkey
     queue._line.clear()
 
 
+@pytest.mark.usefixtures("alone")
 def test_server_that_takes_no_jobs_is_left_alone_and_comes_back(start, monkeypatch):
     monkeypatch.setattr(put_queue, "ALONE", 0.05)
     queue = start({}, {})
@@ -611,6 +620,7 @@ def test_put_to_another_tube_has_a_use_before_it(start):
     assert member.connection.pipe.wait(mine) == 4
 
 
+@pytest.mark.usefixtures("alone")
 def test_tick_mends_a_queue_that_holds_what_it_should_not(start):
     queue = start(multiply=2)
     first, second = queue._members.values()
