@@ -103,7 +103,10 @@ def main(chosen: list[str], say: Callable[[str], None], rounds: int = ROUNDS) ->
             say("")
             if not number:
                 print("\n" + head(["servers / handlers", *found]))
-            print(line([name, *(f"{value:.3g}" for value in found.values())]), flush=True)
+            print(
+                line([name, *(f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for value in found.values())]),
+                flush=True,
+            )
         for what in MANY:
             if what in chosen or not chosen:
                 table = measure(bed, what, rounds, say)
