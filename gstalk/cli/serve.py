@@ -34,16 +34,16 @@ def serve(listen: Place, port: int | None, max_job_size: int) -> None:
     over = Event()
     if listen.port is not None and port is not None:
         raise click.UsageError("--listen has a port already: leave --port out")
-    host, number, path = listen.host, listen.port if listen.port is not None else port, listen.path
-    number = PORT if number is None else number
+    host, path = listen.host, listen.path
+    port = next(each for each in (listen.port, port, PORT) if each is not None)
     try:
-        server = Server(host, number, unix=path or False, max_job_size=max_job_size)
+        server = Server(host, port, unix=path or False, max_job_size=max_job_size)
         for number in (signal.SIGINT, signal.SIGTERM):
             gevent.signal_handler(number, over.set)
         gevent.signal_handler(signal.SIGUSR1, _drain, server)
         server.start()
     except OSError as error:
-        where = path or join(host, number)
+        where = path or join(host, port)
         raise click.ClickException(f"can't listen on {where}: {error.strerror or error}") from None
     try:
         click.echo(server.uri)

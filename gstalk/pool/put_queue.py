@@ -133,15 +133,12 @@ class PutQueue(InHub):
         """Others wait for a connection."""
         return bool(self._line)
 
-    def take(self, in_turn: bool = False) -> Member | None:
+    def take(self) -> Member | None:
         """Take the connection that the last put has taken a moment ago, or that at the head of the queue.
 
-        That goes to the tail, unless it is full.
-
-        Args:
-            in_turn: Whether the caller's turn has come; else those in line come first.
+        That goes to the tail, unless it is full. None is taken while others stand in line, who come first.
         """
-        if self._line and not in_turn:
+        if self._line:
             return None
         member = self._latest
         if (

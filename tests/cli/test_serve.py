@@ -192,3 +192,12 @@ def test_flag_that_cannot_be_is_refused(flags, code, said):
     done = outcome(*flags)
     assert (done.code, done.out) == (code, "")
     assert said in done.err
+
+
+@pytest.mark.parametrize("flags", [["-p", "{}"], ["-l", "127.0.0.1:{}"], ["-l", "{}"]])
+def test_port_in_use_is_named(flags):
+    with plain_socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = outcome(*(each.format(port) for each in flags))
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"gstalk: can't listen on 127.0.0.1:{port}: Address already in use\n"
