@@ -301,7 +301,8 @@ class Asking:
         again = self._later[0][0] - now if self._later else NEVER
         if free <= 0 and self._waits and (self._hot or self._turns):
             again = min(again, self._look_for_permit(actions, now))
-        if free <= 0 or len(self.sources) > len(self._groups):  # a late one's permits are needed, or others can ask
+        # Who is late is to be noted in time where its permits are wanted, or another connection to its server can ask.
+        if free <= 0 or self._turns or len(self.sources) > len(self._groups):
             again = min(again, self._late_at - now)
         return Decision(actions, again)
 
@@ -362,9 +363,10 @@ class Asking:
         return free
 
     def _give_turns(self, actions: list[Action], free: int, now: float) -> int:
-        """One ask for each server whose turn has come; those that find jobs and want more have every other permit."""
-        if self._hot:
-            self._turn_before = not self._turn_before
+        """One ask for each server whose turn has come; where others find jobs, these have every other permit."""
+        if self._hot or self._sated:
+            # The last one is theirs where the others may ask for no more until they are answered.
+            self._turn_before = not (self._turn_before and self._hot)
             most = (free + self._turn_before) // 2
         else:
             most = free

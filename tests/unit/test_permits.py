@@ -239,6 +239,15 @@ def test_server_whose_turn_it_is_gets_a_permit_that_nobody_else_wants():
         schedule.answered(sources[turn], False, now)
 
 
+def test_servers_whose_turn_it_is_leave_half_of_the_permits_to_one_that_finds_jobs():
+    """Also while it may not ask for more: its answers are on their way, and theirs may take long."""
+    schedule, sources = asking(8, *"abcdefg")
+    found_few(schedule, sources, 10)
+    assert carry_out(schedule, 9.9) == [("ask", 0, 2)]
+    assert [what for what, _, _ in carry_out(schedule, 10)] == ["ask"] * 3
+    assert schedule.decide(10).again <= 1.0  # none of these may be answered
+
+
 def test_permits_are_never_exceeded():
     schedule, sources = asking(4, "a", "b", "c")
     for step in range(200):
