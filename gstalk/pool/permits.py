@@ -117,8 +117,8 @@ class Group:
         has_had_job: Since it stood among those that could wait.
         next_ask: Before this moment it is not its turn.
         pause: Seconds until its next turn when an ask has found nothing.
-        reach: So many asks may be in flight. One more with each job: else one that comes now and then to a thousand
-            free handlers would be followed by a thousand asks that find nothing.
+        reach: So many asks may be in flight on the connection that finds jobs. One more with each job: else one that
+            comes now and then to a thousand free handlers would be followed by a thousand asks that find nothing.
         look_at: When it is to be looked at though nothing happens to it.
     """
 
@@ -299,9 +299,10 @@ class Asking:
         while self._later and self._later[0][2].look_at != self._later[0][0]:
             heappop(self._later)  # it has another time now, or none
         again = self._later[0][0] - now if self._later else NEVER
-        if free <= 0:
-            if self._waits and (self._hot or self._turns):
-                again = min(again, self._look_for_permit(actions, now))
+        if free <= 0 and self._waits and (self._hot or self._turns):
+            again = min(again, self._look_for_permit(actions, now))
+        # Who is late is to be noted in time where its permits are wanted, or another connection to its server can ask.
+        if free <= 0 or self._turns or len(self.sources) > len(self._groups):
             again = min(again, self._late_at - now)
         return Decision(actions, again)
 
@@ -309,7 +310,7 @@ class Asking:
         """Put a server where it belongs; where it is already, it keeps its place in the line."""
         hot = group.hot
         if hot is not None and not (hot.waiting or hot.overdue) and hot.next_ask <= now:
-            line = self._hot if group.asks < group.reach else self._sated
+            line = self._hot if hot.asks < group.reach else self._sated
             if group not in line:
                 self._leave_queues(group)
                 line[group] = None
@@ -364,7 +365,8 @@ class Asking:
     def _give_turns(self, actions: list[Action], free: int, now: float) -> int:
         """One ask for each server whose turn has come; where others find jobs, these have every other permit."""
         if self._hot or self._sated:
-            self._turn_before = not self._turn_before
+            # The last one is theirs where the others may ask for no more until they are answered.
+            self._turn_before = not (self._turn_before and self._hot)
             most = (free + self._turn_before) // 2
         else:
             most = free
@@ -381,16 +383,17 @@ class Asking:
         left = max(1, min(len(self._hot), free // BATCH))
         while self._hot and free > 0:
             group = next(iter(self._hot))
+            hot = group.hot
+            assert hot is not None
             share = -(-free // max(left, 1))
-            if share >= group.reach - group.asks:
-                share = int(group.reach) - group.asks
+            if share >= group.reach - hot.asks:
+                share = int(group.reach) - hot.asks
                 del self._hot[group]
                 self._sated[group] = None
             elif len(self._hot) > 1:
                 del self._hot[group]
                 self._hot[group] = None
-            assert group.hot is not None
-            self._begin(actions, "ask", group.hot, share, now)
+            self._begin(actions, "ask", hot, share, now)
             free -= share
             left -= 1
         return free

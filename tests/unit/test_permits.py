@@ -194,6 +194,60 @@ def test_connection_that_has_found_nothing_is_asked_for_few_jobs_again():
     assert carry_out(schedule, 10.2) == [("ask", 0, 2)]
 
 
+def found_few(schedule: Asking, sources: list[Source], now: float) -> None:
+    """Have each answer that it has nothing, and then the first one that it has a job."""
+    for each in sources:
+        each.held = True
+    for moment in (now - 0.2, now - 0.1):
+        schedule.decide(moment)
+        for each in sources:
+            if each.asks:
+                schedule.answered(each, moment == now - 0.1 and each is sources[0], moment)
+    schedule.running = 1
+
+
+def test_line_that_falls_silent_is_noted_while_permits_are_free():
+    """So that another connection to its server is asked."""
+    schedule, sources = asking(64, "a", "a")
+    found_few(schedule, sources, 10)
+    assert carry_out(schedule, 10) == [("ask", 0, 2)]
+    assert schedule.decide(10.1).again <= 0.9
+    assert schedule.decide(10.9).again == pytest.approx(0.1)
+    assert carry_out(schedule, 11) == [("ask", 1, 1)]
+
+
+def test_asks_on_a_silent_line_keep_no_other_connection_from_asking():
+    schedule, sources = asking(64, "a", "a")
+    found_few(schedule, sources, 10)
+    assert carry_out(schedule, 10) == [("ask", 0, 2)]
+    for _ in range(2):
+        schedule.answered(sources[0], True, 10)
+    assert carry_out(schedule, 10) == [("ask", 0, 4)]  # none of these is answered
+    assert carry_out(schedule, 11) == [("ask", 1, 1)]
+    schedule.answered(sources[1], False, 11)
+    assert carry_out(schedule, 11.1) == [("ask", 1, 1)]
+    schedule.answered(sources[1], True, 11.1)
+    assert carry_out(schedule, 11.1) == [("ask", 1, 2)]
+
+
+def test_server_whose_turn_it_is_gets_a_permit_that_nobody_else_wants():
+    schedule, sources = asking(4, "a", "b", "c")
+    found_few(schedule, sources, 10)
+    assert carry_out(schedule, 9.9) == [("ask", 0, 2)]
+    for now, turn in ((10, 1), (10, 2), (10.1, 1), (10.1, 2)):
+        assert carry_out(schedule, now) == [("ask", turn, 1)]
+        schedule.answered(sources[turn], False, now)
+
+
+def test_servers_whose_turn_it_is_leave_half_of_the_permits_to_one_that_finds_jobs():
+    """Also while it may not ask for more: its answers are on their way, and theirs may take long."""
+    schedule, sources = asking(8, *"abcdefg")
+    found_few(schedule, sources, 10)
+    assert carry_out(schedule, 9.9) == [("ask", 0, 2)]
+    assert [what for what, _, _ in carry_out(schedule, 10)] == ["ask"] * 3
+    assert schedule.decide(10).again <= 1.0  # none of these may be answered
+
+
 def test_permits_are_never_exceeded():
     schedule, sources = asking(4, "a", "b", "c")
     for step in range(200):
