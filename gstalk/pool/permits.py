@@ -118,7 +118,8 @@ class Group:
         next_ask: Before this moment it is not its turn.
         pause: Seconds until its next turn when an ask has found nothing.
         reach: So many asks may be in flight on the connection that finds jobs. One more with each job: else one that
-            comes now and then to a thousand free handlers would be followed by a thousand asks that find nothing.
+            comes now and then to a thousand free handlers would be followed by a thousand asks that find nothing. No
+            limit until it was first found empty: a Consumer that begins finds what has gathered.
         look_at: When it is to be looked at though nothing happens to it.
     """
 
@@ -203,7 +204,7 @@ class Asking:
         self._waits = 0
         self._changed: dict[Group, None] = {}
         self._hot: dict[Group, None] = {}  # find jobs; who was served longest ago comes first
-        self._sated: dict[Group, None] = {}  # find jobs, and ask for as many as they may
+        self._sated: dict[Group, None] = {}  # find jobs, and ask for as many as they may: answers are on their way
         self._turns: dict[Group, float] = {}  # are to be asked now, and since when; the longest neglected comes first
         self._could_wait: OrderedDict[Group, None] = OrderedDict()  # who has had a job last comes first
         self._later: list[tuple[float, int, Group]] = []  # a heap: to be looked at then
