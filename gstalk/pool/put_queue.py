@@ -135,8 +135,8 @@ class PutQueue(InHub):
         if self._line and not in_turn:
             return None
         queue = self._queue
-        while queue.qsize():
-            member = queue.get_nowait()
+        while size := queue.qsize():
+            member = queue.peek_nowait()
             pipe = member.connection.pipe
             # The only put under way in this hub: its loop may not have turned since the last one, and what the server
             # said meanwhile, perhaps the connection's end, is still to be read.
@@ -144,12 +144,14 @@ class PutQueue(InHub):
                 pipe.look()
             if pipe.clear and member.health.is_usable:
                 member.in_flight += 1
-                if member.in_flight < FULL:
-                    queue.put_nowait(member)
-                else:
+                if member.in_flight >= FULL:
                     member.in_queue = False
+                    queue.get_nowait()
+                elif size > 1:  # one that is alone stands at the tail already: to move it would cost a tenth of a put
+                    queue.put_nowait(queue.get_nowait())
                 return member
             member.in_queue = False
+            queue.get_nowait()
         return None
 
     def take_other(self, tried: frozenset[str]) -> Member | None:
