@@ -246,7 +246,7 @@ class Life:
     def _look_at_stop(self, copy: Copy) -> None:
         """When a Consumer was told to stop, it reserves no more."""
         world = self.world
-        is_late = self.stopped_at is not None and world.now() > self.stopped_at + world.way
+        is_late = self.stopped_at is not None and world.now() > self.stopped_at + world.way + world.blocked
         if is_late and self.is_clean and copy in self._reserved:
             world.violation("stopped", f"process {self.number} has reserved {copy.id} after its stop")
 
@@ -456,7 +456,7 @@ class Life:
 
         def look() -> None:
             was_killed = any(now <= at <= world.now() for at in self.kills)
-            if name in self.giving_up or was_killed or not self.is_clean:
+            if name in self.giving_up or was_killed or not self.is_clean or world.faults["full"]:
                 return
             self.ledger.exhausted[name] = exhausted
             if self.last_words and not is_buried and not self.ledger.given_up[name]:

@@ -328,6 +328,176 @@ SAID_WRONGLY = {
         slicing=0.0,
         capacity=4000,
     ),
+    "a job that failed for the last time runs again where its server has no memory to bury it": Program(
+        seed=17000004265,
+        servers=(
+            ServerPlan(max_job_size=2000),
+            ServerPlan(durable=False),
+        ),
+        processes=(
+            Process(
+                actors=(Actor(steps=(Step(what="receive-on"),), start=0.005472174271949304),),
+                servers=(1,),
+                consumes=(
+                    "c",
+                    "a",
+                    "b",
+                ),
+                options={
+                    "conn_timeout": 0.3,
+                    "reconnect_timeout": 3,
+                    "reserve_timeout": 30,
+                    "num_greenlets": 2,
+                    "stop_timeout": 1,
+                },
+                retry={"max_attempts": 1, "first_delay": 0, "max_delay": 2, "exhausted": "bury"},
+                handlers=("exit",),
+            ),
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "b",
+                                    3,
+                                    0,
+                                    0.5,
+                                ),
+                                pick=3865982555,
+                            ),
+                        ),
+                        conn=1,
+                    ),
+                ),
+                servers=(1,),
+                options={"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 1},
+            ),
+            Process(
+                actors=(Actor(steps=(Step(what="reserve", limit=0.60371, pick=1451005010),)),),
+                conns=(1,),
+                servers=(1,),
+                options={"conn_timeout": 1, "reconnect_timeout": 1, "reserve_timeout": 30},
+            ),
+        ),
+        faults=(
+            Fault(
+                at=0.01,
+                what="full",
+                args=(
+                    1,
+                    2.0,
+                ),
+            ),
+        ),
+        jitter=0.00030000000000000003,
+        slicing=0.1,
+    ),
+    "a Consumer that is to stop while the hub computes has stopped when that is over": Program(
+        seed=17000006584,
+        servers=(
+            ServerPlan(),
+            ServerPlan(durable=False, silent_expiry=False),
+        ),
+        processes=(
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(
+                                what="receive",
+                                args=(
+                                    0.24459339429126226,
+                                    0.5,
+                                ),
+                                limit=0.025915,
+                                pick=2593992977,
+                            ),
+                        ),
+                        start=0.0002023551487204156,
+                    ),
+                ),
+                servers=(
+                    0,
+                    1,
+                ),
+                consumes=(
+                    "a",
+                    "c",
+                    "b",
+                ),
+                options={
+                    "conn_timeout": 1,
+                    "reconnect_timeout": 1,
+                    "reserve_timeout": 30,
+                    "num_greenlets": 4,
+                    "stop_timeout": 5,
+                },
+                retry={"max_attempts": 2, "first_delay": 0, "max_delay": 2, "exhausted": "bury"},
+                handlers=("retry",),
+            ),
+            Process(
+                actors=(
+                    Actor(
+                        steps=(
+                            Step(
+                                what="receive",
+                                args=(
+                                    0.9983454661726683,
+                                    0.5,
+                                ),
+                                pick=2325167758,
+                            ),
+                        ),
+                        start=0.002484117449534743,
+                    ),
+                ),
+                servers=(
+                    0,
+                    1,
+                ),
+                consumes=(
+                    "a",
+                    "b",
+                ),
+                options={
+                    "conn_timeout": 5,
+                    "reconnect_timeout": 0.1,
+                    "reserve_timeout": 30,
+                    "num_greenlets": 1,
+                    "stop_timeout": 1,
+                },
+                retry={"max_attempts": 2, "first_delay": 1, "max_delay": 2, "exhausted": "delete"},
+                handlers=("compute",),
+            ),
+            Process(
+                actors=(
+                    Actor(steps=()),
+                    Actor(
+                        steps=(
+                            Step(
+                                what="put_many",
+                                args=(
+                                    "b",
+                                    8,
+                                    0,
+                                    0.5,
+                                ),
+                                pick=2671597165,
+                            ),
+                        )
+                    ),
+                    Actor(steps=(), start=0.087979),
+                    Actor(steps=(), start=0.009382, conn=1),
+                ),
+                servers=(1,),
+                options={"conn_timeout": 5, "reconnect_timeout": 3, "reserve_timeout": 1, "multiply": 2},
+            ),
+        ),
+        jitter=5e-05,
+        slicing=0.1,
+    ),
     "a job whose time is over, which its server has not noticed, has less than no time left": Program(
         seed=16000008656,
         servers=(ServerPlan(durable=False, silent_expiry=False),),
