@@ -112,7 +112,7 @@ def test_thing_that_can_not_let_go_keeps_no_other_from_it_and_the_first_error_is
     first = KeyboardInterrupt()
     fork.register("transport", 1, first)
     fork.register("pool", 2, ValueError())
-    fork.register("ctrl-c", 3)
+    fork.register("signals", 3)
     with pytest.raises(KeyboardInterrupt) as caught:
         forks._after_in_child()
     assert caught.value is first

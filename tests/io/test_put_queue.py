@@ -451,7 +451,7 @@ def test_those_in_line_come_before_whoever_comes_later(start):
     assert not queue.has_line
     places(queue, None)
     assert (queue.has_line, queue.take()) == (True, None)
-    assert queue.take(in_turn=True) is not None
+    assert queue.take_other(frozenset()) is not None
     queue._line.clear()
 
 
