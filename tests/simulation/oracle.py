@@ -205,10 +205,10 @@ class Judge:
                 world.violation("idle", f"process {life.number} holds {still}, and no handler works at them")
 
     def _look_whether_it_is_quiet(self, life: Life) -> None:
-        """A Consumer with as many handlers as servers that has nothing to do asks nothing but its slices."""
+        """A Consumer that can lend each server a permit, and has nothing to do, asks nothing but its slices."""
         world = self.world
         options = life.plan.options
-        if not life.receiving or not life.is_clean or options["num_greenlets"] < len(life.plan.servers) + 1:
+        if not life.receiving or not life.is_clean or options["num_greenlets"] - life.kept < len(life.plan.servers):
             return
         if world.program.latency > 0.005 or self._unserved() or any(life.running.values()) or self._delayed(life):
             return
