@@ -123,7 +123,7 @@ class Life:
         self.is_calm = False
         self.is_over = False
         self.ended: set[tuple[int, int, int]] = set()  # copies whose handler has ended
-        self.giving_up: set[tuple[int, int, int]] = set()  # copies that `given_up_func` is at work with
+        self.giving_up: Counter[tuple[int, int, int]] = Counter()  # as `running`: `given_up_func` is at work with these
         self.ignored: dict[str, float] = {}  # tubes that `ignore` has returned for, and when
         self.stopped_at: float | None = None  # when the `receive` that runs was told to end
         self.receives = 0  # how many there were
@@ -236,7 +236,7 @@ class Life:
         return {
             (*name, copy.reserved[self.number])
             for copy in self._reserved
-            if not self.running[name := (copy.server, copy.epoch, copy.id)] and name not in self.giving_up
+            if not self.running[name := (copy.server, copy.epoch, copy.id)] and not self.giving_up[name]
         }
 
     def _look_for_forgotten(self, receives: int, before: set[tuple[int, int, int, int]]) -> None:
@@ -277,9 +277,10 @@ class Life:
 
     def _look_whether_full(self) -> None:
         """A handler works on when its job's time is over, as does `given_up_func`, and may have it once more."""
-        names = {(copy.server, copy.epoch, copy.id) for copy in self._reserved} | self.giving_up
-        waiting = sum(not self.running[name] for name in names)
-        if waiting + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
+        names = {(copy.server, copy.epoch, copy.id) for copy in self._reserved}
+        waiting = sum(not (self.running[name] or self.giving_up[name]) for name in names)
+        busy = sum(self.running.values()) + sum(self.giving_up.values())
+        if waiting + busy >= self.plan.options["num_greenlets"]:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
@@ -471,7 +472,7 @@ class Life:
                 world.loop.after(computed + 2 * world.way, look)
                 return
             was_killed = any(now <= at <= world.now() for at in self.kills)
-            if name in self.giving_up or was_killed or not self.is_clean or world.faults["full"]:
+            if self.giving_up[name] or was_killed or not self.is_clean or world.faults["full"]:
                 return
             self.ledger.exhausted[name] = exhausted
             if self.last_words and not is_buried and not self.ledger.given_up[name]:
@@ -496,7 +497,7 @@ class Life:
         if self.ledger.given_up[name] > again + 1 and not copy.reserved_elsewhere(self.world.program):
             self.world.violation("given up", f"job {name} was given up more often than kicked")
         exhausted = self.ledger.exhausted.pop(name, None)
-        self.giving_up.add(name)
+        self.giving_up[name] += 1
         try:
             if self.last_words == "raise":
                 raise HandlerError
@@ -510,7 +511,7 @@ class Life:
                 self.make_producer().put("dead", b"%d.%d.%d" % name, timeout=1)
                 self._delete(job)
         finally:
-            self.giving_up.discard(name)
+            self.giving_up[name] -= 1
             self._look_whether_full()
             if exhausted is not None:
                 self._was_exhausted(name, exhausted)

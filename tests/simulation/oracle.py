@@ -195,7 +195,7 @@ class Judge:
                 (copy.server, copy.epoch, copy.id, copy.reserved[life.number])
                 for copy in held
                 if not life.running[copy.server, copy.epoch, copy.id]
-                if (copy.server, copy.epoch, copy.id) not in life.giving_up
+                if not life.giving_up[copy.server, copy.epoch, copy.id]
             }
 
         before = idle()

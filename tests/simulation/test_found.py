@@ -699,6 +699,29 @@ SAID_WRONGLY["a job whose time is over while it is given up runs again, and is g
         Process((Actor((Step("put", ("a", 0, None, 0, 2, 3)), Step("sleep", (3.0,)))),), servers=(0,), options=OPTIONS),
     ),
 )
+SAID_WRONGLY["two handlers' greenlets may be at work with the same job that was given up, and neither is free"] = (
+    Program(
+        seed=23000000624,
+        processes=(
+            Process(
+                (Actor((Step("receive-on"),)),),
+                servers=(0,),
+                consumes=("a",),
+                options=CONSUMES | {"given_up": "hang"},
+                retry=RETRY,
+                handlers=("raise",),
+            ),
+            Process(
+                (
+                    Actor((Step("put", ("a", 0, None, 0, 1, 3)), Step("sleep", (6.0,)))),
+                    Actor((Step("put", ("a", 0, 5000, 3, 60, 3)),), start=0.5),
+                ),
+                servers=(0,),
+                options=OPTIONS,
+            ),
+        ),
+    )
+)
 SAID_WRONGLY["while two permits are kept from waits, four can't be lent to three servers"] = Program(
     seed=16000016691,
     servers=(ServerPlan(), ServerPlan(), ServerPlan()),
