@@ -229,8 +229,11 @@ class Judge:
 
     def _delayed(self, life: Life) -> bool:
         """Whether jobs may still come to a Consumer."""
+        assert life.consumer is not None
+        tubes = {name.encode() for name in life.consumer.tubes}
         engines = [self.world.servers[number].engine for number in life.plan.servers]
-        return any(job.state in ("delayed", "reserved", "ready") for engine in engines for job in engine.jobs.values())
+        jobs = [job for engine in engines for job in engine.jobs.values() if job.tube.name in tubes]
+        return any(job.state in ("delayed", "reserved", "ready") for job in jobs)
 
     def _put_after_all(self, life: Life) -> str:
         """Put once more; returns what came between."""
