@@ -502,14 +502,13 @@ class Life:
             if self.last_words == "raise":
                 raise HandlerError
             if self.last_words == "hang":
-                try:
-                    gevent.sleep(3)
-                except gevent.GreenletExit:  # a stop: the job is given back, and will be given up again
-                    self.ledger.given_up[name] -= 1
-                    raise
+                gevent.sleep(3)
             elif self.last_words == "dead letter":
                 self.make_producer().put("dead", b"%d.%d.%d" % name, timeout=1)
                 self._delete(job)
+        except gevent.GreenletExit:  # a stop: the job is given back, and will be given up again
+            self.ledger.given_up[name] -= 1
+            raise
         finally:
             self.giving_up[name] -= 1
             self._look_whether_full()

@@ -722,6 +722,25 @@ SAID_WRONGLY["two handlers' greenlets may be at work with the same job that was 
         ),
     )
 )
+SAID_WRONGLY["a stop kills whoever puts a dead letter: its job goes back, and is given up again"] = Program(
+    seed=26000001503,
+    processes=(
+        Process(
+            (Actor((Step("receive", (0.01, None)), Step("receive-on"))),),
+            servers=(0,),
+            consumes=("a",),
+            options=CONSUMES | {"given_up": "dead letter"},
+            retry=RETRY,
+            handlers=("raise",),
+        ),
+        Process(
+            (Actor((Step("put", ("a", 0, None, 0, 60, 3)), Step("sleep", (0.5,)))),), servers=(0,), options=OPTIONS
+        ),
+    ),
+    latency=0.001,
+    jitter=0.0,
+    slicing=0.0,
+)
 SAID_WRONGLY["while two permits are kept from waits, four can't be lent to three servers"] = Program(
     seed=16000016691,
     servers=(ServerPlan(), ServerPlan(), ServerPlan()),
