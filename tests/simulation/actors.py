@@ -31,6 +31,7 @@ SWIFT = 0.03  # seconds that anything takes at most while nothing happens, but f
 POLL = 0.05  # seconds that a command may stand behind a reserve
 UNTIL_SERVED = 1.5  # seconds that a job may be ready, and a handler free: turns, a quiet time, a recall
 REST = 0.049  # seconds in which nothing is asked where a wait was recalled
+CALM = 10.0  # seconds without a recall after which half of the permits that were kept for it are lent again
 TICK = 0.06  # seconds between two looks at whether a put's time is over
 SLACK = 0.15  # seconds that a wait may take on top of its promise: two ticks of the put queue, and the way
 
@@ -122,7 +123,7 @@ class Life:
         self.is_calm = False
         self.is_over = False
         self.ended: set[tuple[int, int, int]] = set()  # copies whose handler has ended
-        self.giving_up: set[tuple[int, int, int]] = set()  # copies that `given_up_func` is at work with
+        self.giving_up: Counter[tuple[int, int, int]] = Counter()  # as `running`: `given_up_func` is at work with these
         self.ignored: dict[str, float] = {}  # tubes that `ignore` has returned for, and when
         self.stopped_at: float | None = None  # when the `receive` that runs was told to end
         self.receives = 0  # how many there were
@@ -136,6 +137,8 @@ class Life:
         self.cuts = 0  # connections that were cut to see whether they come back
         self.full_at = 0.0  # when all handlers had a job, the last time
         self.recalled: dict[int, float] = {}  # by server: when a wait there was recalled
+        self.recalls = 0  # how many there were in this `receive`
+        self.last_recall = 0.0
         self.dials: Counter[int] = Counter()  # of Conns, by server
         self.kills: list[float] = []  # when a stop may have killed handlers, and given their jobs back
         self.running: Counter[tuple[int, int, int]] = Counter()
@@ -233,7 +236,7 @@ class Life:
         return {
             (*name, copy.reserved[self.number])
             for copy in self._reserved
-            if not self.running[name := (copy.server, copy.epoch, copy.id)] and name not in self.giving_up
+            if not self.running[name := (copy.server, copy.epoch, copy.id)] and not self.giving_up[name]
         }
 
     def _look_for_forgotten(self, receives: int, before: set[tuple[int, int, int, int]]) -> None:
@@ -274,14 +277,17 @@ class Life:
 
     def _look_whether_full(self) -> None:
         """A handler works on when its job's time is over, as does `given_up_func`, and may have it once more."""
-        names = {(copy.server, copy.epoch, copy.id) for copy in self._reserved} | self.giving_up
-        waiting = sum(not self.running[name] for name in names)
-        if waiting + sum(self.running.values()) >= self.plan.options["num_greenlets"]:
+        names = {(copy.server, copy.epoch, copy.id) for copy in self._reserved}
+        waiting = sum(not (self.running[name] or self.giving_up[name]) for name in names)
+        busy = sum(self.running.values()) + sum(self.giving_up.values())
+        if waiting + busy >= self.plan.options["num_greenlets"]:
             self.full_at = self.world.now()
 
     def half_closed(self, server: int) -> None:
         """A Consumer's wait is recalled for another server's sake alone, and at most once a second."""
         now, world = self.world.now(), self.world
+        self.recalls += 1
+        self.last_recall = now
         if not self.receiving or self.stopped_at is not None or self.plan.changes_tubes or world.blocked:
             return
         others = [number for number in self.plan.servers if number != server]
@@ -292,6 +298,11 @@ class Life:
         if self.plan.options.get("multiply", 1) == 1 and now - self.recalled.get(server, 0.0) < 0.95:
             world.violation("recalled", f"process {self.number} has recalled its wait at {server} twice in a second")
         self.recalled[server] = now
+
+    @property
+    def kept(self) -> int:
+        """Permits that are kept from waits at most: one for each recall, half as many after each calm time."""
+        return self.recalls >> int((self.world.now() - self.last_recall) / CALM)
 
     def dialed(self, server: int) -> None:
         """A wait that is recalled has ended when the new connection is dialed; else it could win the next job."""
@@ -452,11 +463,16 @@ class Life:
 
     def _was_exhausted(self, name: tuple[int, int, int], exhausted: Exhausted, is_buried: bool = False) -> None:
         """Its attempts are used up. It is asked about, and then settled, unless a stop kills whoever does that."""
-        world, now = self.world, self.world.now()
+        world, now, blocked = self.world, self.world.now(), self.world.blocked
 
         def look() -> None:
+            nonlocal blocked
+            if (computed := world.blocked - blocked) > 0:  # perhaps it still does; then all begins anew
+                blocked = world.blocked
+                world.loop.after(computed + 2 * world.way, look)
+                return
             was_killed = any(now <= at <= world.now() for at in self.kills)
-            if name in self.giving_up or was_killed or not self.is_clean or world.faults["full"]:
+            if self.giving_up[name] or was_killed or not self.is_clean or world.faults["full"]:
                 return
             self.ledger.exhausted[name] = exhausted
             if self.last_words and not is_buried and not self.ledger.given_up[name]:
@@ -476,24 +492,25 @@ class Life:
         if job.is_finished or job.is_lost or most is None or live.reserves < most:
             self.world.violation("given up", f"job {name} after {live.reserves} attempts of {most}: {error!r}")
         self.ledger.given_up[name] += 1
-        if self.ledger.given_up[name] > live.kicks + 1 and not copy.reserved_elsewhere(self.world.program):
+        # Its time may be over while `given_up_func` is at work: then nothing can be done with it, and it runs again.
+        again = live.kicks + live.timeouts
+        if self.ledger.given_up[name] > again + 1 and not copy.reserved_elsewhere(self.world.program):
             self.world.violation("given up", f"job {name} was given up more often than kicked")
         exhausted = self.ledger.exhausted.pop(name, None)
-        self.giving_up.add(name)
+        self.giving_up[name] += 1
         try:
             if self.last_words == "raise":
                 raise HandlerError
             if self.last_words == "hang":
-                try:
-                    gevent.sleep(3)
-                except gevent.GreenletExit:  # a stop: the job is given back, and will be given up again
-                    self.ledger.given_up[name] -= 1
-                    raise
+                gevent.sleep(3)
             elif self.last_words == "dead letter":
                 self.make_producer().put("dead", b"%d.%d.%d" % name, timeout=1)
                 self._delete(job)
+        except gevent.GreenletExit:  # a stop: the job is given back, and will be given up again
+            self.ledger.given_up[name] -= 1
+            raise
         finally:
-            self.giving_up.discard(name)
+            self.giving_up[name] -= 1
             self._look_whether_full()
             if exhausted is not None:
                 self._was_exhausted(name, exhausted)
@@ -518,10 +535,16 @@ class Life:
         job.delete()
         self.was_deleted(job)
 
-    def check_state(self, job: Job, error: BaseException) -> None:
-        """An error of a job's method says what has become of the job."""
+    def check_state(self, job: Job, error: BaseException, settles: bool = True) -> None:
+        """An error of a job's method says what has become of the job.
+
+        Args:
+            settles: Whether that was its delete, release or bury. While somebody's is under way, its answer alone says
+                what becomes of the job; a touch beside it may hear before that that the job isn't there.
+        """
         is_lost = isinstance(error, gstalk.JobLostError)
-        if is_lost and not (job.is_lost or job.is_finished):
+        is_open = not settles and job._state == "settling"
+        if is_lost and not (job.is_lost or job.is_finished or is_open):
             self.world.violation("lost", f"job {job.id}: {error}, but it isn't lost")
         if job.is_lost and job.is_finished:
             self.world.violation("lost", f"job {job.id} is finished and lost")
@@ -954,7 +977,7 @@ class Doing:
             with self.within(self._bound(), "wait", POLL):
                 result = getattr(job, what)(**options)
         except GstalkError as error:
-            self.life.check_state(job, error)
+            self.life.check_state(job, error, what in ("delete", "release", "bury"))
             raise
         if what == "delete":
             self.life.was_deleted(job)
@@ -1138,6 +1161,7 @@ class Doing:
         self.life.receiving, self.life.stopped_at = True, None
         self.life.receives += 1
         self.life.recalled.clear()
+        self.life.recalls = 0
         try:
             with self.within(bound + 3.0, "receive"):
                 consumer.receive(self.life.handlers)

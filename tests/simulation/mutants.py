@@ -343,6 +343,18 @@ MUTANTS = [
         "policy.exhausted",
     ),
     Mutant(
+        "one permit is never lent",
+        "pool/permits.py",
+        "        keep = max(self._kept, 0 if for_all else 1)",
+        "        keep = max(self._kept, 1)",
+    ),
+    Mutant(
+        "a recall keeps two permits",
+        "pool/permits.py",
+        "        self._kept += 1",
+        "        self._kept += 2",
+    ),
+    Mutant(
         "waits are recalled as often as anybody starves",
         "pool/permits.py",
         "victim.recalled_at + RECALL_EVERY)",

@@ -195,7 +195,7 @@ class Judge:
                 (copy.server, copy.epoch, copy.id, copy.reserved[life.number])
                 for copy in held
                 if not life.running[copy.server, copy.epoch, copy.id]
-                if (copy.server, copy.epoch, copy.id) not in life.giving_up
+                if not life.giving_up[copy.server, copy.epoch, copy.id]
             }
 
         before = idle()
@@ -205,10 +205,10 @@ class Judge:
                 world.violation("idle", f"process {life.number} holds {still}, and no handler works at them")
 
     def _look_whether_it_is_quiet(self, life: Life) -> None:
-        """A Consumer with as many handlers as servers that has nothing to do asks nothing but its slices."""
+        """A Consumer that can lend each server a permit, and has nothing to do, asks nothing but its slices."""
         world = self.world
         options = life.plan.options
-        if not life.receiving or not life.is_clean or options["num_greenlets"] < len(life.plan.servers) + 1:
+        if not life.receiving or not life.is_clean or options["num_greenlets"] - life.kept < len(life.plan.servers):
             return
         if world.program.latency > 0.005 or self._unserved() or any(life.running.values()) or self._delayed(life):
             return
@@ -229,8 +229,11 @@ class Judge:
 
     def _delayed(self, life: Life) -> bool:
         """Whether jobs may still come to a Consumer."""
+        assert life.consumer is not None
+        tubes = {name.encode() for name in life.consumer.tubes}
         engines = [self.world.servers[number].engine for number in life.plan.servers]
-        return any(job.state in ("delayed", "reserved", "ready") for engine in engines for job in engine.jobs.values())
+        jobs = [job for engine in engines for job in engine.jobs.values() if job.tube.name in tubes]
+        return any(job.state in ("delayed", "reserved", "ready") for job in jobs)
 
     def _put_after_all(self, life: Life) -> str:
         """Put once more; returns what came between."""

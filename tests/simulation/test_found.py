@@ -659,6 +659,122 @@ SAID_WRONGLY = {
         capacity=4000,
     ),
 }
+RETRY = {"max_attempts": 1, "first_delay": 0, "max_delay": 2, "exhausted": "bury"}
+CONSUMES = OPTIONS | {"num_greenlets": 2, "stop_timeout": 0}
+SAID_WRONGLY["while the hub computes, nobody can be told that a job was given up"] = Program(
+    seed=19000001272,
+    processes=(
+        Process(
+            (Actor((Step("receive-on"),)),),
+            servers=(0,),
+            consumes=("a",),
+            options=CONSUMES | {"num_greenlets": 1, "given_up": "raise"},
+            retry=RETRY,
+            handlers=("raise",),
+        ),
+        Process(
+            (
+                Actor((Step("put", ("a", 0, None, 0, 60, 3)), Step("put", ("a", 0, None, 0, 60, 3)))),
+                Actor((Step("compute", (0.1,)), Step("sleep", (0.5,))), start=0.013),
+            ),
+            servers=(0,),
+            options=OPTIONS,
+        ),
+    ),
+    latency=0.001,
+    jitter=0.0,
+    slicing=0.0,
+)
+SAID_WRONGLY["a job whose time is over while it is given up runs again, and is given up again"] = Program(
+    seed=19000003488,
+    processes=(
+        Process(
+            (Actor((Step("receive-on"),)),),
+            servers=(0,),
+            consumes=("a",),
+            options=CONSUMES | {"stop_timeout": 5, "given_up": "hang"},
+            retry=RETRY,
+            handlers=("raise",),
+        ),
+        Process((Actor((Step("put", ("a", 0, None, 0, 2, 3)), Step("sleep", (3.0,)))),), servers=(0,), options=OPTIONS),
+    ),
+)
+SAID_WRONGLY["two handlers' greenlets may be at work with the same job that was given up, and neither is free"] = (
+    Program(
+        seed=23000000624,
+        processes=(
+            Process(
+                (Actor((Step("receive-on"),)),),
+                servers=(0,),
+                consumes=("a",),
+                options=CONSUMES | {"given_up": "hang"},
+                retry=RETRY,
+                handlers=("raise",),
+            ),
+            Process(
+                (
+                    Actor((Step("put", ("a", 0, None, 0, 1, 3)), Step("sleep", (6.0,)))),
+                    Actor((Step("put", ("a", 0, 5000, 3, 60, 3)),), start=0.5),
+                ),
+                servers=(0,),
+                options=OPTIONS,
+            ),
+        ),
+    )
+)
+SAID_WRONGLY["a stop kills whoever puts a dead letter: its job goes back, and is given up again"] = Program(
+    seed=26000001503,
+    processes=(
+        Process(
+            (Actor((Step("receive", (0.01, None)), Step("receive-on"))),),
+            servers=(0,),
+            consumes=("a",),
+            options=CONSUMES | {"given_up": "dead letter"},
+            retry=RETRY,
+            handlers=("raise",),
+        ),
+        Process(
+            (Actor((Step("put", ("a", 0, None, 0, 60, 3)), Step("sleep", (0.5,)))),), servers=(0,), options=OPTIONS
+        ),
+    ),
+    latency=0.001,
+    jitter=0.0,
+    slicing=0.0,
+)
+SAID_WRONGLY["while two permits are kept from waits, four can't be lent to three servers"] = Program(
+    seed=16000016691,
+    servers=(ServerPlan(), ServerPlan(), ServerPlan()),
+    processes=(
+        Process(
+            (Actor((Step("receive-on"),)),),
+            servers=(0, 1, 2),
+            consumes=("a",),
+            options=CONSUMES | {"num_greenlets": 4},
+            retry=RETRY,
+            handlers=("touch",),
+        ),
+        Process((Actor((Step("put_many", ("a", 4, 0, 3)), Step("sleep", (2.0,)))),), servers=(0,), options=OPTIONS),
+    ),
+    faults=(Fault(1.0, "drain", (2,)),),
+)
+SAID_WRONGLY["a touch says that a job is lost, while its release, which is under way, hasn't been answered"] = Program(
+    seed=16000017909,
+    processes=(
+        Process(
+            (
+                Actor((Step("put", ("default", 0, None, 0, 1, 3)), Step("reserve_with_timeout", (1,)))),
+                Actor((Step("settle", ("touch", None)),), start=1.5),
+                Actor((Step("settle", ("release", None)),), start=1.51),
+            ),
+            conns=(0,),
+            servers=(0,),
+            options=OPTIONS,
+        ),
+    ),
+    latency=0.01,
+    jitter=0.0,
+    slicing=0.0,
+)
 
 
 @pytest.mark.parametrize("what", FOUND)
