@@ -127,7 +127,8 @@ class Producer:
             ConnectionClosedError: The Producer was stopped.
 
         Blocks:
-            Until a server has the job, at most `timeout` seconds.
+            Until a server has the job, at most `timeout` seconds; with 0 until the only try is answered, or its
+            connection is given up (`Config.conn_timeout`).
 
         Protocol:
             As `Conn.put`.

@@ -14,7 +14,7 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 FORMS = "HOST, HOST:PORT, PORT or :PORT"
 UNIX = "unix:"
 
-_SHAPE = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
+_SHAPE = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:*\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
 
 
 class Place(NamedTuple):

@@ -91,6 +91,8 @@ def test_address_to_listen_on(text, place):
         ("here:x", "'here:x' is no HOST, HOST:PORT, PORT or :PORT"),
         ("here:-1", "'here:-1' is no HOST, HOST:PORT, PORT or :PORT"),
         ("h:²", "'h:²' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("*", "'*' is no HOST, HOST:PORT, PORT or :PORT"),
+        ("*:1", "'*:1' is no HOST, HOST:PORT, PORT or :PORT"),
         ("a:b:1", "'a:b:1' is no HOST, HOST:PORT, PORT or :PORT"),
         ("[]:1", "'[]:1' is no HOST, HOST:PORT, PORT or :PORT"),
         ("[q1]:1", "'[q1]:1' is no HOST, HOST:PORT, PORT or :PORT"),

@@ -279,9 +279,8 @@ def test_put_params_fields_are_all_that_they_show_and_hand_on():
 
 def test_options_are_the_fields_of_config_and_none_is_needed():
     """In their order and with their types, but that a duration may be given as a timedelta, and is held in seconds."""
-    known = {"ssl": ssl}
-    options = typing.get_type_hints(Options, localns=known)
-    fields = typing.get_type_hints(Config, localns=known)
+    options = typing.get_type_hints(Options)
+    fields = typing.get_type_hints(Config)
     durations = {name for name in fields if name.endswith("_timeout") or name == "time_limit"}
     assert list(options.items()) == [
         (name, held | timedelta if name in durations else held) for name, held in fields.items()
