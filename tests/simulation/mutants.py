@@ -415,6 +415,12 @@ UNSEEN = {
     "a starved server takes from itself": "it takes several connections to one server, and the loss of another one "
     "while all handlers work; then it costs a dial: "
     "unit/test_permits.py::test_starved_connection_takes_nothing_from_its_own_server",
+    "a reserve without time waits with others": "its caller's time must be over in the moment between its answer and "
+    "its next ask: simulation/test_found.py, and "
+    "io/test_reserving.py::test_reserve_whose_time_is_over_does_not_wait_with_others",
+    "a job that has not run is deleted for its attempts": "the job before it must leave a timeout behind that strikes "
+    "while the server is asked about this one: "
+    "io/test_handling.py::test_job_that_is_hit_before_its_handler_is_not_deleted_unrun",
 }
 
 
