@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ssl
 import typing
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,13 +16,9 @@ from gstalk.records import record
 from gstalk.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
     from typing_extensions import Unpack  # type checkers bring it with them
 else:
-    # Annotations may be read at run time, too. What talks to the system is not imported here; Python 3.10 lacks
-    # `Unpack`, and `Optional` is as good there as another one.
-    SSLContext = Any
+    # Annotations may be read at run time, too; Python 3.10 lacks it, and `Optional` is as good there as another one.
     Unpack = getattr(typing, "Unpack", typing.Optional)
 
 __all__ = [
@@ -202,7 +199,7 @@ class Config:
     reserve_timeout: float = 30
     reconnect_timeout: float = 3
     stop_timeout: float | None = 25
-    tls_context: SSLContext | None = None
+    tls_context: ssl.SSLContext | None = None
     info_func: Callable[[str], Plain] | None = None
     error_func: Callable[[BaseException, str], Plain] | None = None
     event_func: Callable[[Event], Plain] | None = None
@@ -269,7 +266,7 @@ class Options(TypedDict, total=False):
     reserve_timeout: float | timedelta
     reconnect_timeout: float | timedelta
     stop_timeout: float | timedelta | None
-    tls_context: SSLContext | None
+    tls_context: ssl.SSLContext | None
     info_func: Callable[[str], Plain] | None
     error_func: Callable[[BaseException, str], Plain] | None
     event_func: Callable[[Event], Plain] | None
