@@ -7,6 +7,7 @@ somebody waits for a connection (`wanted`). After a fork the child's keepers end
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import random
 from typing import Any
@@ -99,9 +100,11 @@ class Pool:
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
         self.is_stopped = False
         self.keepers: list[gevent.Greenlet[..., Any]] = []
-        for server in self.servers:
-            for _ in range(config.multiply * list(addresses).count(server.address)):
-                self._begin(server)
+        times = Counter(addresses)
+        for number in range(config.multiply * max(times.values())):
+            for server in self.servers:  # in turn: puts of one moment follow each other on a few connections
+                if number < config.multiply * times[server.address]:
+                    self._begin(server)
         forks.register("pool", self, Pool._forked)
 
     @property

@@ -57,6 +57,14 @@ def test_pauses_between_dials_begin_anew_after_a_connection(monkeypatch):
         assert pauses[before - 1] > 10
 
 
+def test_servers_are_dialed_in_turn(monkeypatch):
+    """And so their connections stand in a Producer's queue: a burst that takes a few of them takes several servers."""
+    begun: list[str] = []
+    monkeypatch.setattr(Pool, "_begin", lambda pool, server: begun.append(server.uri))
+    with gstalk.Producer(["beanstalk://a", "beanstalk://b", "beanstalk://b"], multiply=2):
+        assert begun == [f"beanstalk://{name}:11300" for name in "ababbb"]
+
+
 def test_want_of_many_touches_the_timers_once():
     class Timer:
         changes = 0
