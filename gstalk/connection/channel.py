@@ -195,6 +195,8 @@ class Channel:
 
     def recall(self) -> None:
         """Call a waiting reserve back. Commands gather on a new pipe meanwhile; never switches."""
+        if self.pipe.failure is not None:  # as the wait was sent: a connection that has ended never comes back
+            return
         old, new = self.pipe, Pipeline(self.uri, self.hub, self._limit)
         try:
             self._end_wait = None

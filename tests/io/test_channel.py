@@ -308,6 +308,17 @@ def test_recall_brings_a_pipe_on_which_commands_gather_and_the_same_state(line):
     assert (told, talk.connection.is_connected, talk.played.open) == ([], True, 1)
 
 
+def test_recall_of_a_connection_that_has_ended_leaves_it_ended(line):
+    """Its wait may have failed as it was sent, before whoever asked for it had the request."""
+    talk = line({})
+    pipe = talk.connection.pipe
+    pipe.fail(gstalk.ConnectionLostError, "gone")
+    talk.connection.recall()
+    assert talk.connection.pipe is pipe
+    with pytest.raises(gstalk.ConnectionLostError, match="gone"):
+        talk.settle()
+
+
 def test_recall_that_a_signal_strikes_ends_the_connection(line, monkeypatch):
     talk = line({"reserve-with-timeout": SILENCE})
     told: list[object] = []
