@@ -106,7 +106,7 @@ class PlainSockets:
 
 def test_kills_of_the_server_lose_nothing_but_what_it_loses_itself(tmp_path: Path, rng, many, figures):
     """With a binlog; beside it, the same kills under a load of plain sockets, without gstalk."""
-    rounds = many(5, 100)
+    rounds = many(12, 200)
     for name, load in ((" without gstalk", PlainSockets), ("", Load)):
         binlog = tmp_path / f"binlog{name}"
         binlog.mkdir()
