@@ -10,7 +10,7 @@ from gstalk.errors import InvalidArgumentError
 from gstalk.protocol import checks
 from gstalk.records import record
 
-__all__ = ["Address", "parse_uri", "server_name", "validate_uris"]
+__all__ = ["Address", "is_ipv6", "parse_uri", "server_name", "validate_uris"]
 
 PLAIN_PORT, TLS_PORT = 11300, 11400
 MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
@@ -72,7 +72,7 @@ def parse_uri(text: str) -> Address:
     rest = rest.removesuffix("/") if mark else rest
     if rest.startswith("["):
         host, closed, port = rest[1:].partition("]")
-        if not closed or not _is_ipv6(host) or (port and not port.startswith(":")):
+        if not closed or not is_ipv6(host) or (port and not port.startswith(":")):
             raise _invalid(text, "malformed IPv6 address")
         number = port[1:] if port else None
     else:
@@ -109,7 +109,8 @@ def server_name(host: str) -> str:
     return host.partition("%")[0].removesuffix(".").lower()
 
 
-def _is_ipv6(host: str) -> bool:
+def is_ipv6(host: str) -> bool:
+    """Tell whether it is an IPv6 address, without brackets."""
     try:
         ipaddress.IPv6Address(host)
     except ValueError:

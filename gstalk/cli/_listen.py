@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Any, NamedTuple
 
 import click
+
+from gstalk.uri import is_ipv6
 
 __all__ = ["Listen", "Place", "join"]
 
@@ -48,13 +49,13 @@ class Listen(click.types.StringParamType):
     def _place(self, text: str) -> Place:
         if text.startswith(UNIX):
             return self._socket(text)
-        if _is_ipv6(text):
+        if is_ipv6(text):
             host, _, port = text.rpartition(":")
-            if port.isdigit() and _is_ipv6(host):
+            if port.isdigit() and is_ipv6(host):
                 raise ValueError(f"{text!r} may mean two things: write [{host}]:{port}, or [{text}]")
             return Place(text)
         found = _SHAPE.fullmatch(text)
-        if found is None or not text or (found["six"] is not None and not _is_ipv6(found["six"])):
+        if found is None or not text or (found["six"] is not None and not is_ipv6(found["six"])):
             raise ValueError(f"{text!r} is no {FORMS}")
         if found["host"] and found["port"] is None and _is_number(found["host"]):
             return Place(LOOPBACK, _port(text))
@@ -82,11 +83,3 @@ def _port(text: str) -> int:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
