@@ -331,17 +331,23 @@ class Conn:
     @critical
     def _reserve(self, what: str, timeout: Seconds | None) -> Job | None:
         connection = self._connection
-        connection.check(what)
+        section = self._section
+        me = getcurrent()
+        if (  # as in `put`
+            (me.parent is not self._hub and (me is self._hub or get_hub() is not self._hub))
+            or section.owner is not None
+            or not connection.pipe.clear
+        ):
+            connection.check(what)
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
         while not connection.pipe.clear and not self._line.is_waiting:
             connection.clear(what)
         caller = None
-        section = self._section
         if section.owner is not None:
             section.wait()
         try:
             try:  # `with section`, spelled out for the sake of the hot path
-                section.owner = getcurrent()
+                section.owner = me
                 caller = self._line.join(seconds)
             finally:
                 section.owner = None

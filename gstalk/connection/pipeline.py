@@ -220,11 +220,11 @@ class Pipeline(Ending):
             self._holding = False
             if self._holder is not None:
                 self._holder.stop()
-        transport = self._transport
-        if transport is None or self.failure is not None or not self._out:
+        transport, out = self._transport, self._out
+        if transport is None or self.failure is not None or not out:
             return
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
+        data = b"".join(out)  # of one it is that one, not a copy
+        out.clear()
         try:
             all_taken = transport.write(data)
         except ConnectionLostError as error:

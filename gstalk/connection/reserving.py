@@ -97,10 +97,9 @@ class ReserveLine(InHub):
 
     def join(self, timeout: float | None) -> Caller:
         """Stand in line. The call is answered with a `Job` or `None`; whoever is interrupted must `leave`."""
-        now = monotonic()
-        caller = Caller(now + timeout if timeout is not None else INFINITY)
+        caller = Caller(INFINITY if timeout is None else monotonic() + timeout)
         if timeout == 0:
-            if now < self._quiet_until:
+            if caller.until < self._quiet_until:
                 caller.succeed()
                 return caller
             if self._wait is not None:

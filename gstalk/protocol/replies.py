@@ -74,8 +74,6 @@ def job_id(text: bytes) -> int:
 
 def body_size(text: bytes) -> int:
     """Read the size of the body that follows a line."""
-    if text.isdigit() and text[0] != 48 and len(text) < 10:  # the usual case, in as few steps as can be
-        return int(text)
     return number(text, MAX_REPLY)
 
 
@@ -101,8 +99,6 @@ def word(request: Request, rest: bytes, body: bytes) -> None:
 
 
 def inserted(request: Request, rest: bytes, body: bytes) -> int:
-    if rest.isdigit() and rest[0] != 48 and len(rest) < 20:  # `job_id`, without a call
-        return int(rest)
     return job_id(rest)
 
 
@@ -132,11 +128,10 @@ def using(request: Request, rest: bytes, body: bytes) -> str:
 
 def found(request: Request, rest: bytes, body: bytes) -> tuple[int, bytes]:
     """RESERVED and FOUND."""
-    # `job_id`, without a call
-    number_ = int(rest) if rest.isdigit() and rest[0] != 48 and len(rest) < 20 else job_id(rest)
-    if request.key is not None and request.key != number_:
+    found_id = job_id(rest)
+    if request.key is not None and request.key != found_id:
         raise Malformed
-    return number_, body
+    return found_id, body
 
 
 def yaml(parse: Callable[[bytes], Any], echo: str = "") -> Parser:

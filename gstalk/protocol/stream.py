@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gstalk.errors import GstalkError, ProtocolError
-from gstalk.protocol.commands import DELETE, PUT
+from gstalk.protocol.commands import DELETE, PUT, RESERVE
 from gstalk.protocol.replies import BODIED, Malformed, body_size, job_id
 from gstalk.protocol.request import PENDING, Outcome, Request
 
@@ -63,41 +63,36 @@ class Stream:
                 return None
             data = bytes(self._kept)
             self._kept.clear()
-        requests, due, done = self.requests, self.due, self.done
-        find = data.find
-        position = 0
-        if requests and requests[0].command is PUT and requests[0] is not requests[-1]:
-            position = self._receive_ids(data)
+        position = self._receive_usual(data) if self.requests else 0
         length = len(data)
+        if position == length:
+            return None
+        requests, due, done = self.requests, self.due, self.done
         try:
-            while position < length and not self.is_held and (end := find(b"\r\n", position)) >= 0:
+            while position < length and not self.is_held and (end := data.find(b"\r\n", position)) >= 0:
                 if not requests:
                     raise Malformed
                 request = requests[0]
-                line = data[position:end]
                 after = end + 2
-                if request.command is DELETE and line == b"DELETED":  # what ends most jobs: no need to take it apart
-                    request.result = None
+                word, blank, rest = data[position:end].partition(b" ")
+                if blank and not rest:
+                    raise Malformed
+                parse = request.command.replies.get(word)
+                if parse is None:
+                    request.fail(_refusal(request, word, rest))
+                    self.is_held = request.then is not None
+                elif word in BODIED:
+                    # ``OK <bytes>``, or ``RESERVED <id> <bytes>``
+                    rest, _, size = (b"", b"", rest) if word == b"OK" else rest.partition(b" ")
+                    after += body_size(size) + 2
+                    if length < after:
+                        self._keep(data[position:], after - position)
+                        return None
+                    if data[after - 2 : after] != b"\r\n":
+                        raise Malformed(None if word == b"OK" else job_id(rest))
+                    request.succeed(parse(request, rest, data[end + 2 : after - 2]))
                 else:
-                    word, blank, rest = line.partition(b" ")
-                    if blank and not rest:
-                        raise Malformed
-                    parse = request.command.replies.get(word)
-                    if parse is None:
-                        request.fail(_refusal(request, word, rest))
-                        self.is_held = request.then is not None
-                    elif word in BODIED:
-                        # ``OK <bytes>``, or ``RESERVED <id> <bytes>``
-                        rest, _, size = (b"", b"", rest) if word == b"OK" else rest.partition(b" ")
-                        after += body_size(size) + 2
-                        if length < after:
-                            self._keep(data[position:], after - position)
-                            return None
-                        if data[after - 2 : after] != b"\r\n":
-                            raise Malformed(None if word == b"OK" else job_id(rest))
-                        request.result = parse(request, rest, data[end + 2 : after - 2])  # `succeed`, without a call
-                    else:
-                        request.result = parse(request, rest, b"")
+                    request.succeed(parse(request, rest, b""))
                 if request.then is not None:
                     due.append(request)
                 done.append(request)
@@ -117,12 +112,64 @@ class Stream:
             self._keep(data[position:], 0)
         return None
 
-    def _receive_ids(self, data: bytes) -> int:
-        """As `receive`, for the replies of puts in a row, in a third of the time; tell where those end.
+    def _receive_usual(self, data: bytes) -> int:
+        """As `receive`, for the usual answers to a put, a reserve and a delete, in half the time; tell where they end.
 
-        Whatever isn't the most usual answer to a put is left to `receive`.
+        They are nearly all that a busy connection reads. Whatever is not one of them, whole, is left to `receive`.
         """
-        requests, done = self.requests, self.done
+        requests, due, done = self.requests, self.due, self.done
+        position = 0
+        if requests[0].command is PUT and requests[0] is not requests[-1]:
+            position = self._receive_ids(data)
+        while requests:
+            request = requests[0]
+            command = request.command
+            if command is PUT:
+                end = data.find(b"\r\n", position)
+                text = data[position + 9 : end]
+                if (
+                    not 0 < end - position < 29  # so that an id has 19 digits at most, and is one
+                    or not data.startswith(b"INSERTED ", position)
+                    or not text.isdigit()
+                    or text[0] == 48
+                ):
+                    break
+                request.result = int(text)
+                position = end + 2
+            elif command is DELETE:
+                if not data.startswith(b"DELETED\r\n", position):
+                    break
+                request.result = None
+                position += 9
+            elif command is RESERVE:
+                end = data.find(b"\r\n", position)
+                text, _, size = data[position + 9 : end].partition(b" ")
+                if (
+                    not 0 < end - position < 31  # likewise
+                    or not data.startswith(b"RESERVED ", position)
+                    or not text.isdigit()
+                    or not size.isdigit()
+                    or text[0] == 48
+                    or size[0] == 48
+                ):
+                    break
+                start = end + 2
+                end = start + int(size)
+                if data[end : end + 2] != b"\r\n":
+                    break
+                request.result = int(text), data[start:end]
+                position = end + 2
+            else:
+                break
+            if request.then is not None:
+                due.append(request)
+            done.append(request)
+            requests.popleft()  # last, as above
+        return position
+
+    def _receive_ids(self, data: bytes) -> int:
+        """As `_receive_usual`, for the answers to puts in a row: taken apart in one go, in two thirds of its time."""
+        requests, due, done = self.requests, self.due, self.done
         position = 0
         if not data.startswith(b"INSERTED "):
             return position
@@ -134,7 +181,7 @@ class Stream:
                 break
             request.result = int(text)
             if request.then is not None:
-                self.due += (request,)
+                due.append(request)
             done.append(request)
             requests.popleft()  # last, as above
             position += 11 + len(text)

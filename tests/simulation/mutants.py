@@ -105,14 +105,14 @@ MUTANTS = [
     Mutant(
         "replies are matched from the wrong end",
         "protocol/stream.py",
-        "                request = requests[0]\n                line",
-        "                request = requests[-1]\n                line",
+        "            request = requests[0]\n            command",
+        "            request = requests[-1]\n            command",
     ),
     Mutant(
         "a body is taken one byte short",
         "protocol/stream.py",
-        "data[end + 2 : after - 2]",
-        "data[end + 2 : after - 2 - (after > 99)]",
+        "int(text), data[start:end]",
+        "int(text), data[start : end - (end > 99)]",
     ),
     Mutant(
         "what was not sent is said to be",

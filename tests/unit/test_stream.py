@@ -24,6 +24,11 @@ BROKEN_FRAMES: list[tuple[c.Command, Any, bytes]] = [
     (c.PUT, None, b"\r\n"),
     (c.RESERVE, None, b"RESERVED 7 2\r\nabcd"),
     (c.DELETE, 7, b"DELETED \r\n"),
+    (c.RESERVE, None, b"RESERVED +7 1\r\nx\r\n"),
+    (c.RESERVE, None, b"RESERVED 07 1\r\nx\r\n"),
+    (c.RESERVE, None, b"RESERVED 7 01\r\nx\r\n"),
+    (c.RESERVE, None, b"RESERVED 7 +1\r\nx\r\n"),
+    (c.RESERVE, None, b"RESERVER 7 1\r\nx\r\n"),
 ]
 
 
@@ -356,3 +361,62 @@ def test_garbage_raises_nothing_and_is_never_taken_for_more_than_it_is(parts):
             break
     for request in requests:
         assert request.error is None or isinstance(request.error, errors.GstalkError)
+
+
+class Thorough(Stream):
+    """One that takes no reply for a usual one."""
+
+    def _receive_usual(self, data: bytes) -> int:
+        return 0
+
+
+def _lines_near(line: bytes) -> list[bytes]:
+    """A usual reply, and what differs from it in one place."""
+    inside = [
+        line[:place] + byte + line[place + 1 :] for place in range(len(line)) for byte in (b"", b"0", b" ", b"\r")
+    ]
+    return [line] * 40 + [line[:-1], line + b" ", b" " + line, line * 2] + inside
+
+
+USUAL: list[tuple[c.Command, Any, list[bytes]]] = [
+    (c.PUT, None, [b"INSERTED 12\r\n", b"INSERTED 9999999999999999999\r\n", b"INSERTED 18446744073709551616\r\n"]),
+    (c.PUT, None, [b"DELETED\r\n", b"RESERVED 7 0\r\n\r\n", b"DRAINING\r\n", b"BURIED 5\r\n"]),
+    (c.DELETE, 7, [b"DELETED\r\n", b"NOT_FOUND\r\n", b"INSERTED 12\r\n"]),
+    (c.RESERVE, None, [b"RESERVED 7 4\r\na\r\nb\r\n", b"RESERVED 123456789 1\r\n\r\r\n", b"RESERVED 7 0\r\n\r\n"]),
+    (
+        c.RESERVE,
+        None,
+        [b"RESERVED 18446744073709551616 1\r\na\r\n", b"RESERVED 9999999999999999999 12\r\n%12d\r\n" % 5],
+    ),
+    (c.RESERVE, None, [b"TIMED_OUT\r\n", b"DEADLINE_SOON\r\n", b"DELETED\r\n"]),
+    (c.RESERVE_JOB, 7, [b"RESERVED 7 1\r\nx\r\n", b"RESERVED 8 1\r\nx\r\n"]),
+    (c.TOUCH, 7, [b"TOUCHED\r\n", b"DELETED\r\n"]),
+]
+EXCHANGES = st.sampled_from(USUAL).flatmap(
+    lambda row: st.tuples(
+        st.just(row[:2]), st.sampled_from([near for line in row[2] for near in _lines_near(line)]), st.booleans()
+    )
+)
+
+
+@given(st.lists(EXCHANGES, max_size=8), st.lists(st.integers(1, 40), max_size=8))
+def test_usual_reply_means_what_it_means_to_the_thorough_way(exchanges, sizes):
+    ends = []
+    for kind in (Stream, Thorough):
+        stream = kind("beanstalk://q:11300")
+        requests = [Request(command, stream.uri, key) for (command, key), _, _ in exchanges]
+        stream.requests.extend(requests)
+        called = noting(*[request for request, (_, _, acts) in zip(requests, exchanges, strict=True) if acts])
+        sent = b"".join(data for _, data, _ in exchanges)
+        broken: object = None
+        said = []
+        for size in [*sizes, len(sent)]:
+            part, sent = sent[:size], sent[size:]
+            if broken is None and (part or stream.is_held):
+                broken = stream.receive(part)
+                stream.act()
+                said.append((stream.is_held, str(broken)))
+        outcomes = [(str(request.result), str(request.error)) for request in requests]
+        numbers = [[requests.index(each) for each in group] for group in (called, stream.done, stream.requests)]
+        ends.append((said, outcomes, numbers))
+    assert ends[0] == ends[1]
