@@ -6,7 +6,7 @@ What it does about jobs stands one floor up, in `connection.connection`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -131,14 +131,14 @@ class Channel:
         return self.send(data, request).wait(request)
 
     @critical
-    def send(self, data: bytes, request: Request, tube: str | None = None, before: Request | None = None) -> Pipeline:
+    def send(self, data: bytes, request: Request, tube: str | None = None, before: Sequence[Request] = ()) -> Pipeline:
         """Append a command as soon as there is room for it; whoever is interrupted until then has sent nothing.
 
         Args:
             data: Its bytes.
             request: Where the reply goes.
             tube: The one that it acts on, if it acts on the tube in use.
-            before: The request of another command, whose bytes stand before those of this one, and belong with them.
+            before: The requests of other commands, as for `Pipeline.append`.
         """
         self.clear(request.command.name)
         with self.section:
@@ -158,8 +158,9 @@ class Channel:
         """Append a command that acts on the used tube, behind a `use` where that is another one."""
         line = commands.by_tube(commands.USE, tube)
         use = self.pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
+        use.end = len(line)
         self.used = tube
-        self.pipe.append(line + data, request, use)
+        self.pipe.append(line + data, request, (use,))
 
     def _use_answered(self, use: Request) -> None:
         if used_tube.has_changed(self.pipe, use):

@@ -33,6 +33,7 @@ from gstalk.protocol.stats import JobStats
 
 __all__ = ["Connection"]
 
+RESERVE_NOW = commands.reserve(0)
 Line = Callable[[int], bytes]  # a command, once the job's own priority is known
 
 
@@ -43,20 +44,35 @@ class Connection(Channel):
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
-    def ask(self, seconds: int, got: Callable[[Request], None], end_wait: Callable[[], None] | None = None) -> Request:
-        """Send a reserve; `got` is called with its request, whose result is a `Job` or `None`.
+    def ask(self, got: Callable[[Request], None], times: int = 1) -> None:
+        """Send reserves that the server answers at once.
 
         Args:
-            seconds: How long the server may wait; above 0 only if nothing else is in flight.
+            got: Called with each one's request, whose result is a `Job` or `None`.
+            times: How many.
+        """
+        pipe, then = self.pipe, self._reserved
+        requests: list[Request] = []
+        end = 0
+        for _ in range(times):
+            request = ReserveRequest(commands.RESERVE, pipe.uri, then, got, 0)
+            request.end = end = end + len(RESERVE_NOW)
+            requests.append(request)
+        pipe.append(RESERVE_NOW * times, requests.pop(), requests)
+
+    def begin_wait(self, seconds: int, got: Callable[[Request], None], end_wait: Callable[[], None]) -> Request:
+        """Send a reserve that waits on the server, where nothing else is in flight.
+
+        Args:
+            seconds: How long it may.
+            got: As in `ask`.
             end_wait: How to end that wait, when another command is to go out.
         """
         pipe = self.pipe
-        request = ReserveRequest(commands.RESERVE, pipe.uri, None, self._reserved)
-        request.got, request.patience = got, seconds
-        if seconds:
-            self._end_wait = end_wait
+        request = ReserveRequest(commands.RESERVE, pipe.uri, self._reserved, got, seconds)
+        self._end_wait = end_wait
         pipe.append(commands.reserve(seconds), request)
-        if seconds and pipe.failure is None:
+        if pipe.failure is None:
             pipe.hold_back(True)
         return request
 

@@ -33,6 +33,7 @@ collected, its finalizer calls `fail`, and the socket closes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from gevent.hub import Hub
@@ -95,13 +96,13 @@ class Pipeline(Ending):
     def request(self, command: Command, key: Any = None, then: Then | None = None, subject: Any = None) -> Request:
         return Request(command, self.uri, key, then, subject)
 
-    def append(self, data: bytes, request: Request, before: Request | None = None) -> None:
-        """Send a command, or two that belong together. Never switches, never fails: a request learns of everything.
+    def append(self, data: bytes, request: Request, before: Sequence[Request] = ()) -> None:
+        """Send a command, or some that belong together. Never switches, never fails: a request learns of everything.
 
         Args:
-            data: The bytes of both.
-            request: Where the reply goes.
-            before: The request of the first one, whose bytes stand before the other's.
+            data: The bytes of all.
+            request: Where the last one's reply goes.
+            before: The requests of those whose bytes stand before it; the `end` of each is where it ends in `data`.
         """
         requests = self.requests
         self._appended = request.end = end = self._appended + len(data)
@@ -109,15 +110,16 @@ class Pipeline(Ending):
             self.fail_late(request)
             return
         try:
-            if before is not None:
-                before.end = end
-                requests.append(before)
+            if before:
+                for each in before:
+                    each.end += end - len(data)
+                requests.extend(before)
             requests.append(request)
             self._out.append(data)
             if end > self._limit or len(requests) >= MAX_REQUESTS:
                 self.clear = False
             if not self._flush_due:
-                if len(requests) == (1 if before is None else 2):  # it was idle
+                if len(requests) == 1 + len(before):  # it was idle
                     self._begin()
                     self._flush()
                 else:

@@ -211,9 +211,9 @@ class ReserveLine(InHub):
                 for each in self._callers:
                     each.ask = self._asked
                 self._wait_ends = now + seconds
-                self._wait = connection.ask(seconds, self._on_reply, self.recall)
+                self._wait = connection.begin_wait(seconds, self._on_reply, self.recall)
                 return
-        connection.ask(0, self._on_reply)
+        connection.ask(self._on_reply)
 
     def _on_reply(self, request: Request) -> None:
         self._answered += 1

@@ -29,9 +29,11 @@ def act_and_peek(
     Returns:
         The next job; `None`: there is none.
     """
+    line = commands.by_id(act, job.id)
     acting = Request(act, connection.uri, job.id)
+    acting.end = len(line)
     peeking = Request(look, connection.uri)
-    pipe = connection.send(commands.by_id(act, job.id) + commands.plain(look), peeking, before=acting)
+    pipe = connection.send(line + commands.plain(look), peeking, before=(acting,))
     try:
         found = pipe.wait(peeking)
     finally:
@@ -53,7 +55,8 @@ def look_and_reserve(connection: Connection, job_id: int, reserved: Callable[[Jo
         if request.error is None:
             reserved(connection.hold(*request.result), asking.result if asking.error is None else None)
 
+    line = commands.by_id(commands.STATS_JOB, job_id)
     asking = Request(commands.STATS_JOB, connection.uri, job_id)
+    asking.end = len(line)
     reserving = Request(commands.RESERVE_JOB, connection.uri, job_id, got)
-    lines = commands.by_id(commands.STATS_JOB, job_id) + commands.by_id(commands.RESERVE_JOB, job_id)
-    connection.send(lines, reserving, before=asking)
+    connection.send(line + commands.by_id(commands.RESERVE_JOB, job_id), reserving, before=(asking,))

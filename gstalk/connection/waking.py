@@ -53,7 +53,8 @@ class Waking(InHub):
     def complete(self, call: Outcome) -> None:
         """Wake whoever waits for a call that has been answered by other means than a reply."""
         self.stream.done.append(call)
-        self._wake_soon()
+        if not self._wake_due:
+            self._wake_soon()
 
     def _wake(self) -> None:
         """Switch to the greenlets of all calls in `done`. Only ever runs in the hub."""

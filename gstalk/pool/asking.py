@@ -206,11 +206,10 @@ class Asker(InHub):
             self._recall(source)
         elif action.what == "wait":
             seconds = int(self._config.reserve_timeout)
-            source.wait = source.connection.ask(seconds, partial(self._got, source), partial(self._recall, source))
+            got, end_wait = partial(self._got, source), partial(self._recall, source)
+            source.wait = source.connection.begin_wait(seconds, got, end_wait)
         else:
-            ask, got = source.connection.ask, partial(self._got, source)
-            for _ in range(action.times):
-                ask(0, got)
+            source.connection.ask(partial(self._got, source), action.times)
 
     def _tell_all(self) -> None:
         """Tell each connection what to watch that watches something else."""

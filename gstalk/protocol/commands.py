@@ -160,12 +160,9 @@ def put(body: checks.Body, head: bytes) -> bytes:
     return b"%b%d\r\n%b\r\n" % (head, len(body), body)
 
 
-_RESERVE_NOW = b"reserve-with-timeout 0\r\n"
-
-
 def reserve(seconds: int) -> bytes:
     """Build a reserve that the server answers after so many seconds at most."""
-    return b"reserve-with-timeout %d\r\n" % seconds if seconds else _RESERVE_NOW
+    return b"reserve-with-timeout %d\r\n" % seconds
 
 
 def release(job_id: int, priority: int, delay: Any) -> bytes:

@@ -154,7 +154,7 @@ def test_greenlet_that_recalls_is_refused(line, monkeypatch):
         return dial(self, used)
 
     monkeypatch.setattr(Channel, "_dial", handler)
-    talk.connection.ask(60, lambda request: None, talk.connection.recall)
+    talk.connection.begin_wait(60, lambda request: None, talk.connection.recall)
     talk.connection.watch("mail")
     assert len(refused) == 1
 
@@ -242,9 +242,12 @@ def test_use_by_itself_sets_the_tube_or_leaves_it_unknown(line):
 def test_two_commands_that_belong_together_go_out_in_one_write(line):
     talk = line()
     first, second = Request(commands.DELETE, talk.connection.uri, 7), Request(commands.TOUCH, talk.connection.uri, 8)
+    first.end = 10
     talk.played.reads.clear()
-    talk.connection.send(b"delete 7\r\ntouch 8\r\n", second, before=first).wait(second)
+    start = talk.connection.pipe.sent
+    talk.connection.send(b"delete 7\r\ntouch 8\r\n", second, before=(first,)).wait(second)
     assert (talk.played.reads, first.is_settled) == ([b"delete 7\r\ntouch 8\r\n"], True)
+    assert (first.end - start, second.end - start) == (10, 19)
 
 
 def test_command_of_ours_is_appended_whether_there_is_room_or_not(line, monkeypatch):
@@ -297,7 +300,7 @@ def test_recall_brings_a_pipe_on_which_commands_gather_and_the_same_state(line):
     told: list[bool] = []
     talk.connection.on_failure = lambda: told.append(True)
     old = talk.connection.pipe
-    talk.connection.ask(60, lambda request: None, talk.connection.recall)
+    talk.connection.begin_wait(60, lambda request: None, talk.connection.recall)
     talk.connection.recall()
     assert talk.connection.pipe is not old
     assert (talk.connection.pipe.clear, talk.connection._end_wait, old.on_failure) == (False, None, None)
@@ -324,7 +327,7 @@ def test_recall_that_a_signal_strikes_ends_the_connection(line, monkeypatch):
     told: list[object] = []
     talk.connection.on_failure = lambda: told.append(talk.connection.pipe.failure[1])
     requests: list[Request] = []
-    talk.connection.ask(60, requests.append)
+    talk.connection.begin_wait(60, requests.append, talk.connection.recall)
 
     def strike(*_: object) -> None:
         raise KeyboardInterrupt
@@ -482,7 +485,7 @@ def test_leave_settles_and_returns_when_the_server_has_let_go(line):
 
 def test_leave_of_a_wait_refuses_commands_and_ends_it(line):
     talk, requests = line({"reserve-with-timeout": SILENCE}), list[Request]()
-    talk.connection.ask(60, requests.append)
+    talk.connection.begin_wait(60, requests.append, talk.connection.recall)
     talk.connection.leave_wait()
     with pytest.raises(gstalk.ConnectionClosedError):
         talk.connection.check("put")
@@ -495,7 +498,7 @@ def test_leave_of_a_wait_refuses_commands_and_ends_it(line):
 @pytest.mark.parametrize("settles", [True, False])
 def test_leave_while_a_reserve_is_recalled_goes_on_with_that_if_there_is_something_to_settle(line, settles):
     talk = line({"reserve-with-timeout": SILENCE})
-    talk.connection.ask(60, lambda request: None, talk.connection.recall)
+    talk.connection.begin_wait(60, lambda request: None, talk.connection.recall)
     talk.connection.recall()
     waiting = call(talk.connection.delete if settles else talk.connection.touch, 7)
     if settles:
@@ -510,7 +513,7 @@ def test_leave_while_a_reserve_is_recalled_goes_on_with_that_if_there_is_somethi
 
 def test_cut_while_a_reserve_is_recalled_ends_the_recall_too(line):
     talk = line({"reserve-with-timeout": SILENCE})
-    talk.connection.ask(60, lambda request: None, talk.connection.recall)
+    talk.connection.begin_wait(60, lambda request: None, talk.connection.recall)
     old = talk.connection.pipe
     talk.connection.recall()
     recall = talk.connection._recall

@@ -247,7 +247,7 @@ class Got:
 def test_reserve_that_does_not_wait_brings_a_job_that_is_held_or_none(line):
     talk, got, began = line({"reserve-with-timeout": [RESERVED, None]}), Got(), monotonic()
     for _ in range(2):
-        talk.connection.ask(0, got)
+        talk.connection.ask(got)
         assert talk.connection.pipe.clear
     assert talk.settle() == [b"reserve-with-timeout 0"] * 2
     job, none = (request.result for request in got.requests)
@@ -255,6 +255,20 @@ def test_reserve_that_does_not_wait_brings_a_job_that_is_held_or_none(line):
     assert began <= job.reserved_at <= talk.connection.pipe.read_at
     assert talk.connection.reserved.holds(job)
     assert got.in_hub == [True, True]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_reserves_of_one_ask_go_out_in_one_piece_and_each_brings_its_own_answer(line, times):
+    answers = [b"RESERVED %d 1\r\nx\r\n" % number for number in (7, 8, 9)]
+    talk, got, size = line({"reserve-with-timeout": [*answers, None]}), Got(), len(b"reserve-with-timeout 0\r\n")
+    talk.played.reads.clear()
+    start = talk.connection.pipe.sent
+    talk.connection.ask(got, times)
+    ends = [request.end - start for request in talk.connection.pipe.requests]
+    talk.settle()
+    assert talk.played.reads[0].startswith(b"reserve-with-timeout 0\r\n" * times)
+    assert ends == [size * number for number in range(1, times + 1)]
+    assert [request.result and request.result.id for request in got.requests] == [7, 8, 9, None][:times]
 
 
 def test_reserve_that_waits_holds_other_commands_back_until_it_is_answered(line):
@@ -265,7 +279,7 @@ def test_reserve_that_waits_holds_other_commands_back_until_it_is_answered(line)
         return RESERVED
 
     talk = line({"reserve-with-timeout": wait})
-    request = talk.connection.ask(60, got, talk.connection.recall)
+    request = talk.connection.begin_wait(60, got, talk.connection.recall)
     assert (request.patience, talk.connection.pipe.clear, talk.connection._end_wait is None) == (60, False, False)
     answer.set()
     wait_until(lambda: got.requests)
@@ -275,7 +289,7 @@ def test_reserve_that_waits_holds_other_commands_back_until_it_is_answered(line)
 
 def test_reserve_that_waits_is_ended_by_whoever_comes(line):
     talk, got = line({"reserve-with-timeout": SILENCE}), Got()
-    request = talk.connection.ask(60, got, talk.connection.recall)
+    request = talk.connection.begin_wait(60, got, talk.connection.recall)
     talk.connection.delete(8)
     assert got.requests == [request]
     assert str(request.error).partition(": ")[2] == "connection closed to end a reserve; the server may have acted"
@@ -284,10 +298,10 @@ def test_reserve_that_waits_is_ended_by_whoever_comes(line):
 
 def test_reserve_that_waits_when_the_connection_ends_brings_the_error(line):
     talk, got = line({"reserve-with-timeout": SILENCE}), Got()
-    talk.connection.ask(60, got, lambda: None)
+    talk.connection.begin_wait(60, got, lambda: None)
     talk.connection.cut()
     assert type(got.requests[0].error) is gstalk.ConnectionClosedError
-    talk.connection.ask(60, got)
+    talk.connection.begin_wait(60, got, talk.connection.recall)
     assert str(got.requests[1].error) == (
         f"reserve-with-timeout at {talk.connection.uri}: you closed it; it was not sent"
     )

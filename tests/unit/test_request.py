@@ -87,17 +87,28 @@ def test_request_begins_pending_with_what_it_was_made_of():
     assert (plain.key, plain.then, plain.subject) == (None, None, None)
 
 
+COMMON = ("command", "uri", "key", "then", "subject", "end", "waiter", "result", "error", "second")
+
+
 def test_put_request_is_as_any_other_with_a_deadline_and_a_beginning():
     put, plain = PutRequest(c.PUT, URI, nothing, 12.5, 3.5), Request(c.PUT, URI, None, nothing)
     assert (put.deadline, put.began) == (12.5, 3.5)
-    for name in ("command", "uri", "key", "then", "subject", "end", "waiter", "result", "error", "patience", "second"):
+    for name in (*COMMON, "patience"):
         assert getattr(put, name) == getattr(plain, name), name
     assert str(put) == str(plain)
 
 
+def test_reserve_request_is_as_any_other_with_patience_and_whom_to_tell():
+    told: list[Request] = []
+    reserve, plain = ReserveRequest(c.RESERVE, URI, nothing, told.append, 30), Request(c.RESERVE, URI, None, nothing)
+    assert (reserve.got, reserve.patience) == (told.append, 30)
+    for name in (*COMMON, "deadline"):
+        assert getattr(reserve, name) == getattr(plain, name), name
+    assert str(reserve) == str(plain)
+
+
 def test_fields_that_few_requests_need_are_those_requests_own():
-    reserve, release = ReserveRequest(c.RESERVE, URI), TwoStepRequest(c.RELEASE, URI, 7)
-    reserve.got, reserve.patience = nothing, 30
+    release = TwoStepRequest(c.RELEASE, URI, 7)
     release.second = Request(c.RELEASE, URI, 7)
     assert (Request.patience, Request.deadline, Request.second) == (0, None, None)
     for name in ("patience", "deadline", "second"):
@@ -108,5 +119,11 @@ def test_fields_that_few_requests_need_are_those_requests_own():
 def test_request_has_no_dictionary_of_its_own():
     """There is one for each command in flight."""
     puts = PutRequest(c.PUT, URI, None, None, 0.0)
-    for request in (Outcome(), Request(c.PUT, URI), puts, ReserveRequest(c.RESERVE, URI), TwoStepRequest(c.BURY, URI)):
+    for request in (
+        Outcome(),
+        Request(c.PUT, URI),
+        puts,
+        ReserveRequest(c.RESERVE, URI, nothing, nothing, 0),
+        TwoStepRequest(c.BURY, URI),
+    ):
         assert not hasattr(request, "__dict__"), type(request)
