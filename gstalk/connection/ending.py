@@ -117,12 +117,13 @@ class Ending(Waking):
         error.__cause__ = cause
         return error
 
-    def fail_late(self, request: Request) -> None:
-        """Fail a request that comes after the end."""
-        request.fail(self.error(request.command.name))
-        if request.then is not None:
-            request.then(request)
-        self.complete(request)
+    def fail_late(self, *requests: Request) -> None:
+        """Fail requests that come after the end."""
+        for request in requests:
+            request.fail(self.error(request.command.name))
+            if request.then is not None:
+                request.then(request)
+            self.complete(request)
 
     def give_up(self, which: Callable[[Request], bool]) -> None:
         """Tell these requests' callers at once that the connection is being closed; replies are still taken.

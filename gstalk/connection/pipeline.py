@@ -107,7 +107,7 @@ class Pipeline(Ending):
         requests = self.requests
         self._appended = request.end = end = self._appended + len(data)
         if self.failure is not None:  # a then's follow-up, or the race after a switch
-            self.fail_late(request)
+            self.fail_late(*before, request)
             return
         try:
             if before:
@@ -127,8 +127,8 @@ class Pipeline(Ending):
                     self.soon(self._flush)
         except BaseException as error:
             self.struck(error)
-            if self.failure is not None and request.error is None:  # it was not in the FIFO yet
-                self.fail_late(request)
+            if self.failure is not None:
+                self.fail_late(*(each for each in (*before, request) if each.error is None))  # not in the FIFO yet
             raise
         if self.failure is not None and requests:  # it was cut in the middle of this, where a signal handler slept
             self._finish(self.sent)

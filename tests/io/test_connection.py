@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -269,6 +270,48 @@ def test_reserves_of_one_ask_go_out_in_one_piece_and_each_brings_its_own_answer(
     assert talk.played.reads[0].startswith(b"reserve-with-timeout 0\r\n" * times)
     assert ends == [size * number for number in range(1, times + 1)]
     assert [request.result and request.result.id for request in got.requests] == [7, 8, 9, None][:times]
+
+
+def test_reserves_of_one_ask_that_comes_too_late_are_all_told(line):
+    talk, got = line({"reserve-with-timeout": RESERVED}), Got()
+    talk.connection.cut()
+    talk.connection.ask(got, 3)
+    assert [request.error.sent for request in got.requests] == ["no"] * 3
+
+
+class Strike(BaseException):
+    """A signal's exception, at this line of `Pipeline.append`."""
+
+    def __init__(self, number: int) -> None:
+        self.lines_left = number
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if frame.f_code is not Pipeline.append.__code__:
+            return None
+        self.lines_left -= event == "line"
+        if self.lines_left == 0:
+            sys.settrace(None)
+            raise self
+        return self.trace
+
+
+def test_reserves_of_one_ask_that_a_signal_strikes_at_any_line_are_told_once_or_all_or_none_in_flight(line):
+    told: list[int] = []
+    for number in range(1, 100):
+        talk, got, strike = line({"reserve-with-timeout": SILENCE}), Got(), Strike(number)
+        sys.settrace(strike.trace)
+        try:
+            talk.connection.ask(got, 3)
+            break
+        except Strike:
+            told.append(len(got.requests))
+            assert len(set(map(id, got.requests))) == len(got.requests)
+            assert len(talk.connection.pipe.requests) in ((0,) if got.requests else (0, 3))
+            assert talk.connection.is_connected == (not got.requests)
+        finally:
+            sys.settrace(None)
+    assert len(told) == number - 1 > 10
+    assert set(told) == {0, 3}
 
 
 def test_reserve_that_waits_holds_other_commands_back_until_it_is_answered(line):
