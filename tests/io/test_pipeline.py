@@ -60,26 +60,44 @@ def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(pla
     assert isinstance(second.exception, Interruption)
 
 
+def assert_late_in_time(late: Callable[[], float]) -> None:
+    """Never too early; a busy machine may make it later, so that one of three tries has to be in time."""
+    for _ in range(3):
+        took = late()
+        assert took >= 1
+        if took < 1.7:
+            return
+    pytest.fail(f"late after {took} seconds only")
+
+
 @pytest.mark.timing
 def test_large_body_whose_reply_never_comes_is_late_from_when_it_had_arrived(play, connect):
     """Not from when it was sent, which takes a while, nor from when something else was."""
-    conn = connect(play({"put": b""}).uri, conn_timeout=1)
-    began = monotonic()
-    with pytest.raises(gstalk.CommandTimeoutError):
-        conn.put("default", bytes(8_000_000))
-    assert 1 <= monotonic() - began < 1.7
+
+    def late() -> float:
+        conn = connect(play({"put": b""}).uri, conn_timeout=1)
+        began = monotonic()
+        with pytest.raises(gstalk.CommandTimeoutError):
+            conn.put("default", bytes(8_000_000))
+        return monotonic() - began
+
+    assert_late_in_time(late)
 
 
 @pytest.mark.timing
 def test_large_body_that_stays_in_the_kernel_is_late_from_its_last_byte_that_got_through(server, connect):
     """The kernel has taken all of it, which is no progress when the other side reads nothing."""
-    with FaultProxy(server.uri) as proxy:
-        conn = connect(proxy.uri, conn_timeout=1)
-        proxy.stall("up")
-        began = monotonic()
-        with pytest.raises(gstalk.CommandTimeoutError):
-            conn.put("default", bytes(600_000))
-        assert 1 <= monotonic() - began < 1.7
+
+    def late() -> float:
+        with FaultProxy(server.uri) as proxy:
+            conn = connect(proxy.uri, conn_timeout=1)
+            proxy.stall("up")
+            began = monotonic()
+            with pytest.raises(gstalk.CommandTimeoutError):
+                conn.put("default", bytes(600_000))
+            return monotonic() - began
+
+    assert_late_in_time(late)
 
 
 CALLS: dict[str, Callable[[gstalk.Conn, gstalk.Job, str], object]] = {
