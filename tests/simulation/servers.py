@@ -147,7 +147,7 @@ class RecordingClient(Client):
             if way < after < QUIET - way and program.slicing == 0:
                 server.world.violation("deadline soon", f"process {self.process} asked {after:.3f} s after it was told")
         self._word = word
-        if word == b"reserve-with-timeout":
+        if word == b"reserve-with-timeout" and not server.is_left_by(self):
             server.world.on_ask(self.process, server.number)
         before: tuple[Job, int] | None = None
         if word in (b"release", b"bury", b"touch", b"kick-job"):
@@ -320,6 +320,10 @@ class Server:
             self.loop.at(max(self.loop.time + SERVICE, self.frozen_until), self._settle)
 
     # -- the process -------------------------------------------------------------------------------------------
+
+    def is_left_by(self, client: RecordingClient) -> bool:
+        """Whether the other side has said all that it will: what comes now was on its way before that."""
+        return self._endpoints[client].peer.is_shut
 
     def _settle(self) -> None:
         self._is_due = False
