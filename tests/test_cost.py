@@ -237,11 +237,11 @@ def test_decision_whom_to_ask_looks_at_few_of_many_servers(found):
             schedule.answered(asked.popleft(), found, now)
         elif schedule.running:
             schedule.running -= 1
-        for action in schedule.decide(now).actions:
-            if action.what == "recall":
-                schedule.recalled(action.source, now)
-            elif action.what == "ask":
-                asked.extend([action.source] * action.times)
+        for what, source, times in schedule.decide(now).actions:
+            if what == "recall":
+                schedule.recalled(source, now)
+            elif what == "ask":
+                asked.extend([source] * times)
     assert counted.each(500) < 50
 
 

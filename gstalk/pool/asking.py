@@ -200,16 +200,16 @@ class Asker(InHub):
                 self._rings_at = at
 
     def _carry_out(self, action: Action) -> None:
-        source = action.source
+        what, source, times = action
         assert isinstance(source, JobSource)
-        if action.what == "recall":
+        if what == "recall":
             self._recall(source)
-        elif action.what == "wait":
+        elif what == "wait":
             seconds = int(self._config.reserve_timeout)
             source.wait = source.connection.ask(seconds, partial(self._got, source), partial(self._recall, source))
         else:
             ask, got = source.connection.ask, partial(self._got, source)
-            for _ in range(action.times):
+            for _ in range(times):
                 ask(0, got)
 
     def _tell_all(self) -> None:
