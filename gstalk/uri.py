@@ -16,7 +16,7 @@ PLAIN_PORT, TLS_PORT = 11300, 11400
 MAX_PATH = 107  # sockaddr_un has 108 bytes, the last of them NUL
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,62})"  # a name's parts have 63 characters at most
-_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_HOST = rf"{_LABEL}(?:\.{_LABEL})*\.?"  # compiled when the first URI is read, not at import; `re` keeps it
 MAX_HOST = 253  # characters, a final dot not counted: what DNS can carry
 
 
@@ -78,7 +78,7 @@ def parse_uri(text: str) -> Address:
     else:
         host, colon, port = rest.partition(":")
         number = port if colon else None
-        if not _HOST.fullmatch(host) or len(host.removesuffix(".")) > MAX_HOST:
+        if not re.fullmatch(_HOST, host) or len(host.removesuffix(".")) > MAX_HOST:
             raise _invalid(text, "malformed host name")
     if number is None:
         return Address(scheme, host=host, port=TLS_PORT if scheme in ("beanstalks", "tls") else PLAIN_PORT)
