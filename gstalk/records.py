@@ -1,7 +1,7 @@
 """Frozen dataclasses that cost little to import.
 
 `dataclasses` looks at each field of a class, writes the text of its methods and has it compiled when the class is made,
-so at every import: of `import gstalk` that was more than half. A `record` is a dataclass in everything else
+so at every import: of `import gstalk` that was half. A `record` is a dataclass in everything else
 (`fields`, `replace`, `asdict`, pickles, heirs, type checkers), but its methods are the ones below, which look at the
 names of its fields when they are called. What `dataclasses` knows of a class is made when somebody asks for it: of a
 twin, a dataclass with the same fields. So to make a record takes some microseconds more; one that is made often has
@@ -21,7 +21,10 @@ __all__ = ["record"]
 
 
 def _make(*, frozen: bool, slots: bool = False, kw_only: bool = False) -> Callable[[type], Any]:
-    """As `dataclass` with these options; one with slots needs an `__init__` of its own, and none comes from another."""
+    """As `dataclass` with these options, for a class that is the heir of no record.
+
+    A field may have a default, or `field(default_factory=...)`. One with slots needs an `__init__` of its own.
+    """
     assert frozen
 
     def make(cls: Any) -> Any:
