@@ -168,7 +168,7 @@ def _others(others: dict[str, Any]) -> list[Figure]:
         ("quiet", "idle Consumer: CPU in 10 s", lambda r: r["cpu"] * 1000, 10.0, " ms"),
         ("memory", "memory for each of 1,000 connections", lambda r: r["kilobytes"], 20.0, " KB"),
         ("million", "memory: growth from 100,000 to a million jobs", lambda r: r["growth"], 1.0, " MB"),
-        ("import", "import gstalk", lambda r: r["milliseconds"], 20.0, " ms"),
+        ("import", "import gstalk", lambda r: r["milliseconds"], 15.0, " ms"),
     ]
     return [
         Figure(name, value(others[key]), most, unit, True) for key, name, value, most, unit in bounds if key in others

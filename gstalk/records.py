@@ -1,31 +1,46 @@
 """Frozen dataclasses that cost little to import.
 
-`dataclasses` writes the text of each class's methods and has it compiled when the class is made, so at every import:
-for statistics, settings and events that was a third of the instructions of `import gstalk`. A `record` is a dataclass
-in everything else (`fields`, `replace`, `asdict`, pickles, type checkers), but its methods are the ones below, which
-look at its fields when they are called. So to make one takes some microseconds more; one that is made often has an
-`__init__` of its own.
+`dataclasses` looks at each field of a class, writes the text of its methods and has it compiled when the class is made,
+so at every import: of `import gstalk` that was half. A `record` is a dataclass in everything else
+(`fields`, `replace`, `asdict`, pickles, heirs, type checkers), but its methods are the ones below, which look at the
+names of its fields when they are called. What `dataclasses` knows of a class is made when somebody asks for it: of a
+twin, a dataclass with the same fields. So to make a record takes some microseconds more; one that is made often has
+an `__init__` of its own.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from inspect import Parameter, Signature
+from dataclasses import MISSING, Field, FrozenInstanceError, field, fields, make_dataclass, replace
+from functools import cache
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["record"]
 
 
-def _make(**options: bool) -> Callable[[type], type]:
-    """As `dataclass(**options)`; the class must be frozen; one with slots needs an `__init__` of its own."""
+def _make(*, frozen: bool, slots: bool = False, kw_only: bool = False) -> Callable[[type], Any]:
+    """As `dataclass` with these options, for a class that is the heir of no record.
 
-    def make(cls: Any) -> type:
+    A field may have a default, or `field(default_factory=...)`. One with slots needs an `__init__` of its own.
+    """
+    assert frozen
+
+    def make(cls: Any) -> Any:
+        kind = _Kind(cls, kw_only)
+        if slots:
+            cls = _with_slots(cls, kind.names)
+        kind.cls = cls
+        cls._record = kind
         cls.__init__ = vars(cls).get("__init__", _init)  # its own, where one is made often
         cls.__repr__, cls.__eq__, cls.__hash__ = _repr, _eq, _hash
+        cls.__setattr__, cls.__delattr__ = _setattr, _delattr
+        cls.__replace__ = replace  # for `copy.replace`, from Python 3.13
+        cls.__match_args__ = () if kw_only else kind.names  # type: ignore[misc]  # only mypy's own is final
+        cls.__dataclass_fields__, cls.__dataclass_params__ = _OfTwin("fields"), _OfTwin("params")
         cls.__signature__ = _Signature()
-        return dataclass(init=False, repr=False, eq=False, **options)(cls)
+        return cls
 
     return make
 
@@ -36,30 +51,54 @@ else:
     record = _make
 
 
-def _record(cls: type) -> Any:
-    """The record that a class is, or comes from: an heir's own fields are for methods of its own."""
-    return next(each for each in cls.__mro__ if isinstance(vars(each).get("__signature__"), _Signature))
+class _Kind:
+    """What the methods below know of a record, as its class's `_record`, which its heirs have, too.
+
+    Attributes:
+        cls: The class.
+        names: Of its fields, in order.
+        defaults: By name.
+        made_anew: Names of those whose default is called, and gives each record one of its own.
+        kw_only: Whether a field may be given by its name alone.
+    """
+
+    def __init__(self, cls: Any, kw_only: bool) -> None:
+        self.cls = cls
+        self.names = tuple(cls.__annotations__)
+        self.defaults: dict[str, Any] = {name: vars(cls)[name] for name in self.names if name in vars(cls)}
+        self.made_anew = [name for name, default in self.defaults.items() if isinstance(default, Field)]
+        self.kw_only = kw_only
+        for name in self.made_anew:
+            self.defaults[name] = self.defaults[name].default_factory
+            delattr(cls, name)  # as `dataclasses` does
+
+
+def _with_slots(cls: Any, names: tuple[str, ...]) -> Any:
+    """Make the class anew: its slots must be there when it is made, and its defaults must not."""
+    body = {name: value for name, value in vars(cls).items() if name not in (*names, "__dict__", "__weakref__")}
+    body |= {"__slots__": names, "__qualname__": cls.__qualname__, "__getstate__": _getstate, "__setstate__": _setstate}
+    return type(cls)(cls.__name__, cls.__bases__, body)
 
 
 def _init(self: Any, /, *values: Any, **named: Any) -> None:
-    cls = _record(type(self))
+    kind: _Kind = self._record
     call = f"{type(self).__qualname__}.__init__()"
-    if len(values) > len(cls.__match_args__):
-        raise TypeError(f"{call} takes {len(cls.__match_args__)} positional arguments but {len(values)} were given")
-    for name, value in zip(cls.__match_args__, values, strict=False):
+    most = 0 if kind.kw_only else len(kind.names)
+    if len(values) > most:
+        raise TypeError(f"{call} takes {most} positional arguments but {len(values)} were given")
+    for name, value in zip(kind.names, values, strict=False):
         if name in named:
             raise TypeError(f"{call} got multiple values for argument {name!r}")
         named[name] = value
     found = {}
-    for field in fields(cls):
-        if field.name in named:
-            found[field.name] = named.pop(field.name)
-        elif field.default is not MISSING:
-            found[field.name] = field.default
-        elif field.default_factory is not MISSING:
-            found[field.name] = field.default_factory()
+    for name in kind.names:
+        if name in named:
+            found[name] = named.pop(name)
+        elif name in kind.defaults:
+            default = kind.defaults[name]
+            found[name] = default() if name in kind.made_anew else default
         else:
-            raise TypeError(f"{call} missing a required argument: {field.name!r}")
+            raise TypeError(f"{call} missing a required argument: {name!r}")
     for name in named:
         raise TypeError(f"{call} got an unexpected keyword argument {name!r}")
     vars(self).update(found)  # not by attribute: it is frozen
@@ -68,12 +107,12 @@ def _init(self: Any, /, *values: Any, **named: Any) -> None:
 
 
 def _values(self: Any) -> tuple[Any, ...]:
-    return tuple(getattr(self, field.name) for field in fields(_record(type(self))))
+    return tuple([getattr(self, name) for name in self._record.names])
 
 
 @recursive_repr()
 def _repr(self: Any) -> str:
-    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(_record(type(self))))
+    shown = (f"{name}={getattr(self, name)!r}" for name in self._record.names)
     return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
@@ -85,20 +124,56 @@ def _hash(self: Any) -> int:
     return hash(_values(self))
 
 
+def _setattr(self: Any, name: str, value: object) -> None:
+    _check_may_change(self, name, "assign to")
+    super(self._record.cls, self).__setattr__(name, value)
+
+
+def _delattr(self: Any, name: str) -> None:
+    _check_may_change(self, name, "delete")
+    super(self._record.cls, self).__delattr__(name)
+
+
+def _check_may_change(self: Any, name: str, do: str) -> None:
+    """An heir may have attributes of its own; in everything else a record stays what it is."""
+    if type(self) is self._record.cls or name in self._record.names:
+        raise FrozenInstanceError(f"cannot {do} field {name!r}")
+
+
+def _getstate(self: Any) -> list[Any]:
+    return [getattr(self, each.name) for each in fields(self)]
+
+
+def _setstate(self: Any, state: list[Any]) -> None:
+    for each, value in zip(fields(self), state, strict=False):
+        object.__setattr__(self, each.name, value)
+
+
+@cache
+def _twin(kind: _Kind) -> Any:
+    """Make a dataclass with the same fields."""
+    found = []
+    for name in kind.names:
+        default = kind.defaults.get(name, MISSING)
+        spec = field(default_factory=default) if name in kind.made_anew else field(default=default)
+        found.append((name, kind.cls.__annotations__[name], spec))
+    return make_dataclass(kind.cls.__name__, found, frozen=True, kw_only=kind.kw_only)
+
+
+class _OfTwin:
+    """What `dataclasses` itself reads of a class."""
+
+    def __init__(self, what: str) -> None:
+        self._name = f"__dataclass_{what}__"
+
+    def __get__(self, instance: object, cls: Any) -> Any:
+        return getattr(_twin(cls._record), self._name)
+
+
 class _Signature:
     """What `inspect.signature` and `help` show: the fields, and not the arguments of `_init`."""
 
-    def __get__(self, instance: object, cls: Any) -> Signature:
+    def __get__(self, instance: object, cls: Any) -> inspect.Signature:
         if instance is not None or cls.__init__ is not _init:  # the class's own, or an heir's
             raise AttributeError("__signature__")
-        return Signature([_parameter(field) for field in fields(_record(cls))], return_annotation=None)
-
-
-def _parameter(field: Any) -> Parameter:
-    default = field.default if field.default_factory is MISSING else field.default_factory
-    return Parameter(
-        field.name,
-        Parameter.KEYWORD_ONLY if field.kw_only else Parameter.POSITIONAL_OR_KEYWORD,
-        default=Parameter.empty if default is MISSING else default,
-        annotation=field.type,
-    )
+        return inspect.signature(_twin(cls._record))

@@ -1,4 +1,4 @@
-"""What a put and a job cost, counted instead of timed: the same on every machine, and broken by a careless change.
+"""What a put, a job and an import cost, counted, not timed: the same on every machine, and broken by a careless change.
 
 The server is the embedded one, in this process and on this hub, so that who runs when doesn't depend on how fast the
 machine is.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import collections
 import gc
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -20,6 +23,7 @@ import pytest
 from gevent import socket
 
 import gstalk
+from benchmarks.footprint import NEEDED
 from gstalk.connection import pipeline
 from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.transport import Transport
@@ -31,6 +35,7 @@ from gstalk.protocol.request import Outcome, Request
 from gstalk.protocol.stream import Stream
 from gstalk.testing import Server
 from tests.servers import wait_until
+from tests.test_layers import ROOT, room
 
 pytestmark = pytest.mark.timing  # how many answers come at a time depends on what else runs
 
@@ -237,11 +242,11 @@ def test_decision_whom_to_ask_looks_at_few_of_many_servers(found):
             schedule.answered(asked.popleft(), found, now)
         elif schedule.running:
             schedule.running -= 1
-        for action in schedule.decide(now).actions:
-            if action.what == "recall":
-                schedule.recalled(action.source, now)
-            elif action.what == "ask":
-                asked.extend([action.source] * action.times)
+        for what, source, times in schedule.decide(now).actions:
+            if what == "recall":
+                schedule.recalled(source, now)
+            elif what == "ask":
+                asked.extend([source] * times)
     assert counted.each(500) < 50
 
 
@@ -413,3 +418,36 @@ def test_put_that_waits_for_company_is_sent_when_none_comes():
                 sock.settimeout(5)
                 assert sock.recv(1000) == b"put 1024 0 60 1\r\n2\r\n"
                 gevent.killall(putting)
+
+
+IMPORT = f"""
+{NEEDED}
+import collections, json, sys
+before = set(sys.modules)
+calls = collections.Counter()
+
+def note(frame, event, argument):
+    file = frame.f_code.co_filename
+    if event.endswith("call") and not file.startswith("<frozen importlib") and "site-packages" not in file:
+        calls[file.split("/")[-1] + ": " + (frame.f_code.co_name if event == "call" else argument.__name__)] += 1
+
+sys.setprofile(note)
+import gstalk
+sys.setprofile(None)
+print(json.dumps([sorted(set(sys.modules) - before), calls]))
+"""
+
+
+def test_import_makes_few_calls_compiles_nothing_and_brings_little():
+    """What it costs beyond gevent; in instructions and in time it is in docs/performance.md."""
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    modules, calls = json.loads(done.stdout)
+    print(*(f"{number:8} {name}" for name, number in sorted(calls.items(), key=itemgetter(1))), sep="\n")
+    ours = {name for name in modules if name.partition(".")[0] == "gstalk"}
+    assert set(modules) - ours <= {"_contextvars", "_datetime", "contextvars", "datetime", "termios"}
+    assert not {name for name in ours if room(name) in ("cli", "otel", "testing")}
+    assert len(ours) < 57  # a module costs 0.3 million instructions before it has a line
+    # `TypedDict` compiles the types of `gstalk.config.Options`; dataclasses, named tuples and patterns would be others.
+    assert {name for name in calls if name.split()[-1] in ("compile", "eval", "exec")} <= {"typing.py: compile"}
+    assert sum(calls.values()) < 4000  # 3,000 to 3,500 on Python 3.10 to 3.13; a dataclass of ten fields adds 400

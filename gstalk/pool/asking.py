@@ -200,16 +200,16 @@ class Asker(InHub):
                 self._rings_at = at
 
     def _carry_out(self, action: Action) -> None:
-        source = action.source
+        what, source, times = action
         assert isinstance(source, JobSource)
-        if action.what == "recall":
+        if what == "recall":
             self._recall(source)
-        elif action.what == "wait":
+        elif what == "wait":
             seconds = int(self._config.reserve_timeout)
             got, end_wait = partial(self._got, source), partial(self._recall, source)
             source.wait = source.connection.begin_wait(seconds, got, end_wait)
         else:
-            source.connection.ask(partial(self._got, source), action.times)
+            source.connection.ask(partial(self._got, source), times)
 
     def _tell_all(self) -> None:
         """Tell each connection what to watch that watches something else."""

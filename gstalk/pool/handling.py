@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
-from random import random
 from typing import Any
 
 import gevent
@@ -36,6 +35,7 @@ from gstalk.errors import (
     Retry,
 )
 from gstalk.job import Job, state_of
+from gstalk.pool.chance import chance
 from gstalk.protocol import checks, commands
 from gstalk.protocol.request import Request
 from gstalk.protocol.stats import JobStats
@@ -385,7 +385,7 @@ class _Failure:
             if state_of(job) == "held":
                 stats = self.stats = self.stats or job.stats()
             if state_of(job) == "held":
-                self._fate = self._fate or Fate.of_failed(policy, stats, self.error, random(), self.has_run)
+                self._fate = self._fate or Fate.of_failed(policy, stats, self.error, chance(), self.has_run)
                 if self._fate.is_given_up and not self._is_told:
                     self._give_up(self._fate, give_up)
             if self._is_told and state_of(job) == "settling" and not self._is_carried_out:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from random import random
 from typing import Any
 
 import gevent
@@ -23,6 +22,7 @@ from gstalk.connection.connection import Connection
 from gstalk.connection.hooks import Hooks
 from gstalk.connection.interrupts import ENDS
 from gstalk.errors import CommandTimeoutError, ConnectError, DisconnectedError, GstalkError
+from gstalk.pool.chance import chance
 from gstalk.pool.schedule import Backoff, Health
 from gstalk.traces import bare
 from gstalk.uri import Address
@@ -205,7 +205,7 @@ class Pool:
                 self._serve(server, connection, connects, monotonic() - began)
             if self.is_stopped:
                 return
-            self._pause(backoff.pause(random()))
+            self._pause(backoff.pause(chance()))
 
     def _serve(self, server: Server, connection: Connection, connects: int, took: float) -> None:
         over = Event()

@@ -38,7 +38,7 @@ from collections import OrderedDict
 from heapq import heappop, heappush
 from itertools import count
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from gstalk.protocol.pauses import FIRST_PAUSE, LONGEST_PAUSE, QUIET, REST, longer
 
@@ -170,19 +170,18 @@ class Group:
         return next(iter(self.sources))
 
 
-class Action(NamedTuple):
-    """What a Consumer is to do: ask so many `times`, begin a wait, or recall one."""
-
-    what: Literal["ask", "wait", "recall"]
-    source: Source
-    times: int = 1
+#: What a Consumer is to do: ask there so many times, begin a wait, or recall one.
+Action = tuple[Literal["ask", "wait", "recall"], Source, int]
 
 
-class Decision(NamedTuple):
+class Decision:
     """What is to be done now, and in how many seconds the next decision is due; infinity: when something happens."""
 
-    actions: list[Action]
-    again: float
+    __slots__ = ("actions", "again")
+
+    def __init__(self, actions: list[Action], again: float) -> None:
+        self.actions = actions
+        self.again = again
 
 
 class Asking:
@@ -402,7 +401,7 @@ class Asking:
     def _begin(
         self, actions: list[Action], what: Literal["ask", "wait"], source: Source, times: int, now: float
     ) -> None:
-        actions.append(Action(what, source, times))
+        actions.append((what, source, times))
         source.asked_at = now
         if not source.asks:
             source.since = now
@@ -462,7 +461,7 @@ class Asking:
         due = max(due, victim.recalled_at + RECALL_EVERY)
         if now < due:
             return due - now
-        actions.append(Action("recall", victim))
+        actions.append(("recall", victim, 1))
         self._kept += 1
         self._calm_at = now + CALM
         self._helped_at = now

@@ -11,7 +11,7 @@ Which of a Consumer's connections ask, and for how many jobs, is decided in `per
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from gstalk.errors import (
     BadFormatError,
@@ -26,6 +26,7 @@ from gstalk.errors import (
     TakesNoJobs,
     UnknownCommandError,
 )
+from gstalk.records import record
 
 __all__ = [
     "ALONE",
@@ -97,7 +98,8 @@ class Health:
         self.is_usable = not self.is_stalled
 
 
-class Judgement(NamedTuple):
+@record(frozen=True)
+class Judgement:
     """What follows from a try to put that failed.
 
     Attributes:

@@ -121,7 +121,7 @@ def count(request: Request, rest: bytes, body: bytes) -> int:
 def using(request: Request, rest: bytes, body: bytes) -> str:
     if request.key is not None and rest != request.key:
         raise Malformed
-    if not checks.TUBE.fullmatch(rest):
+    if not checks.is_tube(rest):
         raise Malformed
     return rest.decode("ascii")
 

@@ -8,7 +8,7 @@ is a key, a colon and the rest; what type it has is known from the field.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field, fields
+from dataclasses import field
 from functools import cache
 from typing import Any, TypeVar
 
@@ -82,9 +82,8 @@ _READ: dict[str, Callable[[str], Any]] = {"int": _int, "str": str, "float": _flo
 @cache
 def _fields(cls: Any) -> dict[str, tuple[str, Callable[[str], Any]]]:
     """From the server's word for a field to ours, and what reads its value; all fields but `extra`."""
-    return {
-        each.name.replace("_", "-"): (each.name, _READ[str(each.type).partition(" ")[0]]) for each in fields(cls)[:-1]
-    }
+    kinds = {name: kind.partition(" ")[0] for name, kind in cls.__annotations__.items() if name != "extra"}
+    return {name.replace("_", "-"): (name, _READ[kind]) for name, kind in kinds.items()}
 
 
 def _parse(cls: type[T], data: bytes) -> T:

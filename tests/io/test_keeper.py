@@ -35,7 +35,7 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
 def test_pauses_between_dials_begin_anew_after_a_connection(monkeypatch):
     """A server that was down for long, came back, and was cut: the first pause is short again."""
     pauses: list[float] = []
-    monkeypatch.setattr("gstalk.pool.keeper.random", lambda: 0.999)
+    monkeypatch.setattr("gstalk.pool.keeper.chance", lambda: 0.999)
 
     def pause(pool: Pool, seconds: float) -> None:
         pauses.append(seconds)

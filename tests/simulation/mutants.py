@@ -393,8 +393,8 @@ MUTANTS = [
     Mutant(
         "a keeper dials no more after its first connection",
         "pool/keeper.py",
-        "            self._pause(backoff.pause(random()))",
-        "            self._pause(backoff.pause(random()) + 1000 * (connects > 0))",
+        "            self._pause(backoff.pause(chance()))",
+        "            self._pause(backoff.pause(chance()) + 1000 * (connects > 0))",
     ),
     Mutant(
         "a stopped Producer does not wait for its puts",

@@ -1,8 +1,8 @@
 """One world: a loop in virtual time, a network, servers, and gstalk as it is shipped on top of them.
 
-While a world runs, three things stand in another's place: gevent's hub has the virtual loop, `clock.monotonic` tells
-its time wherever gstalk has imported it, and `transport.Socket` makes sockets in memory. Nothing else of gstalk is
-touched. Chance has one seed, and the servers' addresses say who dials: 10.0.<process>.<server>.
+While a world runs, four things stand in another's place: gevent's hub has the virtual loop, `clock.monotonic` tells
+its time and `chance` follows its seed wherever gstalk has imported them, and `transport.Socket` makes sockets in
+memory. Nothing else of gstalk is touched. The servers' addresses say who dials: 10.0.<process>.<server>.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gevent.hub import Hub
 
 from gstalk.connection import clock
 from gstalk.connection import transport as _transport
+from gstalk.pool.chance import chance
 from tests.simulation.loop import EndlessError, VirtualLoop
 from tests.simulation.network import FOREVER, Endpoint, Line, SimulatedSocket, network_of
 from tests.simulation.program import Program
@@ -37,7 +38,7 @@ __all__ = ["Violation", "World", "running"]
 
 FIRST_DESCRIPTOR = 1 << 20  # the system has none of these, so that nothing real can be hit
 FAULTS_OF_A_LINE = ("stall", "blackhole", "reset", "cut", "hostile")
-REAL_CLOCK = clock.monotonic
+REAL = {"monotonic": clock.monotonic, "chance": chance}
 transport: Any = _transport  # whose `Socket` is replaced
 
 
@@ -340,10 +341,12 @@ def running(world: World) -> Iterator[QuietHub]:
     hub = QuietHub(loop=loop)
     hub.world = world
     state, was_collecting = random.getstate(), gc.isenabled()
-    modules = [
-        module
+    ours = {"monotonic": world.now, "chance": random.random}
+    taken = [
+        (module, what)
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] == "gstalk" and vars(module).get("monotonic") is REAL_CLOCK
+        for what, real in REAL.items()
+        if name.partition(".")[0] == "gstalk" and vars(module).get(what) is real
     ]
     real_socket = transport.Socket
     logger = logging.getLogger("gstalk")  # told of hooks that raise, as those here do
@@ -355,8 +358,8 @@ def running(world: World) -> Iterator[QuietHub]:
     gc.disable()  # what it collects, and when, is not of the seed
     random.seed(world.program.seed)
     _hub_local.set_hub(hub)
-    for module in modules:
-        module.monotonic = world.now  # type: ignore[attr-defined]
+    for module, what in taken:
+        setattr(module, what, ours[what])
     transport.Socket = network_of(world)
     gevent.Greenlet.add_spawn_callback(spawned)
     try:
@@ -367,8 +370,8 @@ def running(world: World) -> Iterator[QuietHub]:
         gevent.Greenlet.remove_spawn_callback(spawned)
         transport.Socket = real_socket
         logger.disabled = was_disabled
-        for module in modules:
-            module.monotonic = REAL_CLOCK  # type: ignore[attr-defined]
+        for module, what in taken:
+            setattr(module, what, REAL[what])
         hub.destroy()
         _hub_local.set_hub(own)
         random.setstate(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -303,6 +304,16 @@ class Sign(str):
 
     def __hash__(self) -> int:
         return 0
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_byte_may_be_in_a_tube_as_the_protocol_says(byte):
+    """Anywhere, but a hyphen at the beginning."""
+    letter = bytes([byte])
+    allowed = re.fullmatch(rb"[A-Za-z0-9+/;.$_()-]", letter) is not None
+    assert checks.is_tube(b"a" + letter) == checks.is_tube(b"a" * 199 + letter) == allowed
+    assert checks.is_tube(letter) == checks.is_tube(letter * 200) == (allowed and letter != b"-")
+    assert not checks.is_tube(letter * 201)
 
 
 def test_no_tube_at_all_is_refused():

@@ -140,9 +140,9 @@ def set_time(schedule: Asking, source: Source, next_ask: float) -> None:
 def carry_out(schedule: Asking, now: float) -> list[tuple[str, int, int]]:
     """Decide, and note what was decided as the Consumer does."""
     actions = schedule.decide(now).actions
-    for action in actions:
-        if action.what == "recall":
-            schedule.recalled(action.source, now)
+    for what, source, _ in actions:
+        if what == "recall":
+            schedule.recalled(source, now)
     sources = list(schedule.sources)
     return [(what, sources.index(source), times) for what, source, times in actions]
 

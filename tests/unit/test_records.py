@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gstalk
+from gstalk import records
 from gstalk.records import record
 
 
@@ -107,6 +108,59 @@ def test_is_frozen():
         del place.port
 
 
+@pytest.mark.parametrize("parent", [Place, Twin])
+def test_heir_may_have_attributes_of_its_own_beside_the_fields(parent):
+    """As an heir of a dataclass may."""
+    heir = type("Heir", (parent,), {})("a")
+    heir.note = 1
+    del heir.note
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'port'"):
+        heir.port = 1
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot delete field 'port'"):
+        del heir.port
+
+
+def test_heir_with_fields_of_its_own_is_frozen_too():
+    with pytest.raises(TypeError, match="frozen"):
+        dataclasses.dataclass(type("Loose", (Place,), {}))
+
+
+def test_one_with_slots_has_no_other_attributes_and_pickles():
+    """Its state is the list of its values, as that of a dataclass with slots."""
+    event = gstalk.Event(kind="put", attempt=2)
+    assert not hasattr(event, "__dict__")
+    assert event.__reduce_ex__(2)[2] == ["put", None, None, None, 2, None, None]
+    assert copy.copy(event) == pickle.loads(pickle.dumps(event)) == event
+
+
+def test_what_dataclasses_knows_of_a_class_is_made_once_when_somebody_asks(monkeypatch):
+    made: list[str] = []
+
+    def make(name: str, *args: Any, **named: Any) -> type:
+        made.append(name)
+        return dataclasses.make_dataclass(name, *args, **named)
+
+    monkeypatch.setattr(records, "make_dataclass", make)
+
+    @record(frozen=True)
+    class Late:
+        host: str = "a"
+
+    assert repr(Late()).endswith("Late(host='a')")
+    assert Late() == Late("a")
+    assert hash(Late()) == hash(Late("a"))
+    assert not made
+    assert dataclasses.is_dataclass(Late)
+    assert dataclasses.replace(Late(), host="b") == Late("b")
+    assert str(inspect.signature(Late)) == "(host: 'str' = 'a') -> None"
+    assert made == ["Late"]
+
+
+@pytest.mark.skipif(not hasattr(copy, "replace"), reason="came with Python 3.13")
+def test_copy_replace_works():
+    assert copy.replace(Place("a"), port=1) == Place("a", 1)  # type: ignore[attr-defined]
+
+
 def test_tools_of_dataclasses_work():
     place = Place("a", tags=["x"])
     assert dataclasses.replace(place, port=1) == Place("a", 1, ["x"])
@@ -118,11 +172,9 @@ def test_tools_of_dataclasses_work():
             assert (host, port) == ("a", 11300)
 
 
-def test_signature_names_the_fields():
-    assert (
-        str(inspect.signature(Place))
-        == "(host: 'str', port: 'int' = 11300, tags: 'list[str]' = <class 'list'>) -> None"
-    )
+def test_signature_is_that_of_a_dataclass():
+    assert str(inspect.signature(Place)) == str(inspect.signature(Twin))
+    assert list(inspect.signature(Place).parameters) == ["host", "port", "tags"]
     assert str(inspect.signature(Named)) == "(*, host: 'str', port: 'int' = 11300) -> None"
 
 

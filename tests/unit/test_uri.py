@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gstalk.errors import InvalidArgumentError
-from gstalk.uri import Address, parse_uri, server_name, validate_uris
+from gstalk.uri import Address, is_ipv6, parse_uri, server_name, validate_uris
 
 GOOD = [  # text, scheme, host, port, path, is_tls, canonical
     ("q1", "beanstalk", "q1", 11300, None, False, "beanstalk://q1:11300"),
@@ -126,6 +127,48 @@ def test_parse_any_text_gives_an_address_or_the_one_error(text):
         return
     assert parse_uri(str(address)) == address
     assert (address.path is None) == (address.host is not None) == (address.port is not None)
+
+
+PIECES = [
+    ":",
+    "::",
+    "0",
+    "1",
+    "aB",
+    "ffff",
+    "12345",
+    "g",
+    ".",
+    "1.2.3.4",
+    "01.2.3.4",
+    "1.2.3",
+    "256.1.1.1",
+    "%",
+    "%e0",
+    "-",
+]
+NEARLY = st.builds(  # an address with a piece too many
+    lambda address, at, piece: str(address)[:at] + piece + str(address)[at:],
+    st.ip_addresses(v=6),
+    st.integers(0, 39),
+    st.sampled_from(["", *PIECES]),
+)
+
+
+@given(NEARLY | st.lists(st.sampled_from(PIECES), max_size=17).map("".join) | st.text(max_size=20))
+@example("1:2:3:4:5:6:7::")
+@example("1:2:3:4:5:6:7:8::")
+@example("1:2:3:4:5:6:1.2.3.4")
+@example("::1.2.3.4%e0")
+@example(":::")
+@example("::\n")
+def test_ipv6_address_is_what_python_takes_for_one(host):
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        assert not is_ipv6(host)
+    else:
+        assert is_ipv6(host)
 
 
 def test_address_is_frozen_and_hashable():
