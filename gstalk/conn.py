@@ -332,13 +332,7 @@ class Conn:
     def _reserve(self, what: str, timeout: Seconds | None) -> Job | None:
         connection = self._connection
         section = self._section
-        me = getcurrent()
-        if (  # as in `put`
-            (me.parent is not self._hub and (me is self._hub or get_hub() is not self._hub))
-            or section.owner is not None
-            or not connection.pipe.clear
-        ):
-            connection.check(what)
+        connection.check(what)  # not only where the pipe isn't clear, as in `put`: a close that waits begins with jobs
         seconds = None if timeout is None else checks.seconds("timeout", timeout)
         while not connection.pipe.clear and not self._line.is_waiting:
             connection.clear(what)
@@ -347,7 +341,7 @@ class Conn:
             section.wait()
         try:
             try:  # `with section`, spelled out for the sake of the hot path
-                section.owner = me
+                section.owner = getcurrent()
                 caller = self._line.join(seconds)
             finally:
                 section.owner = None

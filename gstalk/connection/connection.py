@@ -58,7 +58,8 @@ class Connection(Channel):
             request = ReserveRequest(commands.RESERVE, pipe.uri, then, got, 0)
             request.end = end = end + len(RESERVE_NOW)
             requests.append(request)
-        pipe.append(RESERVE_NOW * times, requests.pop(), requests)
+        last = requests.pop()
+        pipe.append(RESERVE_NOW * times, last, requests)
 
     def begin_wait(self, seconds: int, got: Callable[[Request], None], end_wait: Callable[[], None]) -> Request:
         """Send a reserve that waits on the server, where nothing else is in flight.

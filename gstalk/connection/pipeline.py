@@ -114,6 +114,7 @@ class Pipeline(Ending):
                 for each in before:
                     each.end += end - len(data)
                 requests.extend(before)
+                self._out += [b""] * len(before)  # a piece for each command: `_on_readable` counts them
             requests.append(request)
             self._out.append(data)
             if end > self._limit or len(requests) >= MAX_REQUESTS:

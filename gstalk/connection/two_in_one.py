@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gstalk.connection.connection import Connection
-from gstalk.errors import NotFoundError
+from gstalk.errors import DisconnectedError, NotFoundError
 from gstalk.job import Job
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
@@ -36,6 +36,10 @@ def act_and_peek(
     pipe = connection.send(line + commands.plain(look), peeking, before=(acting,))
     try:
         found = pipe.wait(peeking)
+    except DisconnectedError:
+        if isinstance(acting.error, DisconnectedError):
+            raise acting.error from None  # it knows whether the deed may have been done
+        raise
     finally:
         if acting.is_settled and acting.error is None:
             acted()

@@ -53,7 +53,7 @@ class Waking(InHub):
     def complete(self, call: Outcome) -> None:
         """Wake whoever waits for a call that has been answered by other means than a reply."""
         self.stream.done.append(call)
-        if not self._wake_due:
+        if not self._wake_due:  # `_wake_soon` would look, too: a call less for each job
             self._wake_soon()
 
     def _wake(self) -> None:

@@ -123,8 +123,8 @@ class Crew:
         if idle:
             call = idle[-1]
             call.result = (source, job)  # `succeed`, without a call
-            self._handed.append(call)
             source.connection.pipe.complete(call)
+            self._handed.append(call)  # not before that: a signal between would have him count, and never wakened
             idle.pop()  # last: a signal that comes between must not lose him
         else:
             self._jobs.append((source, job))

@@ -64,7 +64,7 @@ class Request(Outcome):
         subject: The `Job` or the tube that the command acts on, for `then`.
 
     Attributes:
-        end: Where its last byte stands in the stream of all that was sent.
+        end: Where its last byte stands in the stream of all that was sent; until it is appended, in what goes with it.
         patience: Seconds that the server may take for its reply, on top of what any reply may take.
         deadline: The moment at which its caller has to be told something; `None`: there is none.
         second: The request that is sent when this one is answered, if they are two steps of one.

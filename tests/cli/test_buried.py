@@ -179,7 +179,7 @@ def test_kick_connection_lost_says_what_was_done(play):
     code, out, err = run("kick", uri=played.uri)
     assert (code, out) == (3, "1 job kicked\n")
     assert err == (
-        f"gstalk: peek-buried at {played.uri}: the server closed the connection; the server may have acted\n"
+        f"gstalk: kick-job 8 at {played.uri}: the server closed the connection; the server may have acted\n"
     )
 
 

@@ -13,6 +13,7 @@ from gevent import get_hub, getcurrent
 from gevent.event import Event
 
 import gstalk
+from gstalk.connection import pipeline
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Connection
 from gstalk.connection.critical import critical
@@ -21,6 +22,7 @@ from gstalk.protocol import commands
 from gstalk.protocol.request import Request
 from tests.faults.hub import silent_hub
 from tests.io.calling import call, held, in_thread
+from tests.io.striking import Strike
 from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -272,6 +274,14 @@ def test_reserves_of_one_ask_go_out_in_one_piece_and_each_brings_its_own_answer(
     assert [request.result and request.result.id for request in got.requests] == [7, 8, 9, None][:times]
 
 
+def test_reserves_of_one_ask_that_follows_the_last_answer_go_out_at_once(line, monkeypatch):
+    """The server has nothing else to answer: nothing is gained by a wait for more to send."""
+    monkeypatch.setattr(pipeline, "HOLD", 60)
+    talk, got = line({"reserve-with-timeout": None}), Got()
+    talk.connection.ask(lambda _: talk.connection.ask(got, 30))
+    wait_until(lambda: len(got.requests) == 30)
+
+
 def test_reserves_of_one_ask_that_comes_too_late_are_all_told(line):
     talk, got = line({"reserve-with-timeout": RESERVED}), Got()
     talk.connection.cut()
@@ -279,26 +289,10 @@ def test_reserves_of_one_ask_that_comes_too_late_are_all_told(line):
     assert [request.error.sent for request in got.requests] == ["no"] * 3
 
 
-class Strike(BaseException):
-    """A signal's exception, at this line of `Pipeline.append`."""
-
-    def __init__(self, number: int) -> None:
-        self.lines_left = number
-
-    def trace(self, frame: Any, event: str, _: object) -> Any:
-        if frame.f_code is not Pipeline.append.__code__:
-            return None
-        self.lines_left -= event == "line"
-        if self.lines_left == 0:
-            sys.settrace(None)
-            raise self
-        return self.trace
-
-
 def test_reserves_of_one_ask_that_a_signal_strikes_at_any_line_are_told_once_or_all_or_none_in_flight(line):
     told: list[int] = []
     for number in range(1, 100):
-        talk, got, strike = line({"reserve-with-timeout": SILENCE}), Got(), Strike(number)
+        talk, got, strike = line({"reserve-with-timeout": SILENCE}), Got(), Strike(Pipeline.append, number)
         sys.settrace(strike.trace)
         try:
             talk.connection.ask(got, 3)

@@ -17,6 +17,7 @@ from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import wake
 from gstalk.pool.crew import Crew, JobSource
 from gstalk.protocol.request import Outcome
+from tests.io.striking import Strike
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
@@ -285,3 +286,24 @@ def test_greenlet_that_a_signal_has_left_in_line_though_it_works_is_passed_over(
     handed.offer(1)
     wait_until(lambda: handed.handled == [1])
     handed.end()
+
+
+def test_offer_that_a_signal_strikes_at_any_line_leaves_nobody_at_work_for_ever():
+    for number in range(1, 30):
+        handed, strike = Handed(), Strike(Crew.offer, number)
+        handed.gate.set()
+        sys.settrace(strike.trace)
+        try:
+            handed.offer(1)
+        except Strike:
+            pass
+        finally:
+            sys.settrace(None)
+        wait_until(lambda: handed.crew.running == 0)  # noqa: B023
+        handed.offer(2)
+        wait_until(lambda: 2 in handed.handled)  # noqa: B023
+        assert handed.crew.running == 0
+        handed.end()
+        if strike.lines_left > 0:
+            break
+    assert 5 < number < 29

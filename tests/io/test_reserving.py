@@ -362,6 +362,20 @@ def test_reserve_ended_by_close_tells_whether_it_was_asked(play, connect, asked,
     gevent.joinall([deleter, closer])
 
 
+@pytest.mark.parametrize("reserve", ["reserve", "reserve_with_timeout"])
+def test_reserve_that_comes_while_a_close_waits_is_refused(play, connect, reserve):
+    """What comes now would reserve a job that is lost in a moment."""
+    played = play({"reserve-job": b"RESERVED 5 1\r\nx\r\n", "delete": b""})
+    conn = connect(played.uri, conn_timeout=0.5)
+    deleter = call(conn.reserve_job(5).delete)
+    closer = call(conn.close)
+    with pytest.raises(gstalk.ConnectionClosedError, match="it was not sent$"):
+        getattr(conn, reserve)(*[0] * (reserve != "reserve"))
+    assert not closer.ready()
+    gevent.joinall([deleter, closer])
+    assert played.count("reserve-with-timeout") == 0
+
+
 # -- jobs that ran out ---------------------------------------------------------------------------------------------
 
 

@@ -127,7 +127,7 @@ def test_peek_that_the_server_refuses_is_raised_and_the_deed_is_told(peeked):
     ("said", "peek", "acted", "of"),
     [
         (b"KICKED\r\n", CUT, 1, "peek-buried"),
-        (CUT, NONE, 0, "peek-buried"),
+        (CUT, NONE, 0, "kick-job 7"),
         (NONE, CUT, 0, "peek-buried"),
     ],
 )
@@ -136,6 +136,32 @@ def test_connection_that_ends_between_the_two_has_the_deed_told_if_it_was_answer
     with pytest.raises(gstalk.ConnectionLostError, match=f"^{of} at "):
         talk.act()
     assert talk.acted == acted
+
+
+class Full:
+    """A socket that takes so many bytes more."""
+
+    def __init__(self, sock: Any, room: int) -> None:
+        self._sock, self._room = sock, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes) -> int:
+        taken = self._sock.send(data[: self._room]) if self._room else 0
+        self._room -= taken
+        return int(taken)
+
+
+def test_deed_that_the_kernel_took_and_not_the_look_behind_it_may_have_been_done(peeked):
+    talk = peeked(SILENCE, SILENCE)
+    transport: Any = talk.connection.pipe._transport
+    transport._sock = Full(transport._sock, len(b"kick-job 7\r\n"))
+    acting = call(talk.act)
+    wait_until(lambda: talk.played.count("kick-job") == 1)
+    talk.connection.cut()
+    acting.join()
+    assert (str(acting.exception).partition(" at ")[0], acting.exception.sent) == ("kick-job 7", "maybe")
 
 
 @pytest.mark.parametrize(("said", "acted"), [(b"KICKED\r\n", 1), (NONE, 0), (SILENCE, 0)])
