@@ -231,14 +231,14 @@ MUTANTS = [
     Mutant(
         "a put counts itself twice as done",
         "pool/put_queue.py",
-        "        member.in_flight -= 1\n        if not member.in_queue:",
-        "        member.in_flight -= 2\n        if not member.in_queue:",
+        "        member.in_flight -= 1\n        if not member.in_queue:\n            inside",
+        "        member.in_flight -= 2\n        if not member.in_queue:\n            inside",
     ),
     Mutant(
         "a full connection never comes back into the queue",
         "pool/put_queue.py",
-        "        if not member.in_queue:\n            self._enqueue(member)\n\n    def _enqueue",
-        "        if False:\n            self._enqueue(member)\n\n    def _enqueue",
+        "        if not member.in_queue:\n            inside",
+        "        if False:\n            inside",
     ),
     Mutant(
         "a put's time isn't looked at while it is in flight",
@@ -251,6 +251,18 @@ MUTANTS = [
         "pool/put_queue.py",
         "            if self._line:\n                self._serve_soon()\n\n    def _enqueue_all",
         "            if False:\n                self._serve_soon()\n\n    def _enqueue_all",
+    ),
+    Mutant(
+        "a put in line is wakened before it is answered",
+        "pool/put_queue.py",
+        "            self.send(put, put.tube, put.data, member)\n",
+        "            self.send(put, put.tube, put.data, member)\n            put.succeed()\n",
+    ),
+    Mutant(
+        "a put that was interrupted in line is sent all the same",
+        "pool/put_queue.py",
+        "            self._line.pop(put, None)\n            self._line_changed()\n            return",
+        "            return",
     ),
     Mutant(
         "an ambiguous put is always tried again",
@@ -267,8 +279,8 @@ MUTANTS = [
     Mutant(
         "a batch's results stand beside the wrong body",
         "pool/puts.py",
-        "        self.results[one.number] = outcome",
-        "        self.results[len(self.results) - 1 - one.number] = outcome",
+        "        results[body.number], self.under_way =",
+        "        results[len(results) - 1 - body.number], self.under_way =",
     ),
     Mutant(
         "one permit too many",
