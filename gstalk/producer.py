@@ -139,7 +139,8 @@ class Producer:
         try:
             queue = self._queue
             # Most greenlets have the hub as their parent: such a one is of this hub's thread, and not the hub itself.
-            if (getcurrent().parent is not queue.hub and _is_elsewhere(queue.hub)) or not queue.is_ready or under_way:
+            me = getcurrent()
+            if (me.parent is not queue.hub and _is_elsewhere(queue.hub)) or not queue.is_ready or under_way:
                 queue = self._check("put")
             if params is None and priority is None and delay is None and ttr is None:
                 params = DEFAULT_PARAMS
@@ -151,30 +152,27 @@ class Producer:
             limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
             now = monotonic()
             deadline = now + limit if limit else NEVER
-            queue.puts += 1
-            try:
-                if self._hooks.listens:
-                    outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0, now))
-                else:
-                    request = Try(deadline)
-                    try:
-                        if not queue.begin(request, tube, data, now):
-                            queue.stand(request, tube, data, limit == 0)
-                        join(queue.hub, request)
-                    finally:
-                        queue.done(request)
+            if self._hooks.listens:
+                outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0, now))
+            else:
+                request = Try(deadline)
+                queue.puts += 1
+                try:
+                    if not queue.send(request, tube, data, me, now):
+                        queue.stand(request, tube, data, limit == 0)
+                    join(queue.hub, request)
                     if request.error is None and request.result is not None:
                         job_id: int = request.result
                         return job_id
                     outcome = go_on(Put(queue, tube, data, deadline, limit == 0, now), request)
-            finally:
-                queue.leave()
+                finally:
+                    queue.done(request, 1)
             if isinstance(outcome, int):
                 return outcome
             raise outcome
         except BaseException as error:
             forget(error)
-            self = queue = request = body = data = outcome = None  # type: ignore[assignment]
+            self = queue = me = request = body = data = outcome = None  # type: ignore[assignment]
             raise
 
     def put_many(
@@ -300,10 +298,14 @@ def _is_elsewhere(hub: Hub) -> bool:
 
 def _run_telling(put: Put) -> int | GstalkError:
     """Put, and tell of the end."""
+    put.queue.puts += 1
     try:
-        outcome = run(put)
-    except BaseException as error:
-        put.tell(error)
-        raise
-    put.tell(outcome)
-    return outcome
+        try:
+            outcome = run(put)
+        except BaseException as error:
+            put.tell(error)
+            raise
+        put.tell(outcome)
+        return outcome
+    finally:
+        put.queue.leave()

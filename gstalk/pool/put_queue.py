@@ -158,48 +158,47 @@ class PutQueue(InHub):
         return bool(self._line)
 
     @critical
-    def begin(self, put: Try, tube: str, data: bytes, now: float) -> bool:
+    def send(self, put: Try, tube: str, data: bytes, me: Any, now: float, member: Member | None = None) -> bool:
         """Send a put on the connection whose turn it is, and tell whether there was one.
 
         That is the one that the last put has taken a moment ago, or that at the head of the queue. None is taken while
         others stand in line, who come first.
+
+        Args:
+            me: The greenlet that calls, which is inside of the section meanwhile; `None`: in the hub.
+            member: The connection, if one has been taken for it already.
         """
         section = self.section
         if section.owner is not None:
             section.wait()
         try:
-            section.owner = getcurrent()
-            if self._line:
-                return False
-            member = self._latest
-            if (
-                member is None
-                or not 0 < member.in_flight < self._most  # with none it has answered: a lone greenlet's puts go round
-                or now >= self._until
-                or not member.pipe.clear
-            ):
-                member = self._take_head(now)
-                if member is None:
+            section.owner = me
+            if member is None:
+                if self._line:
                     return False
+                member = self._latest
+                if (
+                    member is not None
+                    and 0 < member.in_flight < self._most  # with none it has answered: a lone greenlet's puts go round
+                    and now < self._until
+                    and member.pipe.clear
+                ):
+                    member.in_flight += 1
+                elif (member := self._take_head(now)) is None:
+                    return False
+            connection, pipe = member.connection, member.pipe
+            put.member = member
+            put.uri = pipe.uri
+            if put.deadline <= member.earliest:  # those without one, too: they are all `NEVER`
+                member.earliest = put.deadline
+                self._start_ticker()
+            if tube == connection.used:
+                pipe.append(data, put)
             else:
-                member.in_flight += 1
-            self.send(put, tube, data, member)
+                connection.append_using(tube, data, put)
         finally:
             section.owner = None
         return True
-
-    def send(self, put: Try, tube: str, data: bytes, member: Member) -> None:
-        """Send a put on a connection that was taken for it; inside of the section, or in the hub."""
-        connection, pipe = member.connection, member.pipe
-        put.member = member
-        put.uri = pipe.uri
-        if put.deadline <= member.earliest:  # those without one, too: they are all `NEVER`
-            member.earliest = put.deadline
-            self._start_ticker()
-        if tube == connection.used:
-            pipe.append(data, put)
-        else:
-            connection.append_using(tube, data, put)
 
     def _take_head(self, now: float) -> Member | None:
         """Take the first usable connection of the queue; those that are not leave it."""
@@ -234,19 +233,26 @@ class PutQueue(InHub):
             self.give_back(member)
         return None
 
-    def done(self, put: Try) -> None:
-        """A put's wait is over: it has ended well or not, has left the line, or was interrupted."""
+    def done(self, put: Try, puts: int = 0) -> None:
+        """A put's wait is over: it has ended well or not, has left the line, or was interrupted.
+
+        Args:
+            puts: So many are no longer under way with that.
+        """
         member = put.member
         if member is None:
             self._line.pop(put, None)
             self._line_changed()
-            return
-        member.in_flight -= 1
-        if not member.in_queue:
-            inside = self.section.owner  # a kill wakes us also while another greenlet is: it stays inside
-            self.section.owner = getcurrent()
-            self._enqueue(member)
-            self.section.owner = inside
+        else:
+            member.in_flight -= 1
+            if not member.in_queue:
+                inside = self.section.owner  # a kill wakes us also while another greenlet is: it stays inside
+                self.section.owner = getcurrent()
+                self._enqueue(member)
+                self.section.owner = inside
+        self.puts -= puts
+        if self.idle is not None and self.puts <= 0:
+            self.idle.set()
 
     def give_back(self, member: Member) -> None:
         """Nothing is in flight there any more of what it was taken for; inside of the section, or in the hub."""
@@ -323,7 +329,7 @@ class PutQueue(InHub):
         if member is None:
             return False
         try:
-            self.send(put, put.tube, put.data, member)
+            self.send(put, put.tube, put.data, None, now, member)
         except BaseException:  # a signal's: it stays in line if nothing of it has gone
             if not put.is_settled and put not in member.pipe.requests:
                 put.member = None

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, getcurrent
 from gevent.event import Event
 
 from gstalk.connection.calls import join
@@ -225,6 +225,7 @@ class Put:
 def run(put: Put) -> int | GstalkError:
     """Try a put until it is done, refused or out of time, and return its id or its error."""
     queue = put.queue
+    me = getcurrent()
     while True:
         if queue.section.owner is not None:
             queue.section.wait()
@@ -232,9 +233,8 @@ def run(put: Put) -> int | GstalkError:
         if not isinstance(member, Member):
             return member
         request = Try(put.deadline)
-        with queue.section:
-            queue.send(request, put.tube, put.data, member)
         try:
+            queue.send(request, put.tube, put.data, me, 0.0, member)
             join(queue.hub, request)
         finally:
             queue.done(request)
@@ -251,11 +251,13 @@ def run(put: Put) -> int | GstalkError:
 
 def go_on(put: Put, request: Try) -> int | GstalkError:
     """Go on with a put whose first try has failed, or that could not be tried; return its id or its error."""
-    member, error = request.member, request.error
+    error = request.error
+    member, request.member = request.member, None
     if member is not None:
         put.uri = member.server.uri
         assert isinstance(error, GstalkError)
         with put.queue.section:
+            put.queue.give_back(member)
             final = put.failed(member, error)
         if final is not None:
             return final
@@ -297,6 +299,7 @@ class Batch:
         self.is_over = False
         self._tube = tube
         self._once = once
+        self._me = getcurrent()
         self._wanted = -1  # what is waited for: that no more than so many are under way
         self._changed = Event()
         self._trying: dict[Body, Greenlet[..., Any]] = {}
@@ -327,13 +330,12 @@ class Batch:
         self.under_way += 1
         if self.under_way == 1:
             queue.puts += 1  # while any is under way, all of them together count as one put
-        if not queue.begin(body, self._tube, data, now):
+        if not queue.send(body, self._tube, data, self._me, now):
             found = self._put(body).another()
             if not isinstance(found, Member):
                 self._settle(body, found)
                 return
-            with queue.section:
-                queue.send(body, self._tube, data, found)
+            queue.send(body, self._tube, data, self._me, now, found)
 
     def _put(self, body: Body) -> Put:
         if body.put is None:

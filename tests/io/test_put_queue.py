@@ -86,7 +86,7 @@ def counted(monkeypatch) -> collections.Counter[str]:
 
         monkeypatch.setattr(kind, name, counting)
 
-    for name in ("begin", "_serve_one", "_enqueue", "stand", "done"):
+    for name in ("send", "_serve_one", "_enqueue", "stand", "done"):
         count(PutQueue, name)
     count(Put, "choose")
     return seen
@@ -427,7 +427,7 @@ PUT = b"put 0 0 60 0\r\n\r\n"
 def take(queue: PutQueue) -> Any:
     """Send a put; tells on which connection."""
     put = Try(NEVER)
-    queue.begin(put, "default", PUT, monotonic())
+    queue.send(put, "default", PUT, gevent.getcurrent(), monotonic())
     return put.member
 
 
@@ -695,7 +695,7 @@ def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start, monkeypa
     monkeypatch.setattr(put_queue, "monotonic", lambda: now)
     requests = [Try(deadline) for deadline in (NEVER, now + 60, now, now + 30)]
     for put in requests:
-        assert queue.begin(put, "default", PUT, now)
+        assert queue.send(put, "default", PUT, gevent.getcurrent(), now)
     (member,) = queue._members.values()
     pipe = member.connection.pipe
     assert list(pipe.requests) == requests
@@ -712,7 +712,7 @@ def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start, monkeypa
     queue.puts = 0
     queue._tick()
     assert queue._ticker is None  # nobody puts any more
-    assert queue.begin(Try(now + 90), "default", PUT, now)
+    assert queue.send(Try(now + 90), "default", PUT, gevent.getcurrent(), now)
     assert (member.earliest, queue._ticker is None) == (now + 90, False)
 
 
@@ -721,12 +721,12 @@ def test_put_to_another_tube_has_a_use_before_it(start):
     (member,) = queue._members.values()
     puts = {Try(NEVER): tube for tube in ("default", "mail", "mail")}
     for put, tube in puts.items():
-        assert queue.begin(put, tube, PUT, monotonic())
+        assert queue.send(put, tube, PUT, gevent.getcurrent(), monotonic())
     assert [member.pipe.wait(put) for put in puts] == [1, 2, 3]
     assert member.connection.used == "mail"
     mine = Try(NEVER)
     assert queue.take_other(frozenset()) is member
-    queue.send(mine, "mail", PUT, member)
+    assert queue.send(mine, "mail", PUT, gevent.getcurrent(), 0.0, member)
     assert (mine.member, member.pipe.wait(mine)) == (member, 4)
 
 

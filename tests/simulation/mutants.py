@@ -231,14 +231,14 @@ MUTANTS = [
     Mutant(
         "a put counts itself twice as done",
         "pool/put_queue.py",
-        "        member.in_flight -= 1\n        if not member.in_queue:\n            inside",
-        "        member.in_flight -= 2\n        if not member.in_queue:\n            inside",
+        "            member.in_flight -= 1\n            if not member.in_queue:\n                inside",
+        "            member.in_flight -= 2\n            if not member.in_queue:\n                inside",
     ),
     Mutant(
         "a full connection never comes back into the queue",
         "pool/put_queue.py",
-        "        if not member.in_queue:\n            inside",
-        "        if False:\n            inside",
+        "            if not member.in_queue:\n                inside",
+        "            if False:\n                inside",
     ),
     Mutant(
         "a put's time isn't looked at while it is in flight",
@@ -255,14 +255,14 @@ MUTANTS = [
     Mutant(
         "a put in line is wakened before it is answered",
         "pool/put_queue.py",
-        "            self.send(put, put.tube, put.data, member)\n",
-        "            self.send(put, put.tube, put.data, member)\n            put.succeed()\n",
+        "            self.send(put, put.tube, put.data, None, now, member)\n",
+        "            self.send(put, put.tube, put.data, None, now, member)\n            put.succeed()\n",
     ),
     Mutant(
         "a put that was interrupted in line is sent all the same",
         "pool/put_queue.py",
-        "            self._line.pop(put, None)\n            self._line_changed()\n            return",
-        "            return",
+        "            self._line.pop(put, None)\n            self._line_changed()\n        else:",
+        "            pass\n        else:",
     ),
     Mutant(
         "an ambiguous put is always tried again",
