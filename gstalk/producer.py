@@ -58,7 +58,7 @@ class Producer:
         self._hooks = Hooks(self._config)
         self._hubs = Hubs(validate_uris(uris), self._config, self._hooks)
         self._queue = self._hubs.enter()  # those of one hub, which are looked at first
-        self._tube = ""  # the last one that was put to: it has been checked
+        self._tube = "default"  # the last one that was put to: it need not be checked again
         self._finalizer = weakref.finalize(self, Hubs.drop, self._hubs)
         self._finalizer.atexit = False
 

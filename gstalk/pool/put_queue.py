@@ -244,7 +244,7 @@ class PutQueue(InHub):
             self._line.pop(put, None)
             self._line_changed()
         else:
-            member.in_flight -= 1
+            member.in_flight -= 1  # no section is needed: no signal handler can run in the middle of this
             if not member.in_queue:
                 inside = self.section.owner  # a kill wakes us also while another greenlet is: it stays inside
                 self.section.owner = getcurrent()
