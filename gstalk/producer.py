@@ -161,8 +161,8 @@ class Producer:
                     if not queue.send(request, tube, data, me, now):
                         queue.stand(request, tube, data, limit == 0)
                     join(queue.hub, request)
-                    if request.error is None and request.result is not None:
-                        job_id: int = request.result
+                    job_id: int | None = request.result
+                    if request.error is None and job_id is not None:
                         return job_id
                     outcome = go_on(Put(queue, tube, data, deadline, limit == 0, now), request)
                 finally:

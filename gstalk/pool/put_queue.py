@@ -310,8 +310,8 @@ class PutQueue(InHub):
             if put is None or not self._serve_one(put, now):
                 break
             self._line.pop(put, None)  # last: a signal that strikes before loses nobody
-            if self.section.owner is not None and not self.section.is_free:
-                self._serve_soon()  # a signal handler sleeps in the middle of what was wakened
+            if self.section.owner is not None:  # a signal handler sleeps in the middle of what was wakened
+                self._serve_soon()
                 break
         else:
             self._serve_soon()
