@@ -250,18 +250,16 @@ def run(put: Put) -> int | GstalkError:
 
 
 def go_on(put: Put, request: Try) -> int | GstalkError:
-    """Go on with a put whose first try has failed, or that could not be tried; return its id or its error."""
+    """Go on with a put whose first try has failed, or couldn't be made, and of which nobody is told."""
     error = request.error
     member, request.member = request.member, None
     if member is not None:
-        put.uri = member.server.uri
         assert isinstance(error, GstalkError)
         with put.queue.section:
             put.queue.give_back(member)
             final = put.failed(member, error)
         if final is not None:
             return final
-        put.tell_retry(passing=True)
     return run(put)
 
 

@@ -360,7 +360,8 @@ def test_put_many_interrupted_tries_nothing_again(play, produce, nobody):
 
 
 def test_put_many_interrupted_leaves_its_connection_as_free_as_it_was(play, produce):
-    producer = produce(play({"put": b""}).uri, conn_timeout=30)
+    answers = [b""] * 200 + [b"INSERTED 1\r\n"] * 100
+    producer = produce(play({"put": lambda line: answers.pop()}).uri, conn_timeout=30)
     assert producer.wait_connected(5)
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
         producer.put_many("default", [b"x"] * 300)

@@ -231,8 +231,8 @@ MUTANTS = [
     Mutant(
         "a put counts itself twice as done",
         "pool/put_queue.py",
-        "            member.in_flight -= 1\n            if not member.in_queue:\n                inside",
-        "            member.in_flight -= 2\n            if not member.in_queue:\n                inside",
+        "            member.in_flight -= 1  # no section",
+        "            member.in_flight -= 2  # no section",
     ),
     Mutant(
         "a full connection never comes back into the queue",
