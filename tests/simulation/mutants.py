@@ -237,8 +237,8 @@ MUTANTS = [
     Mutant(
         "a full connection never comes back into the queue",
         "pool/put_queue.py",
-        "            if not member.in_queue:\n                inside",
-        "            if False:\n                inside",
+        "        if not member.in_queue:\n            self._enqueue(member)\n\n    def _enqueue",
+        "        if False:\n            self._enqueue(member)\n\n    def _enqueue",
     ),
     Mutant(
         "a put's time isn't looked at while it is in flight",
@@ -424,6 +424,8 @@ UNSEEN = {
     "test_job_goes_back_where_ctrl_c_strikes_a_reserve_as_it_returns",
     "an offer of room is not passed on": "the next reply makes it again; where none is to come, and both are struck in "
     "one turn: io/test_pipeline.py::test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next",
+    "a full connection never comes back into the queue": "most puts give theirs back elsewhere, and the tick looks: "
+    "io/test_put_queue.py::test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_one_has_ended",
     "a starved server takes from itself": "it takes several connections to one server, and the loss of another one "
     "while all handlers work; then it costs a dial: "
     "unit/test_permits.py::test_starved_connection_takes_nothing_from_its_own_server",
