@@ -12,8 +12,10 @@ from typing import Any
 
 from gevent import getcurrent
 from gevent.exceptions import BlockingSwitchOutError
+from gevent.hub import Hub
 
 from gstalk.config import DEFAULT_PARAMS, LEFT_OUT, Config, Options, PutParams, Unpack, configure, put_params
+from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.forks import look, under_way
 from gstalk.connection.hooks import Hooks
@@ -21,8 +23,8 @@ from gstalk.connection.threads import get_hub_if_exists
 from gstalk.errors import ConnectionClosedError, GstalkError, PutManyError
 from gstalk.job import Seconds
 from gstalk.pool.hubs import Hubs
-from gstalk.pool.put_queue import PutQueue
-from gstalk.pool.puts import Batch, Put, run
+from gstalk.pool.put_queue import NEVER, PutQueue, Try
+from gstalk.pool.puts import MOST, Batch, Put, go_on, run
 from gstalk.protocol import checks, commands
 from gstalk.protocol.checks import Body
 from gstalk.traces import forget, forgetful
@@ -56,6 +58,7 @@ class Producer:
         self._hooks = Hooks(self._config)
         self._hubs = Hubs(validate_uris(uris), self._config, self._hooks)
         self._queue = self._hubs.enter()  # those of one hub, which are looked at first
+        self._tube = "default"  # the last one that was put to: it need not be checked again
         self._finalizer = weakref.finalize(self, Hubs.drop, self._hubs)
         self._finalizer.atexit = False
 
@@ -135,31 +138,41 @@ class Producer:
         """
         try:
             queue = self._queue
-            if not queue.is_ready or under_way or get_hub_if_exists() is not queue.hub or getcurrent() is queue.hub:
+            # Most greenlets have the hub as their parent: such a one is of this hub's thread, and not the hub itself.
+            me = getcurrent()
+            if (me.parent is not queue.hub and _is_elsewhere(queue.hub)) or not queue.is_ready or under_way:
                 queue = self._check("put")
             if params is None and priority is None and delay is None and ttr is None:
                 params = DEFAULT_PARAMS
             else:
                 params = put_params(params, priority, delay, ttr)
             data = commands.put(body, params.head)
-            if type(tube) is not str or tube not in checks.known_tubes:  # `check_tube`, without a call
-                tube = checks.check_tube(tube)
+            if tube is not self._tube:
+                tube = self._tube = checks.check_tube(tube)
             limit = self._config.put_timeout if timeout is LEFT_OUT else _limit(timeout)
-            deadline = monotonic() + limit if limit else None
-            queue.puts += 1
-            try:
-                if self._hooks.listens:
-                    outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0))
-                else:
-                    outcome = run(queue, tube, data, deadline, limit == 0)
-            finally:
-                queue.leave()
-            if outcome.__class__ is int:
+            now = monotonic()
+            deadline = now + limit if limit else NEVER
+            if self._hooks.listens:
+                outcome = _run_telling(Put(queue, tube, data, deadline, limit == 0, now))
+            else:
+                request = Try(deadline)
+                queue.puts += 1
+                try:
+                    if not queue.send(request, tube, data, me, now):
+                        queue.stand(request, tube, data, limit == 0)
+                    join(queue.hub, request)
+                    job_id: int | None = request.result
+                    if request.error is None and job_id is not None:
+                        return job_id
+                    outcome = go_on(Put(queue, tube, data, deadline, limit == 0, now), request)
+                finally:
+                    queue.done(request, 1)
+            if isinstance(outcome, int):
                 return outcome
-            raise outcome  # type: ignore[misc]
+            raise outcome
         except BaseException as error:
             forget(error)
-            self = queue = body = data = outcome = None  # type: ignore[assignment]
+            self = queue = me = request = body = data = outcome = None  # type: ignore[assignment]
             raise
 
     def put_many(
@@ -207,7 +220,8 @@ class Producer:
         batch = Batch(queue, tube, limit == 0)
         try:
             while True:
-                batch.wait_room()
+                if batch.under_way >= MOST:
+                    batch.wait_room()
                 try:
                     body = next(iterator)
                 except StopIteration:
@@ -224,14 +238,14 @@ class Producer:
                     batch.refuse(error)
                     continue
                 now = monotonic()
-                batch.add(data, now, now + limit if limit else None)
+                batch.add(data, now, now + limit if limit else NEVER)
             batch.end()
         finally:
             batch.leave()
         results = batch.results
         if batch.failures:
             raise PutManyError(f"put_many to {tube!r}: {batch.failures} of {len(results)} failed", results)
-        return results  # type: ignore[return-value]
+        return results
 
     def _check(self, what: str) -> PutQueue:
         if self._hubs.is_over:
@@ -277,12 +291,21 @@ def _limit(timeout: Any) -> float | None:
     return None if timeout is None else checks.seconds("timeout", timeout)
 
 
+def _is_elsewhere(hub: Hub) -> bool:
+    """This greenlet is of another thread's hub, or is the hub itself."""
+    return getcurrent() is hub or get_hub_if_exists() is not hub
+
+
 def _run_telling(put: Put) -> int | GstalkError:
     """Put, and tell of the end."""
+    put.queue.puts += 1
     try:
-        outcome = run(put.queue, put.tube, put.data, put.deadline, put.once, put)
-    except BaseException as error:
-        put.tell(error)
-        raise
-    put.tell(outcome)
-    return outcome
+        try:
+            outcome = run(put)
+        except BaseException as error:
+            put.tell(error)
+            raise
+        put.tell(outcome)
+        return outcome
+    finally:
+        put.queue.leave()

@@ -147,7 +147,23 @@ def test_put_many_greenlets_makes_few_calls(server):
 def test_producer_put_many_greenlets_makes_few_calls(server):
     with gstalk.Producer(server.uri) as producer:
         producer.wait_connected()
-        assert calls(2000, 64, lambda: producer.put("default", b"hello world")) < 25.2
+        assert calls(2000, 64, lambda: producer.put("default", b"hello world")) < 21.5
+
+
+def test_producer_put_that_stands_in_line_makes_few_calls(server):
+    """More greenlets than one connection takes: each is wakened once, by its answer."""
+    with gstalk.Producer(server.uri) as producer:
+        producer.wait_connected()
+        assert calls(6000, 1500, lambda: producer.put("default", b"hello world")) < 36.7
+
+
+def test_producer_put_many_makes_few_calls(server):
+    counted = Calls()
+    with gstalk.Producer(server.uri) as producer:
+        producer.wait_connected()
+        gevent.get_hub().loop.run_callback(counted.watch)
+        spread(1, 1, lambda: producer.put_many("default", [b"hello world"] * 1000), counted.watch)
+        assert counted.each(1000) < 23.9
 
 
 def test_producer_put_costs_the_same_with_many_connections(server, monkeypatch):

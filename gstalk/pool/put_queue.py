@@ -5,10 +5,11 @@ stays out while it is full. So the queue spreads the load. Puts that come at the
 connection, some at a time: they share its sends and reads, each of which costs more than a put. One that comes a
 millisecond later takes the next connection, so that it doesn't wait with the others for a server that is slow.
 
-Who finds the queue empty stands in line (`Place`), and those that come later behind him. When a connection joins the
-queue, or there is nothing to wait for any more, the hub has those in line look again, the oldest first and some at a
-time: the work grows with their number alone, and nobody holds the hub for long. This is why nobody waits in the
-queue's own `get`: it can end a wait only by an item, or by a timer for each.
+A put that finds the queue empty stands in line, and those that come later behind it. When a connection joins the queue,
+the hub sends the puts in line, the oldest first and some at a time: the work grows with their number alone, and nobody
+holds the hub for long. Their greenlets sleep on until the answer is there: to be wakened for each step on the way would
+make such a put twice as dear. Whoever is interrupted in line has sent nothing. This is why nobody waits in the queue's
+own `get`: it can end a wait only by an item, or by a timer for each.
 
 A timer looks at everything else 20 times a second, while any put is under way: at the time of puts, at connections
 that have room again though nobody has said so, and at what a signal's exception has left half done.
@@ -22,12 +23,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import gevent
+from gevent import getcurrent
 from gevent.event import Event
 from gevent.queue import Queue
 
 from gstalk.config import Config
 from gstalk.connection import forks, threads
-from gstalk.connection.calls import join
 from gstalk.connection.clock import monotonic
 from gstalk.connection.connection import Connection
 from gstalk.connection.critical import critical, section_of
@@ -35,14 +36,14 @@ from gstalk.connection.hooks import Hooks
 from gstalk.connection.loop import InHub, wake
 from gstalk.connection.pipeline import Pipeline
 from gstalk.errors import PutTimeoutError, TakesNoJobs
-from gstalk.pool.keeper import Pool, Server, Wanted
+from gstalk.pool.keeper import Pool, Server
 from gstalk.pool.schedule import ALONE, Health
 from gstalk.protocol import commands
-from gstalk.protocol.request import Outcome, PutRequest, Request
+from gstalk.protocol.request import PENDING, PutRequest, Then
 from gstalk.traces import bare
 from gstalk.uri import Address
 
-__all__ = ["FULL", "MOST_TOGETHER", "TICK", "TOGETHER", "Member", "PutQueue"]
+__all__ = ["FULL", "MOST_TOGETHER", "NEVER", "TICK", "TOGETHER", "Member", "PutQueue", "Try"]
 
 FULL = 512  # puts in flight on one connection: all may be answered in one read, and are wakened in one go then
 MOST_TOGETHER = 32  # puts that follow each other on one connection before the next one has its turn
@@ -58,28 +59,47 @@ class Member:
     """A connection in the queue, and what is in flight on it.
 
     Attributes:
-        earliest: No put in flight on it has to end before this.
+        pipe: The connection's; it never has another one, for only a reserve is recalled.
+        in_flight: Puts whose callers wait for their answers here.
+        earliest: No put in flight on it has to end before this; while it is not `NEVER`, the queue's timer runs.
     """
 
-    __slots__ = ("connection", "earliest", "health", "in_flight", "in_queue", "server")
+    __slots__ = ("connection", "earliest", "health", "in_flight", "in_queue", "pipe", "server")
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
         self.health: Health = server.health
         self.connection = connection
+        self.pipe = connection.pipe
         self.in_flight = 0
         self.in_queue = False
         self.earliest = NEVER
 
 
-class Place(Outcome):
-    """A put's place in the line for a connection; settled when it is to look again."""
+class Try(PutRequest):
+    """A put's try on a connection, or its place in the line for one. `None` as its result: look again what is next.
 
-    __slots__ = ("deadline",)
+    Attributes:
+        member: The connection; `None`: it has not been sent.
+        tube, data: In line: what the hub is to send when its turn comes; no data: it only looks again then.
+    """
 
-    def __init__(self, deadline: float | None) -> None:
-        super().__init__()
-        self.deadline = NEVER if deadline is None else deadline
+    __slots__ = ("data", "member", "tube")
+    deadline: float
+    tube: str
+    data: bytes
+
+    def __init__(self, deadline: float, then: Then | None = None) -> None:
+        self.result = PENDING  # as in Request, without a call
+        self.error = None
+        self.waiter = None
+        self.command = commands.PUT
+        self.key = None
+        self.then = then
+        self.subject = None
+        self.end = 0
+        self.deadline = deadline
+        self.member: Member | None = None  # `uri` comes with it
 
 
 class PutQueue(InHub):
@@ -92,6 +112,7 @@ class PutQueue(InHub):
         pool: What keeps them connected; once it is stopped, no put begins another try.
         puts: The number of puts under way.
         is_ending: The Producer was told to stop: puts under way finish.
+        idle: Set when no put is under way; `None`: nobody waits for that.
         is_ready: The one flag that a put looks at: not stopped, and not a parent's.
 
     Args:
@@ -106,14 +127,17 @@ class PutQueue(InHub):
         self.puts = 0
         self.is_ending = False
         self.is_ready = True
-        self._idle: Event | None = None
+        self.idle: Event | None = None
         self._queue: Queue[Member] = Queue()
         self._members: dict[Connection, Member] = {}
         self._members_of: dict[Server, dict[Connection, Member]] = {}
-        self._latest: Member | None = None  # what was taken from the queue last, so many puts of it, and when
-        self._together = 0
-        self._taken_at = 0.0
-        self._line: OrderedDict[Place, None] = OrderedDict()
+        # The connection that was taken from the queue last. Puts follow each other there until it has so many in
+        # flight, or that moment has come.
+        self._latest: Member | None = None
+        self._most = 0
+        self._until = 0.0
+        self._line: OrderedDict[Try, None] = OrderedDict()
+        self._wanted = False  # the pool knows that somebody stands in line
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
         self._resting: dict[str, Any] = {}  # the servers that are left alone, and what ends that
@@ -133,99 +157,111 @@ class PutQueue(InHub):
         """Others wait for a connection."""
         return bool(self._line)
 
-    def take(self) -> Member | None:
-        """Take the connection that the last put has taken a moment ago, or that at the head of the queue.
+    @critical
+    def send(self, put: Try, tube: str, data: bytes, me: Any, now: float, member: Member | None = None) -> bool:
+        """Send a put on the connection whose turn it is, and tell whether there was one.
 
-        That goes to the tail, unless it is full. None is taken while others stand in line, who come first.
+        That is the one that the last put has taken a moment ago, or that at the head of the queue. None is taken while
+        others stand in line, who come first.
+
+        Args:
+            me: The greenlet that calls, which is inside of the section meanwhile; `None`: in the hub.
+            member: The connection, if one has been taken for it already.
         """
-        if self._line:
-            return None
-        member = self._latest
-        if (
-            member is not None
-            and member.in_flight  # else it has answered: a lone greenlet's puts go round
-            and self._together < MOST_TOGETHER
-            and member.in_queue
-            and member.in_flight < FULL - 1  # that many, and it would have to leave the queue
-            and member.connection.pipe.clear
-            and member.health.is_usable
-            and monotonic() - self._taken_at < TOGETHER
-        ):
-            self._together += 1
-            member.in_flight += 1
-            return member
-        return self._take_head()
+        section = self.section
+        if section.owner is not None:
+            section.wait()
+        try:
+            section.owner = me
+            if member is None:
+                if self._line:
+                    return False
+                member = self._latest
+                if (
+                    member is not None
+                    and 0 < member.in_flight < self._most  # with none it has answered: a lone greenlet's puts go round
+                    and now < self._until
+                    and member.pipe.clear
+                ):
+                    member.in_flight += 1
+                elif (member := self._take_head(now)) is None:
+                    return False
+            connection, pipe = member.connection, member.pipe
+            put.member = member
+            put.uri = pipe.uri
+            if put.deadline <= member.earliest:  # those without one, too: they are all `NEVER`
+                member.earliest = put.deadline
+                self._start_ticker()
+            if tube == connection.used:
+                pipe.append(data, put)
+            else:
+                connection.append_using(tube, data, put)
+        finally:
+            section.owner = None
+        return True
 
-    def _take_head(self) -> Member | None:
+    def _take_head(self, now: float) -> Member | None:
         """Take the first usable connection of the queue; those that are not leave it."""
         queue = self._queue
         while queue.qsize():
             member = queue.get_nowait()
-            pipe = member.connection.pipe
+            pipe = member.pipe
             # The only put under way in this hub: its loop may not have turned since the last one, and what the server
             # said meanwhile, perhaps the connection's end, is still to be read.
-            if self.puts == 1 and monotonic() - pipe.read_at > SILENT:
+            if self.puts == 1 and now - pipe.read_at > SILENT:
                 pipe.look()
             if pipe.clear and member.health.is_usable:
+                # With one more than so many it would have to leave the queue, and is not to be followed any more.
+                most = min(member.in_flight + MOST_TOGETHER, FULL - 1)
+                self._latest, self._most, self._until = member, most, now + TOGETHER
                 member.in_flight += 1
                 if member.in_flight < FULL:
                     queue.put_nowait(member)
                 else:
                     member.in_queue = False
-                self._latest, self._together, self._taken_at = member, 1, monotonic()
                 return member
             member.in_queue = False
         return None
 
     def take_other(self, tried: frozenset[str]) -> Member | None:
         """Take the next connection in the queue that goes to a server which wasn't tried; looks at those that were."""
+        now = monotonic()
         for _ in range(self._queue.qsize()):
-            member = self._take_head()
+            member = self._take_head(now)
             if member is None or member.server.uri not in tried:
                 return member
-            self.done(member)
+            self.give_back(member)
         return None
 
-    @critical
-    def wait(self, deadline: float | None) -> None:
-        """Stand in line until a connection may be had, or there is another reason to look again."""
-        place = Place(deadline)
-        with self.section:
-            self._line[place] = None
-            self._earliest = min(self._earliest, place.deadline)
-            self._start_ticker()
-        try:
-            with Wanted(self.pool):
-                join(self.hub, place)
-        finally:
-            self._line.pop(place, None)
+    def done(self, put: Try, puts: int = 0) -> None:
+        """A put's wait is over: it has ended well or not, has left the line, or was interrupted.
 
-    def send(
-        self, member: Member, tube: str, data: bytes, deadline: float | None, request: Request | None = None
-    ) -> Request:
-        """Send a put; `request` is where the answer goes, if it has been made already."""
-        connection = member.connection
-        pipe = connection.pipe
-        if request is None:
-            request = PutRequest(commands.PUT, pipe.uri, None, deadline, 0.0)
-        if deadline is not None and deadline < member.earliest:
-            member.earliest = deadline
-        if tube == connection.used:
-            pipe.append(data, request)
+        Args:
+            puts: So many are no longer under way with that.
+        """
+        member = put.member
+        if member is None:
+            self._line.pop(put, None)
+            self._line_changed()
         else:
-            connection.append_using(tube, data, request)
-        if self._ticker is None:
-            self._start_ticker()
-        return request
+            member.in_flight -= 1  # no section is needed: no signal handler can run in the middle of this
+            if not member.in_queue:
+                inside = self.section.owner  # a kill wakes us also while another greenlet is: it stays inside
+                self.section.owner = getcurrent()
+                self._enqueue(member)
+                self.section.owner = inside
+        self.puts -= puts
+        if self.idle is not None and self.puts <= 0:
+            self.idle.set()
 
-    def done(self, member: Member) -> None:
-        """A put has ended on this connection, well or not."""
+    def give_back(self, member: Member) -> None:
+        """Nothing is in flight there any more of what it was taken for; inside of the section, or in the hub."""
         member.in_flight -= 1
         if not member.in_queue:
             self._enqueue(member)
 
     def _enqueue(self, member: Member) -> None:
-        if not member.in_queue and member.in_flight < FULL and member.connection.pipe.clear and member.health.is_usable:
+        if not member.in_queue and member.in_flight < FULL and member.pipe.clear and member.health.is_usable:
             member.in_queue = True
             self._queue.put_nowait(member)
             if self._line:
@@ -237,23 +273,69 @@ class PutQueue(InHub):
 
     # -- those in line -----------------------------------------------------------------------------------------
 
+    @critical
+    def stand(self, put: Try, tube: str = "", data: bytes = b"", once: bool = False) -> None:
+        """Have a put stand in line: when its turn comes the hub sends it; or, with no data, has it look again.
+
+        Args:
+            once: It doesn't wait for that, but looks again at once.
+        """
+        if once or self.is_hopeless:
+            put.succeed()
+            return
+        put.tube, put.data = tube, data
+        with self.section:
+            self._line[put] = None
+            self._earliest = min(self._earliest, put.deadline)
+            self._start_ticker()
+            self._line_changed()
+
+    def _line_changed(self) -> None:
+        """Pauses between dials keep the process alive while somebody stands in line."""
+        if self._wanted is not bool(self._line):
+            self._wanted = not self._wanted
+            self.pool.want(1 if self._wanted else -1)
+
     def _serve_soon(self) -> None:
         if not self._serving:
             self._serving = True
             self.soon(self._serve)
 
     def _serve(self) -> None:
-        """In the hub: have those in line look again, some at a time, while there is anything to see for them."""
+        """In the hub: send those in line, or have them look again, some at a time, while there is a reason to."""
         self._serving = False
         now = monotonic()
         for _ in range(AT_A_TIME):
-            place = next(iter(self._line), None)
-            if place is None or not (self._queue.qsize() or self.is_hopeless or place.deadline <= now):
-                return
-            place.succeed()
-            wake(self.section, place)
-            self._line.pop(place, None)  # last: a signal that strikes before loses nobody
-        self._serve_soon()
+            put = next(iter(self._line), None)
+            if put is None or not self._serve_one(put, now):
+                break
+            self._line.pop(put, None)  # last: a signal that strikes before loses nobody
+            if self.section.owner is not None:  # a signal handler sleeps in the middle of what was wakened
+                self._serve_soon()
+                break
+        else:
+            self._serve_soon()
+        self._line_changed()
+
+    def _serve_one(self, put: Try, now: float) -> bool:
+        """Send the first in line, or have it look again; tell whether there was a reason to."""
+        if put.member is not None:  # a signal has struck when it had been sent and was about to leave the line
+            return True
+        if put.deadline <= now or self.is_hopeless or (not put.data and self._queue.qsize()):
+            put.succeed()
+            wake(self.section, put)
+            return True
+        member = self._take_head(now) if put.data else None
+        if member is None:
+            return False
+        try:
+            self.send(put, put.tube, put.data, None, now, member)
+        except BaseException:  # a signal's: it stays in line if nothing of it has gone
+            if not put.is_settled and put not in member.pipe.requests:
+                put.member = None
+                member.in_flight -= 1
+            raise
+        return True
 
     @property
     def is_hopeless(self) -> bool:
@@ -273,21 +355,21 @@ class PutQueue(InHub):
 
     # -- puts under way ----------------------------------------------------------------------------------------
 
-    def leave(self, puts: int = 1) -> None:
-        """A put is no longer under way, or so many."""
-        self.puts -= puts
-        if self._idle is not None and self.puts <= 0:
-            self._idle.set()
+    def leave(self) -> None:
+        """A put is no longer under way."""
+        self.puts -= 1
+        if self.idle is not None and self.puts <= 0:
+            self.idle.set()
 
     def wait_idle(self, seconds: float | None) -> None:
         """Wait until no put is under way."""
         deadline = None if seconds is None else monotonic() + seconds
-        self._idle = Event()
+        self.idle = Event()
         while self.puts > 0:
             left = None if deadline is None else deadline - monotonic()
-            if (left is not None and left <= 0) or not self._idle.wait(left):
+            if (left is not None and left <= 0) or not self.idle.wait(left):
                 return
-            self._idle.clear()
+            self.idle.clear()
 
     def _start_ticker(self) -> None:
         if self._ticker is None:
@@ -298,6 +380,8 @@ class PutQueue(InHub):
         if self._ticker is not None:
             self._ticker.close()
             self._ticker = None
+        for member in self._members.values():
+            member.earliest = NEVER  # the next put starts it again
 
     def _tick(self) -> None:
         """In the hub: end the wait of puts whose time is over, and mend what a signal has left."""
@@ -305,7 +389,7 @@ class PutQueue(InHub):
         members = list(self._members.values())
         for member in members:
             if member.earliest <= now:
-                member.earliest = _end_late(member.connection.pipe, now)
+                member.earliest = _end_late(member.pipe, now)
         if self._queue.qsize() != sum(member.in_queue for member in members if member.health.is_usable):
             self._fill_queue(members)
         for member in members:
@@ -328,9 +412,9 @@ class PutQueue(InHub):
 
     def _end_late_in_line(self, now: float) -> None:
         """Have those whose time is over come first."""
-        self._earliest = min((place.deadline for place in self._line if place.deadline > now), default=NEVER)
-        for place in [place for place in reversed(self._line) if place.deadline <= now]:
-            self._line.move_to_end(place, last=False)
+        self._earliest = min((put.deadline for put in self._line if put.deadline > now), default=NEVER)
+        for put in [put for put in reversed(self._line) if put.deadline <= now]:
+            self._line.move_to_end(put, last=False)
 
     # -- servers -----------------------------------------------------------------------------------------------
 
@@ -339,8 +423,8 @@ class PutQueue(InHub):
         self._enqueue_all(server)
 
     def _down(self, server: Server, connection: Connection) -> None:
-        if self._members.pop(connection, None) is self._latest:
-            self._latest = None
+        self._members.pop(connection, None)
+        self._latest = None  # it, or its server, may be of no use any more
         self._members_of.get(server, {}).pop(connection, None)
 
     def leave_alone(self, server: Server, error: TakesNoJobs) -> None:
@@ -351,6 +435,7 @@ class PutQueue(InHub):
             timer.start(self._rested, server, timer)
         self._last_refusal = bare(error)
         server.health.refuse(self._last_refusal)
+        self._latest = None
         self.pool.changed()
         if self.is_hopeless and self._line:
             self._serve_soon()

@@ -35,13 +35,11 @@ from gstalk.errors import (
     Sent,
     TakesNoJobs,
 )
-from gstalk.pool.put_queue import TICK, Member, PutQueue
+from gstalk.pool.put_queue import TICK, Member, PutQueue, Try
 from gstalk.pool.schedule import judge
-from gstalk.protocol import commands
-from gstalk.protocol.request import PENDING, PutRequest, Request
 from gstalk.traces import bare
 
-__all__ = ["Batch", "Put", "run"]
+__all__ = ["MOST", "Batch", "Put", "go_on", "run"]
 
 MOST = 512  # bodies of one call under way: memory stays bounded, and more would not be faster
 LOST = 1.0  # seconds between two looks for an end that a signal has kept from being told
@@ -55,7 +53,7 @@ class Put:
     Attributes:
         queue: Where it goes.
         tube, data: What is put.
-        deadline: When its time is over; `None`: never.
+        deadline: When its time is over; `NEVER`: it has no limit.
         once: It takes what is usable now, and no second try.
         uri: The server of the last try.
         tries: How many have failed.
@@ -66,9 +64,7 @@ class Put:
         "_began _broken _causes _maybes _pause_until _tried data deadline error queue once tries tube uri"
     ).split()
 
-    def __init__(
-        self, queue: PutQueue, tube: str, data: bytes, deadline: float | None, once: bool, began: float | None = None
-    ) -> None:
+    def __init__(self, queue: PutQueue, tube: str, data: bytes, deadline: float, once: bool, began: float) -> None:
         self.queue = queue
         self.tube = tube
         self.data = data
@@ -77,7 +73,7 @@ class Put:
         self.uri: str | None = None
         self.tries = 0
         self.error: GstalkError | None = None
-        self._began = monotonic() if began is None else began
+        self._began = began
         self._tried = NONE  # servers, in this round
         self._broken = NONE  # servers that have broken the protocol for it
         self._maybes = 0  # tries that may have stored the job
@@ -103,7 +99,7 @@ class Put:
         queue = self.queue
         if queue.pool.is_stopped:
             return self._ended()
-        if self.deadline is not None and self.deadline <= monotonic():
+        if self.deadline <= monotonic():
             return self._time_over()
         member = None
         if in_turn or not queue.has_line:
@@ -131,9 +127,14 @@ class Put:
         if pause <= 0 and self._broken and self.queue.pool.is_connected:
             pause = LOOK  # in line it would be told of connections that are of no use to it
         if pause <= 0:
-            self.queue.wait(self.deadline)
+            turn = Try(self.deadline)
+            try:
+                self.queue.stand(turn)
+                join(self.queue.hub, turn)
+            finally:
+                self.queue.done(turn)
         else:
-            gevent.sleep(pause if self.deadline is None else min(pause, max(self.deadline - now, 0.0)))
+            gevent.sleep(min(pause, max(self.deadline - now, 0.0)))
 
     def another(self) -> Member | GstalkError:
         """Take a connection for the next try, or say with which error it ends; waits if need be."""
@@ -221,55 +222,59 @@ class Put:
 
 
 @critical
-def run(
-    queue: PutQueue, tube: str, data: bytes, deadline: float | None, once: bool, put: Put | None = None
-) -> int | GstalkError:
-    """Try a put until it is done, refused or out of time, and return its id or its error.
-
-    Args:
-        put: What is known of it, if it has failed once or is told of; else that is made when it is needed.
-    """
-    section = queue.section
+def run(put: Put) -> int | GstalkError:
+    """Try a put until it is done, refused or out of time, and return its id or its error."""
+    queue = put.queue
     me = getcurrent()
-    member: Member | None = None
     while True:
-        if section.owner is not None:
-            section.wait()
-        if put is not None:
-            found = put.another()
-            if not isinstance(found, Member):
-                return found
-            member = found
+        if queue.section.owner is not None:
+            queue.section.wait()
+        member = put.another()
+        if not isinstance(member, Member):
+            return member
+        request = Try(put.deadline)
         try:
-            section.owner = me
-            if put is None:
-                member = queue.take()
-            if member is not None:
-                request = queue.send(member, tube, data, deadline)
-        finally:
-            section.owner = None
-        if member is None:
-            put = Put(queue, tube, data, deadline, once)
-            continue
-        try:
+            queue.send(request, put.tube, put.data, me, 0.0, member)
             join(queue.hub, request)
         finally:
-            inside = section.owner  # a kill wakes us also while another greenlet is: it stays inside
-            section.owner = me
-            queue.done(member)
-            section.owner = inside
+            queue.done(request)
         error: Any = request.error
         if error is None:
             job_id: int = request.result
             return job_id
-        if put is None:
-            put = Put(queue, tube, data, deadline, once)
-            put.uri = member.server.uri
-        with section:
+        with queue.section:
             final = put.failed(member, error)
         if final is not None:
             return final
         put.tell_retry(passing=True)
+
+
+def go_on(put: Put, request: Try) -> int | GstalkError:
+    """Go on with a put whose first try has failed, or couldn't be made, and of which nobody is told."""
+    error = request.error
+    member, request.member = request.member, None
+    if member is not None:
+        assert isinstance(error, GstalkError)
+        with put.queue.section:
+            put.queue.give_back(member)
+            final = put.failed(member, error)
+        if final is not None:
+            return final
+    return run(put)
+
+
+class Body(Try):
+    """The first try of one body of many.
+
+    Attributes:
+        number: Its place in the results.
+        put: What more is known of it; `None`: nothing need be, so far.
+    """
+
+    __slots__ = ("ended_at", "number", "put")
+    number: int
+    put: Put | None
+    ended_at: float
 
 
 class Batch:
@@ -277,21 +282,26 @@ class Batch:
 
     The greenlet that takes the bodies sends them; the hub notes the answers, also while the iterable waits. A body
     that failed is tried again in a greenlet of its own, which ends with it, or with the call.
+
+    Attributes:
+        results: An id or an exception for each body; while it is under way, the `Body`.
+        under_way: How many of them are.
+        failures: How many have failed.
     """
 
     def __init__(self, queue: PutQueue, tube: str, once: bool) -> None:
         self.queue = queue
-        self._me = getcurrent()
-        self.results: list[int | BaseException] = []
+        self.results: list[Any] = []
+        self.under_way = 0
         self.failures = 0
-        self.tube = tube
-        self.once = once
-        self._under_way: dict[_One, None] = {}
+        self.is_over = False
+        self._tube = tube
+        self._once = once
+        self._me = getcurrent()
         self._wanted = -1  # what is waited for: that no more than so many are under way
         self._changed = Event()
-        self._trying: dict[_One, Greenlet[..., Any]] = {}
-        self.is_over = False
-        self._untold: deque[_One] | None = deque() if queue.hooks.listens else None
+        self._trying: dict[Body, Greenlet[..., Any]] = {}
+        self._untold: deque[Body] | None = deque() if queue.hooks.listens else None
         self._context = copy_context() if queue.hooks.listens else None
 
     def refuse(self, error: BaseException) -> None:
@@ -301,38 +311,34 @@ class Batch:
         self.queue.breathe()
 
     def wait_room(self) -> None:
-        """Wait while too many are under way, before the next body is taken: its time begins then."""
-        if len(self._under_way) >= MOST:
-            self._wait(MOST // 2)
+        """Wait where `MOST` are under way, before the next body is taken: its time begins then."""
+        self._wait(MOST // 2)
 
     @critical
-    def add(self, data: bytes, began: float, deadline: float | None) -> None:
+    def add(self, data: bytes, now: float, deadline: float) -> None:
         """Send a body; waits for a connection."""
-        queue = self.queue
-        one = _One(self, data, deadline, began)
-        self.results.append(PENDING)
+        queue, results = self.queue, self.results
+        body = Body(deadline, self._answered)
+        body.number, body.data, body.began, body.put = len(results), data, now, None
         if self._untold is not None:
             self._tell()
-            self._untold.append(one)
-        self._under_way[one] = None
-        queue.puts += 1
-        section = queue.section
-        if section.owner is not None:
-            section.wait()
-        try:
-            section.owner = self._me
-            member = queue.take()
-            if member is not None:
-                one.send(member)
-        finally:
-            section.owner = None
-        if member is None:
-            found = one.another()
+            body.put = self._put(body)
+            self._untold.append(body)
+        results.append(body)
+        self.under_way += 1
+        if self.under_way == 1:
+            queue.puts += 1  # while any is under way, all of them together count as one put
+        if not queue.send(body, self._tube, data, self._me, now):
+            found = self._put(body).another()
             if not isinstance(found, Member):
-                self.settle(one, found)
+                self._settle(body, found)
                 return
-            with section:
-                one.send(found)
+            queue.send(body, self._tube, data, self._me, now, found)
+
+    def _put(self, body: Body) -> Put:
+        if body.put is None:
+            body.put = Put(self.queue, self._tube, body.data, body.deadline, self._once, body.began)
+        return body.put
 
     def end(self) -> None:
         """Wait until every body has its result."""
@@ -344,104 +350,92 @@ class Batch:
         self.is_over = True
         for greenlet in list(self._trying.values()):
             greenlet.kill(block=False)
-        self.queue.leave(len(self._under_way))
-        for one in self._under_way:
-            one.leave()
-        self._under_way.clear()
+        if self.under_way:
+            self.under_way = 0
+            self.queue.leave()
+            for body in self.results:
+                if body.__class__ is Body and body.member is not None:
+                    member, body.member = body.member, None
+                    self.queue.give_back(member)
 
     def _wait(self, most: int) -> None:
         self._wanted = most
-        while len(self._under_way) > most:
+        while self.under_way > most:
             self._tell()
             self._changed.clear()
             if not self._changed.wait(LOST):
-                for one, greenlet in list(self._trying.items()):
+                for body, greenlet in list(self._trying.items()):
                     if greenlet.ready():
-                        self._tried(one, greenlet)
+                        self._tried(body, greenlet)
         self._wanted = -1
 
-    def failed(self, one: _One, member: Member, error: GstalkError) -> None:
+    def _answered(self, body: Body) -> None:
+        """In the hub: the answer is here; or, a second time, after its time was over, or the call."""
+        member = body.member
+        if member is None:
+            return
+        error: Any = body.error
+        if error is None:
+            self._settle(body, body.result)
+        else:
+            self._failed(body, member, error)
+        body.member = None
+        self.queue.give_back(member)
+
+    def _failed(self, body: Body, member: Member, error: GstalkError) -> None:
         """In the hub: a try has failed, and the iterable may be waiting, so that nobody else can try again."""
-        greenlet = self._trying.get(one)
+        greenlet = self._trying.get(body)
         if greenlet is None:  # else a signal has struck here before
-            final = one.failed(member, error)
+            put = self._put(body)
+            put.uri = member.server.uri
+            final = put.failed(member, error)
             if final is not None:
-                self.settle(one, final)
+                self._settle(body, final)
                 return
             if self.is_over:
                 return
-            greenlet = Greenlet(one.go_on) if self._context is None else Greenlet(self._context.copy().run, one.go_on)
+            again = partial(self._try_again, put)
+            greenlet = Greenlet(again) if self._context is None else Greenlet(self._context.copy().run, again)
             greenlet.name = "gstalk-put"
-            greenlet.rawlink(partial(self._tried, one))
-            self._trying[one] = greenlet
+            greenlet.rawlink(partial(self._tried, body))
+            self._trying[body] = greenlet
         greenlet.start()
 
-    def _tried(self, one: _One, greenlet: Greenlet[..., Any]) -> None:
-        outcome = greenlet.value
-        self.settle(one, outcome if isinstance(outcome, (int, GstalkError)) else one.interrupted())
-        self._trying.pop(one, None)
+    def _try_again(self, put: Put) -> int | GstalkError:
+        """In a greenlet that is there for that."""
+        put.tell_retry()
+        if self.is_over:  # a hook may have caught the kill
+            return put.interrupted()
+        return run(put)
 
-    def settle(self, one: _One, outcome: int | GstalkError) -> None:
+    def _tried(self, body: Body, greenlet: Greenlet[..., Any]) -> None:
+        outcome = greenlet.value
+        if not self.is_over:
+            self._settle(body, outcome if isinstance(outcome, (int, GstalkError)) else self._put(body).interrupted())
+        self._trying.pop(body, None)
+
+    def _settle(self, body: Body, outcome: int | GstalkError) -> None:
         """Write a body's result. May be called in the hub; a second time it does nothing."""
-        if one not in self._under_way:
+        results = self.results
+        if results[body.number] is not body:
             return
-        self.results[one.number] = outcome
         if self._untold is not None:
-            one.ended_at = monotonic()
-        self._under_way.pop(one)  # last: a signal that strikes before it has this called again
-        self.failures += outcome.__class__ is not int
-        self.queue.leave()
-        if len(self._under_way) <= self._wanted:
+            body.ended_at = monotonic()
+        if outcome.__class__ is not int:
+            self.failures += 1
+        # In one step: what a signal strikes is called again, and then finds both done, or neither.
+        results[body.number], self.under_way = outcome, self.under_way - 1
+        if not self.under_way:
+            self.queue.leave()
+        if self.under_way <= self._wanted:
             self._changed.set()
 
     def _tell(self) -> None:
         """Tell of those that have ended, in their order, in the greenlet that they are put for."""
-        untold = self._untold
-        while untold and untold[0] not in self._under_way:
-            one = untold.popleft()
-            one.tell(self.results[one.number], one.ended_at)
-
-
-class _One(Put):
-    """One body of many."""
-
-    __slots__ = ("_batch", "_member", "ended_at", "number")
-
-    def __init__(self, batch: Batch, data: bytes, deadline: float | None, began: float) -> None:
-        super().__init__(batch.queue, batch.tube, data, deadline, batch.once, began)
-        self.number = len(batch.results)
-        self.ended_at = 0.0
-        self._batch = batch
-        self._member: Member | None = None
-
-    def send(self, member: Member) -> None:
-        self._member = member
-        self.uri = member.server.uri
-        request = PutRequest(commands.PUT, member.connection.pipe.uri, self._answered, self.deadline, 0.0)
-        self.queue.send(member, self.tube, self.data, self.deadline, request)
-
-    def _answered(self, request: Request) -> None:
-        """In the hub: the answer is here; or, a second time, after its time was over."""
-        member = self._member
-        if member is None:
-            return
-        error: Any = request.error
-        if error is None:
-            self._batch.settle(self, request.result)
-        else:
-            self._batch.failed(self, member, error)
-        self._member = None
-        self.queue.done(member)
-
-    def leave(self) -> None:
-        """Nobody waits for the answer any more."""
-        member, self._member = self._member, None
-        if member is not None:
-            self.queue.done(member)
-
-    def go_on(self) -> int | GstalkError:
-        """Try again, in a greenlet that is there for that."""
-        self.tell_retry()
-        if self._batch.is_over:  # a hook may have caught the kill
-            return self.interrupted()
-        return run(self.queue, self.tube, self.data, self.deadline, self.once, self)
+        untold, results = self._untold, self.results
+        while untold and results[untold[0].number] is not untold[0]:
+            body = untold.popleft()
+            put = self._put(body)
+            if put.uri is None and body.end:  # its first try was the last, and has not failed
+                put.uri = body.uri
+            put.tell(results[body.number], body.ended_at)

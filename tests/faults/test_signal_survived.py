@@ -187,7 +187,8 @@ def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, 
 @pytest.mark.soak
 @outliving
 def test_producer_goes_on(strikes, server, other, tube):
-    for strike in strikes("take", "wait", "_enqueue", "_serve", "_tick", "put", "run", "failed", "_down"):
+    names = ("send", "stand", "done", "wait", "_enqueue", "_serve", "_serve_one", "_tick", "put", "run", "failed")
+    for strike in strikes(*names, "_down"):
         with gstalk.Producer(server.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
             producer.wait_connected(5)
             in_hub(sys.settrace, strike.trace)
@@ -207,7 +208,10 @@ def test_put_many_ends_and_its_producer_goes_on(strikes, play, monkeypatch):
     monkeypatch.setattr(puts, "LOST", 0.1)
     for room in (put_queue, puts):
         monkeypatch.setattr(room, "TICK", 0.01)  # a refused body's pauses are multiples of it
-    names = ("_answered", "settle", "failed", "_tried", "go_on", "add", "wait", "end", "leave", "_serve", "_tick")
+    names = (
+        "_answered", "_settle", "_failed", "failed", "_tried", "_try_again", "add", "send", "stand", "wait",
+        "end", "leave", "_serve", "_serve_one", "_tick", "give_back",
+    )  # fmt: skip
     for strike in strikes(*names):
         played = play({"put": [None, b"INTERNAL_ERROR\r\n", b"INTERNAL_ERROR\r\n", None]})
         with gstalk.Producer(played.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:

@@ -241,7 +241,9 @@ def test_producer_put_without_a_server_tells_no_uri(told):
     with gstalk.Producer("127.0.0.1:1", event_func=told, error_func=lambda *_: None) as producer:
         with pytest.raises(gstalk.PutTimeoutError):
             producer.put("default", b"", timeout=0.05)
-    assert [(put.uri, put.attempt) for put in told.events] == [(None, None)]
+        with pytest.raises(gstalk.PutManyError):
+            producer.put_many("default", [b""] * 2, timeout=0.05)
+    assert [(put.uri, put.attempt) for put in told.events] == [(None, None)] * 3
 
 
 def test_producer_put_many_tells_of_each_body_sent(server, tube, told):

@@ -193,15 +193,27 @@ def test_put_params_and_keywords_are_those_of_conn(server, produce, conn, tube):
 @pytest.mark.parametrize("uris", ["nobody", "server"])
 def test_put_wrong_argument_is_refused_at_once(server, nobody, produce, uris):
     producer = produce(server.uri if uris == "server" else nobody)
-    for wrong in ({"body": "x"}, {"tube": 5}, {"priority": True}, {"timeout": "1"}, {"params": 1}):
+    for wrong in ({"tube": None}, {"body": "x"}, {"tube": 5}, {"priority": True}, {"timeout": "1"}, {"params": 1}):
         with pytest.raises(TypeError):
             producer.put(**{"tube": "t", "body": b"", **wrong})
     below, above = {"priority": -1}, {"priority": 2**32}
-    for bad in ({"tube": "a b"}, below, above, {"ttr": 0}, {"timeout": -1}, {"timeout": float("nan")}):
+    for bad in ({"tube": ""}, {"tube": "a b"}, below, above, {"ttr": 0}, {"timeout": -1}, {"timeout": float("nan")}):
         with pytest.raises(gstalk.InvalidArgumentError):
             producer.put(**{"tube": "t", "body": b"", **bad})
     if uris == "server":  # they have done no harm
         assert producer.put("t", b"") > 0
+
+
+def test_put_tube_is_checked_before_the_first_put_and_whenever_it_is_another_one(server, produce):
+    """The last one is known by its identity, and no value that a caller may pass is it before that."""
+    for wrong in ("", "-", None, 5, b"t"):
+        with pytest.raises((TypeError, gstalk.InvalidArgumentError)):
+            produce(server.uri).put(wrong, b"")
+    producer, name = produce(server.uri), "twice"
+    for tube in (name, name, "another", name):
+        assert producer.put(tube, b"") > 0
+        with pytest.raises(gstalk.InvalidArgumentError):
+            producer.put(f"{tube} ", b"")
 
 
 def test_put_many_greenlets_over_two_servers_use_both(both, produce):

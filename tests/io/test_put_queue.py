@@ -12,15 +12,14 @@ from typing import Any
 
 import gevent
 import pytest
+from greenlet import settrace
 
 import gstalk
 from gstalk.connection.clock import monotonic
 from gstalk.connection.pipeline import Pipeline
 from gstalk.pool import put_queue
-from gstalk.pool.put_queue import FULL, MOST_TOGETHER, TOGETHER, Place, PutQueue
+from gstalk.pool.put_queue import FULL, MOST_TOGETHER, NEVER, TOGETHER, PutQueue, Try
 from gstalk.pool.puts import Put
-from gstalk.protocol import commands
-from gstalk.protocol.request import PutRequest
 from tests.servers import Played, wait_until
 from tests.speed import slowness
 
@@ -86,7 +85,7 @@ def counted(monkeypatch) -> collections.Counter[str]:
 
         monkeypatch.setattr(kind, name, counting)
 
-    for name in ("take", "_enqueue", "wait", "done"):
+    for name in ("send", "_serve_one", "_enqueue", "stand", "done"):
         count(PutQueue, name)
     count(Put, "choose")
     return seen
@@ -350,6 +349,47 @@ def test_put_interrupted_in_line_leaves_its_place_to_the_next(play, monkeypatch)
         assert not queue._line
 
 
+def test_put_in_line_is_sent_by_the_hub_and_its_greenlet_wakes_up_when_the_answer_is_there(play, monkeypatch):
+    monkeypatch.setattr(put_queue, "FULL", 2)
+    played = play()
+    with gstalk.Producer(played.uri) as producer:
+        connected(producer, 1)
+        ended, puts = outcomes(producer, 7)
+        wakened: collections.Counter[Any] = collections.Counter()
+
+        def note(event: str, greenlets: tuple[Any, Any]) -> None:
+            wakened[greenlets[1]] += 1
+
+        before = settrace(note)
+        try:
+            gevent.joinall(puts)
+        finally:
+            settrace(before)
+        assert ended == {"id": 7}
+        assert [wakened[put] for put in puts] == [2] * 7  # to begin, and to end
+    assert played.count("put") == 7
+
+
+def test_put_interrupted_in_line_has_sent_nothing_and_one_whose_bytes_have_gone_has(play, monkeypatch):
+    monkeypatch.setattr(put_queue, "FULL", 1)
+    answers: list[bytes] = []
+    played = play({"put": lambda line: answers.pop() if answers else b""})
+    with gstalk.Producer(played.uri, conn_timeout=60) as producer:
+        connected(producer, 1)
+        queue = producer._queue
+        (member,) = queue._members.values()
+        first, second, third = puts = outcomes(producer, 3)[1]
+        wait_until(lambda: played.count("put") == 1 and len(queue._line) == 2, 5)
+        second.kill()
+        first.kill()  # its place on the connection is free: the hub sends the third one
+        wait_until(lambda: played.count("put") == 2, 5)
+        assert (len(queue._line), member.in_flight, third.ready()) == (0, 1, False)
+        third.kill()
+        assert (queue.puts, member.in_flight, member.in_queue) == (0, 0, True)
+        assert played.count("put") == 2
+        assert all(put.ready() for put in puts)
+
+
 def test_connection_lost_from_the_queue_by_a_signal_is_found_again(play):
     """As if Ctrl-C had struck between taking it out and putting it back, with another connection still there."""
     with gstalk.Producer(play().uri, multiply=2) as producer:
@@ -380,26 +420,42 @@ def start(play: Callable[..., Played], monkeypatch: pytest.MonkeyPatch) -> Itera
         yield connect
 
 
-def places(queue: PutQueue, *deadlines: float | None) -> list[Place]:
+PUT = b"put 0 0 60 0\r\n\r\n"
+
+
+def take(queue: PutQueue) -> Any:
+    """Send a put; tells on which connection."""
+    put = Try(NEVER)
+    queue.send(put, "default", PUT, gevent.getcurrent(), monotonic())
+    return put.member
+
+
+def places(queue: PutQueue, *deadlines: float, data: bytes = b"") -> list[Try]:
     """Have so many stand in line, though nobody waits there."""
-    made = [Place(deadline) for deadline in deadlines]
-    queue._line.update(dict.fromkeys(made))
-    queue._earliest = min([queue._earliest, *(place.deadline for place in made)])
+    made = [Try(deadline) for deadline in deadlines]
+    for put in made:
+        queue.stand(put, "default", data)
+        assert not put.is_settled
     return made
+
+
+def leave(queue: PutQueue) -> None:
+    for put in list(queue._line):
+        queue.done(put)
 
 
 def test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_one_has_ended(start):
     queue = start()
-    taken = [queue.take() for _ in range(FULL)]
+    taken = [take(queue) for _ in range(FULL)]
     (member,) = queue._members.values()
     assert set(taken) == {member}
-    assert (member.in_flight, member.in_queue, queue._queue.qsize(), queue.take()) == (FULL, False, 0, None)
+    assert (member.in_flight, member.in_queue, queue._queue.qsize(), take(queue)) == (FULL, False, 0, None)
     queue._enqueue(member)
     assert not member.in_queue
-    queue.done(member)
+    queue.give_back(member)
     assert (member.in_flight, member.in_queue, queue._queue.qsize()) == (FULL - 1, True, 1)
-    queue.done(member)
-    assert (queue._queue.qsize(), queue.take()) == (1, member)  # it stands there once
+    queue.give_back(member)
+    assert (queue._queue.qsize(), take(queue)) == (1, member)  # it stands there once
 
 
 @pytest.fixture
@@ -411,7 +467,7 @@ def alone(monkeypatch):
 @pytest.mark.usefixtures("alone")
 def test_connections_are_taken_in_turn(start):
     queue = start(multiply=3)
-    order = [queue.take() for _ in range(6)]
+    order = [take(queue) for _ in range(6)]
     assert order[:3] == order[3:]
     assert set(order) == set(queue._members.values())
 
@@ -421,15 +477,15 @@ def test_connection_that_has_no_room_or_whose_server_is_not_usable_is_passed_ove
     queue = start(multiply=3)
     stuck, good, last = queue._members.values()
     stuck.connection.pipe.clear = False
-    assert {queue.take(), queue.take()} == {good, last}
+    assert {take(queue), take(queue)} == {good, last}
     assert (stuck.in_queue, stuck.in_flight) == (False, 0)
     queue._enqueue(stuck)
     assert not stuck.in_queue  # it has no room yet
-    queue.done(good)
+    queue.give_back(good)
     stuck.connection.pipe.clear = True
     queue._enqueue(stuck)
     good.health.stall()
-    assert queue.take() is None
+    assert take(queue) is None
     queue._enqueue(good)
     assert [member.in_queue for member in (stuck, good, last)] == [False] * 3
     good.health.answer()
@@ -441,7 +497,7 @@ def test_put_that_is_alone_looks_at_a_connection_that_was_silent_before_it_takes
     monkeypatch.setattr(Pipeline, "look", lambda pipe: looked.append(pipe))
     for puts, age in ((1, 1.0), (2, 1.0), (1, 0.0)):
         queue.puts, member.connection.pipe.read_at = puts, monotonic() - age
-        queue.take()
+        take(queue)
     queue.puts = 0
     assert looked == [member.connection.pipe]
 
@@ -449,10 +505,10 @@ def test_put_that_is_alone_looks_at_a_connection_that_was_silent_before_it_takes
 def test_those_in_line_come_before_whoever_comes_later(start):
     queue = start()
     assert not queue.has_line
-    places(queue, None)
-    assert (queue.has_line, queue.take()) == (True, None)
+    places(queue, NEVER)
+    assert (queue.has_line, take(queue)) == (True, None)
     assert queue.take_other(frozenset()) is not None
-    queue._line.clear()
+    leave(queue)
 
 
 def test_connection_to_another_server_is_looked_for_among_all_and_the_others_stay_in_the_queue(start):
@@ -461,7 +517,7 @@ def test_connection_to_another_server_is_looked_for_among_all_and_the_others_sta
     for _ in range(3):
         member = queue.take_other(frozenset([first]))
         assert member.server.uri == second
-        queue.done(member)
+        queue.give_back(member)
     assert queue.take_other(frozenset([first, second])) is None
     assert [member.in_flight for member in queue._members.values()] == [0] * 4
     assert queue._queue.qsize() == 4
@@ -469,31 +525,31 @@ def test_connection_to_another_server_is_looked_for_among_all_and_the_others_sta
 
 def test_put_that_stands_in_line_is_looked_after_and_leaves_it_when_it_is_interrupted(start):
     queue = start()
-    waiting = [gevent.spawn(queue.wait, deadline) for deadline in (None, 70.0, 50.0)]
+    waiting = [gevent.spawn(Put(queue, "default", PUT, deadline, False, 0.0).wait) for deadline in (NEVER, 7e9, 5e9)]
     gevent.sleep(0)
-    assert [place.deadline for place in queue._line] == [float("inf"), 70.0, 50.0]
-    assert (queue._earliest, queue._ticker.active) == (50.0, True)
+    assert [place.deadline for place in queue._line] == [NEVER, 7e9, 5e9]
+    assert (queue._earliest, queue._ticker.active) == (5e9, True)
     waiting[1].kill()
-    assert [place.deadline for place in queue._line] == [float("inf"), 50.0]
+    assert [place.deadline for place in queue._line] == [NEVER, 5e9]
     gevent.killall(waiting)
     assert not queue.has_line
 
 
 def test_puts_in_line_whose_time_is_over_come_first_in_their_order(start):
     queue = start()
-    never, late, soon, latest, later = places(queue, None, 8.0, 12.0, 10.0, 30.0)
+    never, late, soon, latest, later = places(queue, NEVER, 8.0, 12.0, 10.0, 30.0)
     queue._end_late_in_line(10.0)
     assert list(queue._line) == [late, latest, never, soon, later]
     assert queue._earliest == 12.0
     queue._end_late_in_line(40.0)
     assert (list(queue._line), queue._earliest) == ([late, latest, soon, later, never], float("inf"))
-    queue._line.clear()
+    leave(queue)
 
 
 def test_line_is_served_some_at_a_time_while_there_is_a_connection(start, monkeypatch):
     monkeypatch.setattr(put_queue, "AT_A_TIME", 2)
     queue = start()
-    waiting = places(queue, *[None] * 5)
+    waiting = places(queue, *[NEVER] * 5)
     served: list[tuple[int, bool]] = []
     for _ in range(3):
         queue._serve()
@@ -502,13 +558,58 @@ def test_line_is_served_some_at_a_time_while_there_is_a_connection(start, monkey
     assert served == [(2, True), (4, True), (5, False)]
     queue._queue.get_nowait()
     monkeypatch.setattr(put_queue, "monotonic", lambda: 10.0)
-    (blocked, late) = places(queue, None, 10.0)
+    (blocked, late) = places(queue, NEVER, 10.0)
     queue._serve()
     assert not blocked.is_settled  # there is nothing to see for him
     queue._line.move_to_end(late, last=False)
     queue._serve()
     assert (late.is_settled, blocked.is_settled) == (True, False)
-    queue._line.clear()
+    leave(queue)
+
+
+@pytest.mark.parametrize("appended", [False, True])
+def test_put_in_line_that_a_signal_strikes_when_it_is_sent_is_sent_once(start, monkeypatch, appended):
+    queue = start({"put": b""})
+    (member,) = queue._members.values()
+    (put,) = places(queue, NEVER, data=PUT)
+    append = Pipeline.append
+
+    def struck(pipe: Pipeline, *args: Any) -> None:
+        if appended:
+            append(pipe, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "append", struck)
+        with pytest.raises(KeyboardInterrupt):
+            queue._serve()
+    assert (len(queue._line), len(member.pipe.requests), member.in_flight) == (1, appended, appended)
+    queue._serve()
+    assert (len(queue._line), list(member.pipe.requests), member.in_flight) == (0, [put], 1)
+    queue.done(put)
+    assert member.in_flight == 0
+
+
+def test_puts_in_line_wait_while_a_signal_handler_sleeps_in_the_middle_of_one_that_was_wakened(start):
+    queue = start()
+    first, second = places(queue, 0.0, 0.0)
+    queue.section.owner = gevent.getcurrent()
+    queue._serve()
+    assert (first.is_settled, second.is_settled, queue._serving) == (True, False, True)
+    wait_until(lambda: second.is_settled, 5)
+
+
+def test_pauses_between_dials_keep_the_process_alive_while_somebody_stands_in_line(start):
+    queue, seen = start(), list[int]()
+    queue.pool.want = seen.append
+    first, second = places(queue, NEVER, NEVER)
+    queue.done(first)
+    assert seen == [1]
+    queue.done(second)
+    assert seen == [1, -1]
+    places(queue, NEVER)
+    queue._serve()
+    assert seen == [1, -1, 1, -1]
 
 
 @pytest.mark.usefixtures("alone")
@@ -523,12 +624,12 @@ def test_server_that_takes_no_jobs_is_left_alone_and_comes_back(start, monkeypat
     queue.leave_alone(first, error)
     assert queue._resting == {first.uri: timer}  # it is not left alone for longer
     queue.leave_alone(second, gstalk.OutOfMemoryError("put: no room"))
-    assert (str(queue.refusal_of_all), queue.is_hopeless, queue.take()) == ("put: no room", True, None)
+    assert (str(queue.refusal_of_all), queue.is_hopeless, take(queue)) == ("put: no room", True, None)
     waiting = gevent.spawn(queue.pool.wait_change, 5)
     wait_until(lambda: not queue._resting, 5)
     assert waiting.get() is True  # whoever waits for a server that is usable is told
     assert (first.health.is_usable, queue.refusal_of_all, queue.is_hopeless) == (True, None, False)
-    assert {queue.take().server, queue.take().server} == {first, second}
+    assert {take(queue).server, take(queue).server} == {first, second}
 
 
 def test_end_waits_for_puts_under_way_no_longer_than_it_is_told(start):
@@ -560,7 +661,7 @@ def test_end_that_begins_is_told_to_whoever_waits_for_a_server(start):
 
 def test_copy_in_a_child_is_the_parents_and_wakes_whoever_stands_in_line(start):
     queue = start()
-    places(queue, None)
+    places(queue, NEVER)
     queue._start_ticker()
     assert (queue.is_ready, queue.is_parents) == (True, False)
     queue._forked()
@@ -587,37 +688,43 @@ def test_queue_whose_thread_has_ended_is_abandoned(start):
 
 def test_put_that_is_sent_is_looked_after_until_its_time_is_over(start, monkeypatch):
     queue = start({"put": b""})
-    member = queue.take()
-    pipe = member.connection.pipe
     now = monotonic()
     monkeypatch.setattr(put_queue, "monotonic", lambda: now)
-    for deadline in (None, now + 60, now, now + 30):
-        queue.send(member, "default", b"put 0 0 60 0\r\n\r\n", deadline)
-    requests = list(pipe.requests)
+    requests = [Try(deadline) for deadline in (NEVER, now + 60, now, now + 30)]
+    for put in requests:
+        assert queue.send(put, "default", PUT, gevent.getcurrent(), now)
+    (member,) = queue._members.values()
+    pipe = member.connection.pipe
+    assert list(pipe.requests) == requests
     assert member.earliest == requests[2].deadline
     assert queue._ticker.active
     queue.puts = 1
     queue._tick()
     assert [type(request.error) for request in requests] == [type(None)] * 2 + [gstalk.PutTimeoutError, type(None)]
     assert str(requests[2].error) == f"put at {pipe.uri}: no answer in time"
-    assert (member.earliest, requests[2].error.sent) == (requests[3].deadline, "maybe")
+    assert (member.earliest, getattr(requests[2].error, "sent", "")) == (requests[3].deadline, "maybe")
     error, member.earliest = requests[2].error, now
     queue._tick()
     assert requests[2].error is error  # it is told once
     queue.puts = 0
     queue._tick()
     assert queue._ticker is None  # nobody puts any more
+    assert queue.send(Try(now + 90), "default", PUT, gevent.getcurrent(), now)
+    assert (member.earliest, queue._ticker is None) == (now + 90, False)
 
 
 def test_put_to_another_tube_has_a_use_before_it(start):
     queue = start()
-    member = queue.take()
-    requests = [queue.send(member, tube, b"put 0 0 60 0\r\n\r\n", None) for tube in ("default", "mail", "mail")]
-    assert [member.connection.pipe.wait(request) for request in requests] == [1, 2, 3]
+    (member,) = queue._members.values()
+    puts = {Try(NEVER): tube for tube in ("default", "mail", "mail")}
+    for put, tube in puts.items():
+        assert queue.send(put, tube, PUT, gevent.getcurrent(), monotonic())
+    assert [member.pipe.wait(put) for put in puts] == [1, 2, 3]
     assert member.connection.used == "mail"
-    mine = PutRequest(commands.PUT, member.connection.pipe.uri, None, None, 0.0)
-    assert queue.send(member, "mail", b"put 0 0 60 0\r\n\r\n", None, mine) is mine
-    assert member.connection.pipe.wait(mine) == 4
+    mine = Try(NEVER)
+    assert queue.take_other(frozenset()) is member
+    assert queue.send(mine, "mail", PUT, gevent.getcurrent(), 0.0, member)
+    assert (mine.member, member.pipe.wait(mine)) == (member, 4)
 
 
 @pytest.mark.usefixtures("alone")
@@ -629,7 +736,7 @@ def test_tick_mends_a_queue_that_holds_what_it_should_not(start):
     queue._queue.put_nowait(second)
     queue._tick()
     assert queue._queue.qsize() == 2
-    assert {queue.take(), queue.take()} == {first, second}
+    assert {take(queue), take(queue)} == {first, second}
 
 
 def test_connection_that_has_gone_is_a_member_no_more(start):

@@ -17,7 +17,7 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.pool import puts
-from gstalk.pool.put_queue import Member, Place
+from gstalk.pool.put_queue import NEVER, Member, Try
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -125,18 +125,18 @@ def test_put_in_line_remembers_which_servers_it_has_tried(play, produce):
     tried, other = play(), play()
     producer = produce(tried.uri, other.uri)
     queue = producer._queue
-    put = puts.Put(queue, "default", b"", None, False)
+    put = puts.Put(queue, "default", b"", NEVER, False, 0.0)
     put._tried = frozenset([tried.uri])
-    before = Place(None)
-    queue._line[before] = None
+    before = Try(NEVER)
+    queue.stand(before)
     for _ in range(2):
         assert put.choose(False) is None
-    del queue._line[before]
+    queue.done(before)
     for _ in range(3):
         member = put.choose(True)
         assert isinstance(member, Member)
         assert member.server.uri == other.uri
-        queue.done(member)
+        queue.give_back(member)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,8 @@ def test_put_many_interrupted_tries_nothing_again(play, produce, nobody):
 
 
 def test_put_many_interrupted_leaves_its_connection_as_free_as_it_was(play, produce):
-    producer = produce(play({"put": b""}).uri, conn_timeout=30)
+    answers = [b""] * 200 + [b"INSERTED 1\r\n"] * 100
+    producer = produce(play({"put": lambda line: answers.pop()}).uri, conn_timeout=30)
     assert producer.wait_connected(5)
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
         producer.put_many("default", [b"x"] * 300)
@@ -412,7 +413,7 @@ def test_put_many_takes_a_body_when_there_is_room_for_it_and_not_before(server, 
 
     def bodies() -> Iterator[bytes]:
         for _ in range(2000):
-            assert producer._queue.puts < puts.MOST
+            assert sum(member.in_flight for member in producer._queue._members.values()) < puts.MOST
             yield b"x"
 
     assert len(producer.put_many(tube, bodies())) == 2000
