@@ -178,9 +178,7 @@ def test_kick_connection_lost_says_what_was_done(play):
     played = play({**tube_with(3), "peek-buried": found, "kick-job": [b"KICKED\r\n", CUT]})
     code, out, err = run("kick", uri=played.uri)
     assert (code, out) == (3, "1 job kicked\n")
-    assert err == (
-        f"gstalk: kick-job 8 at {played.uri}: the server closed the connection; the server may have acted\n"
-    )
+    assert err == (f"gstalk: kick-job 8 at {played.uri}: the server closed the connection; the server may have acted\n")
 
 
 def test_act_several_servers_each_is_visited(clerk, place):
