@@ -210,6 +210,7 @@ class Asking:
         self._later: list[tuple[float, int, Group]] = []  # a heap: to be looked at then
         self._waiting: list[tuple[float, int, Source]] = []  # a heap of those whose wait may be recalled
         self._number = count()  # what is equal in a heap is in the order of its coming
+        self._turn_at = 0.0  # when a server was asked last whose turn it was
         self._turn_before = False  # whether the last permit, of which both were in need, went to one whose turn it was
         self._kept = 0  # permits kept from waits
         self._calm_at = 0.0
@@ -373,6 +374,7 @@ class Asking:
             most = free
         while self._turns and most > 0:
             group = next(iter(self._turns))
+            self._turn_at = now
             self._leave_queues(group)
             self._begin(actions, "ask", group.who_asks(now), 1, now)
             free -= 1
@@ -454,7 +456,7 @@ class Asking:
         if self._turns:
             group = next(iter(self._turns))
             since = max(self._turns[group], self._helped_at)
-            due = min(due, since + (PATIENCE if self._asked > self._waits else STARVED))
+            due = min(due, since + PATIENCE if self._asked > self._waits else max(since, self._turn_at) + STARVED)
             needy.append(group)
         victim = self._whose_wait_may_end(needy[0] if len(self._hot) + len(self._turns) == 1 else None)
         if victim is None:

@@ -274,6 +274,19 @@ def test_starved_connection_takes_a_permit_from_anothers_wait_after_30_ms_but_no
     assert ("ask", 0, 1) in carry_out(schedule, 10.032)
 
 
+def test_no_wait_is_recalled_for_a_job_that_takes_less_than_30_ms_while_others_stand_in_line():
+    """They had their turn at the same time, and were being asked one after the other."""
+    schedule, sources = asking(2, "a", "b", "c", "d")
+    assert carry_out(schedule, 10) == [("wait", 0, 1), ("ask", 1, 1)]
+    schedule.answered(sources[1], False, 10.02)
+    assert carry_out(schedule, 10.02) == [("ask", 2, 1)]
+    schedule.answered(sources[2], True, 10.04)
+    schedule.running, sources[2].held = 1, True
+    assert carry_out(schedule, 10.04) == []
+    assert carry_out(schedule, 10.049) == []
+    assert carry_out(schedule, 10.075) == [("recall", 0, 1)]
+
+
 def test_deadline_soon_keeps_a_connection_quiet_for_a_quarter_of_a_second():
     schedule, sources = asking(5, "a")
     sources[0].held = True
