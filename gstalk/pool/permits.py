@@ -114,7 +114,7 @@ class Group:
         sources: The connections.
         asks: Reserves in flight on all of them.
         hot: The connection whose last answer was a job, if there is one.
-        has_had_job: Since it stood among those that could wait.
+        has_had_job: Since it was given a wait.
         next_ask: Before this moment it is not its turn.
         pause: Seconds until its next turn when an ask has found nothing.
         reach: So many asks may be in flight on the connection that finds jobs. One more with each job: else one that
@@ -327,7 +327,6 @@ class Asking:
         elif hot is None and group not in self._could_wait:
             self._could_wait[group] = None
             if group.has_had_job:
-                group.has_had_job = False
                 self._could_wait.move_to_end(group, last=False)
         at = max(group.next_ask, group.who_asks(now).next_ask)
         if at <= now:
@@ -359,6 +358,7 @@ class Asking:
             group, _ = self._could_wait.popitem(last=False)
             source = group.who_may_wait(now)
             if source is not None:  # else it comes back with its next answer
+                group.has_had_job = False
                 self._turns.pop(group, None)
                 self._begin(actions, "wait", source, 1, now)
                 free -= 1
@@ -375,7 +375,7 @@ class Asking:
         while self._turns and most > 0:
             group = next(iter(self._turns))
             self._turn_at = now
-            self._leave_queues(group)
+            del self._turns[group]  # it stays among those that could wait, in its place
             self._begin(actions, "ask", group.who_asks(now), 1, now)
             free -= 1
             most -= 1

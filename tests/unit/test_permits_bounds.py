@@ -218,18 +218,24 @@ def test_jobs_that_take_their_time_cost_few_dials(servers, handlers, dials):
     assert 0 < world.recalls <= dials * 60
 
 
-def test_server_that_had_a_job_last_gets_the_next_wait():
-    """A wait whose slice is over goes to it: no dial is needed for that."""
-    world = World(10, 4, "empty")
+@pytest.mark.parametrize("moment", [0.014 * number for number in range(25)])
+@pytest.mark.parametrize("servers", [10, 100])
+def test_server_that_had_a_job_last_gets_the_next_wait(servers, moment):
+    """A wait whose slice is over goes to it, behind the asks that are under way: no dial is needed for that."""
+    world = World(servers, 4, "empty", work=0.001)
     world.run(1)
     waiting = [each for each in world.sources if each.waiting]
-    asked = next(each for each in world.sources if not each.waiting)
     assert len(waiting) == 3
-    world.put(asked)
-    world.run(1)
-    assert not asked.waiting
+    polled = [each for each in world.sources if not each.waiting]
+    had_one, had_one_last = polled[-3], polled[3]
+    for each in (had_one, had_one_last):
+        world.put(each)
+        world.run(1)
+    world.run(moment)
+    assert not had_one_last.waiting
     world.schedule.slice_over(waiting[0], world.now)
     world._decide()
-    assert asked.waiting
+    world.run((servers - 3) * TRIP)
+    assert had_one_last.waiting
     assert not waiting[0].waiting
     assert world.recalls == 0
