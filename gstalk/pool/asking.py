@@ -29,7 +29,7 @@ from gstalk.errors import ConnectionLostError, DeadlineSoonError, DisconnectedEr
 from gstalk.job import Job
 from gstalk.pool.crew import Crew, JobSource
 from gstalk.pool.keeper import Server
-from gstalk.pool.permits import NEVER, SILENT, Action, Asking
+from gstalk.pool.permits import NEVER, SILENT, Action, Asking, common_moment
 from gstalk.pool.schedule import WatchList
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
@@ -224,7 +224,7 @@ class Asker(InHub):
 
         The server forgets to expire a job while its connection is silent; and a dead line shows itself.
         """
-        self._speak_at = now + SILENT / 2
+        self._speak_at = common_moment(now, SILENT / 2)
         for source in list(self._holding):
             pipe = source.connection.pipe
             if not source.connection.reserved.by_id:

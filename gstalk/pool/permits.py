@@ -15,13 +15,14 @@ What each server gets, by what is known of it:
 The bound for each server. Let S be the servers, and W those that have a wait: all of them while the free handlers are
 at least as many, else as many as there are free handlers but one. One of the W hands its job over at once. Each of the
 others is asked once in 50 ms, or where S - W is above 15, once in (S - W) / 300 seconds and 50 ms: 280 servers without
-a wait have their turn each second, and a process asks 300 times a second at most, however many servers there are. To
-this comes the time until a handler is free; where other servers find jobs, every other permit goes to those whose turn
-it is. The asks before it take their time, too: where one has been in line for 0.3 s, since some servers are slow, it
-gets the permit of a wait, and in the end as many are asked at a time as there are free handlers. Where a job was found,
-the next ask goes out at once. If it finds no permit for 30 ms, it gets that of another server's wait, and one more
-after each job that is found with that: a server with many jobs soon has all handlers that are free. Of H servers with
-many jobs each has its turn after permits were handed out H times.
+a wait have their turn each second, and a process asks 300 times a second at most, however many servers there are. Turns
+come at the same moments for all, 20 times a second: what wakes a process costs more than an ask. To this comes the time
+until a handler is free; where other servers find jobs, every other permit goes to those whose turn it is. The asks
+before it take their time, too: where one has been in line for 0.3 s, since some servers are slow, it gets the permit of
+a wait, and in the end as many are asked at a time as there are free handlers. Where a job was found, the next ask goes
+out at once. If it finds no permit for 30 ms, it gets that of another server's wait, and one more after each job that is
+found with that: a server with many jobs soon has all handlers that are free. Of H servers with many jobs each has its
+turn after permits were handed out H times.
 
 A recall costs a dial, so after each of them one permit more is kept from waits (W is less then); half of those are lent
 again after each `CALM` seconds without a recall. A wait whose slice is over goes to the server that has had a job last
@@ -42,7 +43,7 @@ from typing import Literal, NamedTuple
 
 from gstalk.protocol.pauses import FIRST_PAUSE, LONGEST_PAUSE, QUIET, REST, longer
 
-__all__ = ["SILENT", "Action", "Asking", "Decision", "Source"]
+__all__ = ["SILENT", "Action", "Asking", "Decision", "Source", "common_moment"]
 
 STARVED = 0.03  # seconds without a permit after which one is taken from a wait
 PATIENCE = 0.3  # the same while other asks are in flight, whose permits soon come back
@@ -54,6 +55,12 @@ SILENT = 1.0  # a connection that holds jobs says something so often
 RATE = 300.0  # asks a second, of servers that were found empty
 BATCH = 16  # permits that are not divided: what is asked for in one write is also answered and deleted together
 NEVER = float("inf")
+
+
+def common_moment(now: float, seconds: float) -> float:
+    """In so many seconds, counted from the beginning of this 50 ms: at the same moment as others, so in one wake."""
+    per_second = 1 / LONGEST_PAUSE
+    return (now * per_second // 1 + ceil(seconds * per_second)) / per_second
 
 
 class Source:
@@ -301,6 +308,8 @@ class Asking:
         while self._later and self._later[0][2].look_at != self._later[0][0]:
             heappop(self._later)  # it has another time now, or none
         again = self._later[0][0] - now if self._later else NEVER
+        if self._turns and free > 0 and not (self._hot or self._sated):
+            again = 0.0  # they go out in the next turn of the loop
         if free <= 0 and self._waits and (self._hot or self._turns):
             again = min(again, self._look_for_permit(actions, now))
         # Who is late is to be noted in time where its permits are wanted, or another connection to its server can ask.
@@ -372,6 +381,7 @@ class Asking:
             most = (free + self._turn_before) // 2
         else:
             most = free
+        most = min(most, BATCH)  # so that hundreds don't go out in one turn of the loop
         while self._turns and most > 0:
             group = next(iter(self._turns))
             self._turn_at = now
@@ -518,10 +528,10 @@ class Asking:
             if group.hot is source:
                 group.hot = None
             group.reach = 1
-            others = (len(self._groups) - self._waits - 1) / RATE
-            group.next_ask = now + max(group.pause, others)
-            if others > LONGEST_PAUSE:  # many at the same time: one timer for all of them
-                group.next_ask = ceil(group.next_ask / LONGEST_PAUSE) * LONGEST_PAUSE
+            pause = max(group.pause, (len(self._groups) - self._waits - 1) / RATE)
+            group.next_ask = now + pause
+            if pause >= LONGEST_PAUSE:
+                group.next_ask = common_moment(now, pause)
             group.pause = longer(group.pause)
 
     def slice_over(self, source: Source, now: float) -> None:

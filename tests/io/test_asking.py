@@ -143,6 +143,32 @@ def test_one_busy_handler_leaves_other_servers_their_waits(work, connect):
 
 
 @pytest.mark.slow
+def test_timer_rings_20_times_a_second_while_one_handler_is_busy(work, connect, monkeypatch):
+    """What is due about the same time is done in one wake: asks of several servers, a look at silent connections."""
+    rings, on_timer = 0, Asker._on_timer
+
+    def count(self: Asker) -> None:
+        nonlocal rings
+        rings += 1
+        on_timer(self)
+
+    monkeypatch.setattr(Asker, "_on_timer", count)
+    with ExitStack() as stack:
+        conns = [connect(stack.enter_context(Beanstalkd()).uri) for _ in range(3)]
+        gate = Event()
+        work(lambda job: gate.wait(), [conn.uri for conn in conns], "t", num_greenlets=3, auto_delete=True)
+        wait_until(lambda: all(conn.stats().current_waiting for conn in conns))
+        conns[0].put("t", b"")
+        wait_until(lambda: sum(conn.stats().current_waiting for conn in conns) == 1)
+        gevent.sleep(0.2)  # until they are asked as seldom as ever
+        asked, before = rings, sum(conn.stats().cmd_reserve_with_timeout for conn in conns)
+        gevent.sleep(2)
+        assert rings - asked <= 20 * 2 + 3
+        assert sum(conn.stats().cmd_reserve_with_timeout for conn in conns) - before > 20
+        gate.set()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("multiply", [1, 3])
 def test_idle_consumer_sends_nothing(own_server, work, connect, multiply):
     conn = connect(own_server.uri)

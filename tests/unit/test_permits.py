@@ -248,6 +248,36 @@ def test_servers_whose_turn_it_is_leave_half_of_the_permits_to_one_that_finds_jo
     assert schedule.decide(10).again <= 1.0  # none of these may be answered
 
 
+def test_many_servers_whose_turn_it_is_are_asked_in_several_turns_of_the_loop():
+    """Which come at once, though none of the first ones may answer."""
+    schedule, sources = asking(100, *map(str, range(40)))
+    for each in sources:
+        each.held = True
+    asked = []
+    for again in (0.0, 0.0, NEVER):
+        decision = schedule.decide(10)
+        assert decision.again == again
+        asked.append(len(decision.actions))
+    assert asked == [16, 16, 8]
+
+
+def test_servers_have_their_turns_at_the_same_moments():
+    """Whenever they were found empty; and none of them later than 50 ms after that."""
+    schedule, sources = asking(3, "a", "b", "c")
+    for each in sources:
+        each.held = True
+    now = 10.0
+    for number in range(10):  # until each is asked as seldom as ever
+        now += 0.06
+        assert len(carry_out(schedule, now)) == 3
+        for each in sources:
+            now += 0.001 * number
+            schedule.answered(each, False, now)
+    again = schedule.decide(now).again
+    assert 0 < again <= 0.05 - 0.001 * number
+    assert len(schedule.decide(now + again + 1e-9).actions) == 3
+
+
 def test_permits_are_never_exceeded():
     schedule, sources = asking(4, "a", "b", "c")
     for step in range(200):
