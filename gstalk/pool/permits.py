@@ -13,16 +13,17 @@ What each server gets, by what is known of it:
                                             connection to it is asked: the line may be dead, and not the server
 
 The bound for each server. Let S be the servers, and W those that have a wait: all of them while the free handlers are
-at least as many, else as many as there are free handlers but one. One of the W hands its job over at once. Each of the
-others is asked once in 50 ms, or where S - W is above 15, once in (S - W) / 300 seconds and 50 ms: 280 servers without
-a wait have their turn each second, and a process asks 300 times a second at most, however many servers there are. Turns
-come at the same moments for all, 20 times a second: what wakes a process costs more than an ask. To this comes the time
-until a handler is free; where other servers find jobs, every other permit goes to those whose turn it is. The asks
-before it take their time, too: where one has been in line for 0.3 s, since some servers are slow, it gets the permit of
-a wait, and in the end as many are asked at a time as there are free handlers. Where a job was found, the next ask goes
-out at once. If it finds no permit for 30 ms, it gets that of another server's wait, and one more after each job that is
-found with that: a server with many jobs soon has all handlers that are free. Of H servers with many jobs each has its
-turn after permits were handed out H times.
+at least as many, else as many as there are free handlers but one. That one is for asking the others, among them those
+whose connections all hold jobs, and can't wait. Each of the W hands its job over at once. Each of the others is asked
+once in 50 ms, or where S - W is above 15, once in (S - W) / 300 seconds and 50 ms: 280 servers without a wait have
+their turn each second, and a process asks 300 times a second at most, however many servers there are. Turns come at the
+same moments for all, 20 times a second: what wakes a process costs more than an ask. To this comes the time until a
+handler is free; where other servers find jobs, every other permit goes to those whose turn it is. The asks before it
+take their time, too: where one has been in line for 0.3 s, since some servers are slow, it gets the permit of a wait,
+and in the end as many are asked at a time as there are free handlers. Where a job was found, the next ask goes out at
+once. If it finds no permit for 30 ms, it gets that of another server's wait, and one more after each job that is found
+with that: a server with many jobs soon has all handlers that are free. Of H servers with many jobs each has its turn
+after permits were handed out H times.
 
 A recall costs a dial, so after each of them one permit more is kept from waits (W is less then); half of those are lent
 again after each `CALM` seconds without a recall. A wait whose slice is over goes to the server that has had a job last
