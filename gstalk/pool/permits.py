@@ -44,7 +44,7 @@ from typing import Literal, NamedTuple
 
 from gstalk.protocol.pauses import FIRST_PAUSE, LONGEST_PAUSE, QUIET, REST, longer
 
-__all__ = ["SILENT", "Action", "Asking", "Decision", "Source", "common_moment"]
+__all__ = ["SILENT", "Action", "Asking", "Decision", "Source"]
 
 STARVED = 0.03  # seconds without a permit after which one is taken from a wait
 PATIENCE = 0.3  # the same while other asks are in flight, whose permits soon come back
@@ -56,12 +56,6 @@ SILENT = 1.0  # a connection that holds jobs says something so often
 RATE = 300.0  # asks a second, of servers that were found empty
 BATCH = 16  # permits that are not divided: what is asked for in one write is also answered and deleted together
 NEVER = float("inf")
-
-
-def common_moment(now: float, seconds: float) -> float:
-    """In so many seconds, counted from the beginning of this 50 ms: at the same moment as others, so in one wake."""
-    per_second = 1 / LONGEST_PAUSE
-    return (now * per_second // 1 + ceil(seconds * per_second)) / per_second
 
 
 class Source:
@@ -196,14 +190,18 @@ class Decision(NamedTuple):
 class Asking:
     """Shares the permits among the connections.
 
+    Args:
+        began: Turns come at moments that are counted from this one: processes on one machine have different ones.
+
     Attributes:
         permits: How many there are.
         running: Handlers at work, or about to be; whoever asks for a decision notes that.
         sources: The connections.
     """
 
-    def __init__(self, permits: int) -> None:
+    def __init__(self, permits: int, began: float = 0.0) -> None:
         self.permits = permits
+        self._began = began
         self.running = 0
         self.sources: dict[Source, None] = {}
         self._groups: dict[str, Group] = {}
@@ -532,8 +530,13 @@ class Asking:
             pause = max(group.pause, (len(self._groups) - self._waits - 1) / RATE)
             group.next_ask = now + pause
             if pause >= LONGEST_PAUSE:
-                group.next_ask = common_moment(now, pause)
+                group.next_ask = self.common_moment(now, pause)
             group.pause = longer(group.pause)
+
+    def common_moment(self, now: float, seconds: float) -> float:
+        """In so many seconds, counted from the beginning of these 50 ms: when others are due, too, so in one wake."""
+        per_second = 1 / LONGEST_PAUSE
+        return self._began + ((now - self._began) * per_second // 1 + ceil(seconds * per_second)) / per_second
 
     def slice_over(self, source: Source, now: float) -> None:
         """A wait ended with nothing, in its time: one may be begun again at once."""

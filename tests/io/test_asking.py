@@ -312,6 +312,18 @@ class Strikes:
             sys.settrace(None)
 
 
+def make_asker(config: Config) -> Asker:
+    crew: Any = SimpleNamespace(running=0)
+    return Asker(config, Hooks(config), crew, WatchList(("t",)), Group(), lambda _: None)
+
+
+def test_consumers_do_not_ask_at_the_same_moments():
+    """Those of other processes on this machine, which has one clock."""
+    config = Config()
+    moments = [make_asker(config)._asking.common_moment(100.0, 0.05) for _ in range(2)]
+    assert moments[0] != moments[1]
+
+
 def test_next_look_has_its_timer_wherever_signals_strike(monkeypatch):
     """Also a second one, while what the first one has struck begins anew."""
     config = Config(error_func=lambda *_: None, info_func=lambda _: None)
@@ -319,8 +331,7 @@ def test_next_look_has_its_timer_wherever_signals_strike(monkeypatch):
 
     def trial(*lines: int) -> int:
         strikes = Strikes(*lines)
-        crew: Any = SimpleNamespace(running=0)
-        asker = Asker(config, Hooks(config), crew, WatchList(("t",)), Group(), lambda _: None)
+        asker = make_asker(config)
         asker._asking.decide = lambda now: Decision([], 60.0)  # type: ignore[method-assign]
         asker._due = True
         asker._look()

@@ -278,6 +278,12 @@ def test_servers_have_their_turns_at_the_same_moments():
     assert len(schedule.decide(now + again + 1e-9).actions) == 3
 
 
+def test_processes_have_their_common_moments_at_different_times():
+    """Else a job that has just missed those of one would have missed those of all."""
+    moments = [Asking(1, began).common_moment(10.02, 0.05) for began in (9.99, 9.98, 5.01)]
+    assert moments == pytest.approx([10.04, 10.03, 10.06])
+
+
 def test_permits_are_never_exceeded():
     schedule, sources = asking(4, "a", "b", "c")
     for step in range(200):
