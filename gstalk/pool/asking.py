@@ -71,7 +71,7 @@ class Asker(InHub):
         self._on_change = on_change
         self.hub = get_hub()
         self.section = section_of(self.hub)
-        self._asking = Asking(config.num_greenlets)
+        self._asking = Asking(config.num_greenlets, monotonic())
         self._sources: dict[Connection, JobSource] = {}
         self._tubes = watch_list.tubes  # what all connections were told to watch, but for those that have just come
         self._holding: dict[JobSource, None] = {}  # may hold jobs
@@ -223,7 +223,7 @@ class Asker(InHub):
 
         The server forgets to expire a job while its connection is silent; and a dead line shows itself.
         """
-        self._speak_at = now + SILENT / 2
+        self._speak_at = self._asking.common_moment(now, SILENT / 2)
         for source in list(self._holding):
             pipe = source.connection.pipe
             if not source.connection.reserved.by_id:

@@ -13,15 +13,17 @@ What each server gets, by what is known of it:
                                             connection to it is asked: the line may be dead, and not the server
 
 The bound for each server. Let S be the servers, and W those that have a wait: all of them while the free handlers are
-at least as many, else as many as there are free handlers but one. One of the W hands its job over at once. Each of the
-others is asked once in 50 ms, or where S - W is above 15, once in (S - W) / 300 seconds and 50 ms: 280 servers without
-a wait have their turn each second, and a process asks 300 times a second at most, however many servers there are. To
-this comes the time until a handler is free; where other servers find jobs, every other permit goes to those whose turn
-it is. The asks before it take their time, too: where one has been in line for 0.3 s, since some servers are slow, it
-gets the permit of a wait, and in the end as many are asked at a time as there are free handlers. Where a job was found,
-the next ask goes out at once. If it finds no permit for 30 ms, it gets that of another server's wait, and one more
-after each job that is found with that: a server with many jobs soon has all handlers that are free. Of H servers with
-many jobs each has its turn after permits were handed out H times.
+at least as many, else as many as there are free handlers but one. That one is for asking the others, among them those
+whose connections all hold jobs, and can't wait. Each of the W hands its job over at once. Each of the others is asked
+once in 50 ms, or where S - W is above 15, once in (S - W) / 300 seconds and 50 ms: 280 servers without a wait have
+their turn each second, and a process asks 300 times a second at most, however many servers there are. Turns come at the
+same moments for all, 20 times a second: what wakes a process costs more than an ask. To this comes the time until a
+handler is free; where other servers find jobs, every other permit goes to those whose turn it is. The asks before it
+take their time, too: where one has been in line for 0.3 s, since some servers are slow, it gets the permit of a wait,
+and in the end as many are asked at a time as there are free handlers. Where a job was found, the next ask goes out at
+once. If it finds no permit for 30 ms, it gets that of another server's wait, and one more after each job that is found
+with that: a server with many jobs soon has all handlers that are free. Of H servers with many jobs each has its turn
+after permits were handed out H times.
 
 A recall costs a dial, so after each of them one permit more is kept from waits (W is less then); half of those are lent
 again after each `CALM` seconds without a recall. A wait whose slice is over goes to the server that has had a job last
@@ -114,7 +116,7 @@ class Group:
         sources: The connections.
         asks: Reserves in flight on all of them.
         hot: The connection whose last answer was a job, if there is one.
-        has_had_job: Since it stood among those that could wait.
+        has_had_job: Since it was given a wait.
         next_ask: Before this moment it is not its turn.
         pause: Seconds until its next turn when an ask has found nothing.
         reach: So many asks may be in flight on the connection that finds jobs. One more with each job: else one that
@@ -187,14 +189,18 @@ class Decision:
 class Asking:
     """Shares the permits among the connections.
 
+    Args:
+        began: Turns come at moments that are counted from this one: processes on one machine have different ones.
+
     Attributes:
         permits: How many there are.
         running: Handlers at work, or about to be; whoever asks for a decision notes that.
         sources: The connections.
     """
 
-    def __init__(self, permits: int) -> None:
+    def __init__(self, permits: int, began: float = 0.0) -> None:
         self.permits = permits
+        self._began = began
         self.running = 0
         self.sources: dict[Source, None] = {}
         self._groups: dict[str, Group] = {}
@@ -209,6 +215,7 @@ class Asking:
         self._later: list[tuple[float, int, Group]] = []  # a heap: to be looked at then
         self._waiting: list[tuple[float, int, Source]] = []  # a heap of those whose wait may be recalled
         self._number = count()  # what is equal in a heap is in the order of its coming
+        self._turn_at = 0.0  # when a server was asked last whose turn it was
         self._turn_before = False  # whether the last permit, of which both were in need, went to one whose turn it was
         self._kept = 0  # permits kept from waits
         self._calm_at = 0.0
@@ -299,6 +306,8 @@ class Asking:
         while self._later and self._later[0][2].look_at != self._later[0][0]:
             heappop(self._later)  # it has another time now, or none
         again = self._later[0][0] - now if self._later else NEVER
+        if self._turns and free > 0 and not (self._hot or self._sated):
+            again = 0.0  # they go out in the next turn of the loop
         if free <= 0 and self._waits and (self._hot or self._turns):
             again = min(again, self._look_for_permit(actions, now))
         # Who is late is to be noted in time where its permits are wanted, or another connection to its server can ask.
@@ -325,7 +334,6 @@ class Asking:
         elif hot is None and group not in self._could_wait:
             self._could_wait[group] = None
             if group.has_had_job:
-                group.has_had_job = False
                 self._could_wait.move_to_end(group, last=False)
         at = max(group.next_ask, group.who_asks(now).next_ask)
         if at <= now:
@@ -357,6 +365,7 @@ class Asking:
             group, _ = self._could_wait.popitem(last=False)
             source = group.who_may_wait(now)
             if source is not None:  # else it comes back with its next answer
+                group.has_had_job = False
                 self._turns.pop(group, None)
                 self._begin(actions, "wait", source, 1, now)
                 free -= 1
@@ -370,9 +379,11 @@ class Asking:
             most = (free + self._turn_before) // 2
         else:
             most = free
+        most = min(most, BATCH)  # so that hundreds don't go out in one turn of the loop
         while self._turns and most > 0:
             group = next(iter(self._turns))
-            self._leave_queues(group)
+            self._turn_at = now
+            del self._turns[group]  # it stays among those that could wait, in its place
             self._begin(actions, "ask", group.who_asks(now), 1, now)
             free -= 1
             most -= 1
@@ -453,7 +464,7 @@ class Asking:
         if self._turns:
             group = next(iter(self._turns))
             since = max(self._turns[group], self._helped_at)
-            due = min(due, since + (PATIENCE if self._asked > self._waits else STARVED))
+            due = min(due, since + PATIENCE if self._asked > self._waits else max(since, self._turn_at) + STARVED)
             needy.append(group)
         victim = self._whose_wait_may_end(needy[0] if len(self._hot) + len(self._turns) == 1 else None)
         if victim is None:
@@ -515,11 +526,16 @@ class Asking:
             if group.hot is source:
                 group.hot = None
             group.reach = 1
-            others = (len(self._groups) - self._waits - 1) / RATE
-            group.next_ask = now + max(group.pause, others)
-            if others > LONGEST_PAUSE:  # many at the same time: one timer for all of them
-                group.next_ask = ceil(group.next_ask / LONGEST_PAUSE) * LONGEST_PAUSE
+            pause = max(group.pause, (len(self._groups) - self._waits - 1) / RATE)
+            group.next_ask = now + pause
+            if pause >= LONGEST_PAUSE:
+                group.next_ask = self.common_moment(now, pause)
             group.pause = longer(group.pause)
+
+    def common_moment(self, now: float, seconds: float) -> float:
+        """In so many seconds, counted from the beginning of these 50 ms: when others are due, too, so in one wake."""
+        per_second = 1 / LONGEST_PAUSE
+        return self._began + ((now - self._began) * per_second // 1 + ceil(seconds * per_second)) / per_second
 
     def slice_over(self, source: Source, now: float) -> None:
         """A wait ended with nothing, in its time: one may be begun again at once."""

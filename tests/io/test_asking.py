@@ -143,6 +143,32 @@ def test_one_busy_handler_leaves_other_servers_their_waits(work, connect):
 
 
 @pytest.mark.slow
+def test_timer_rings_20_times_a_second_while_one_handler_is_busy(work, connect, monkeypatch):
+    """What is due about the same time is done in one wake: asks of several servers, a look at silent connections."""
+    rings, on_timer = 0, Asker._on_timer
+
+    def count(self: Asker) -> None:
+        nonlocal rings
+        rings += 1
+        on_timer(self)
+
+    monkeypatch.setattr(Asker, "_on_timer", count)
+    with ExitStack() as stack:
+        conns = [connect(stack.enter_context(Beanstalkd()).uri) for _ in range(3)]
+        gate = Event()
+        work(lambda job: gate.wait(), [conn.uri for conn in conns], "t", num_greenlets=3, auto_delete=True)
+        wait_until(lambda: all(conn.stats().current_waiting for conn in conns))
+        conns[0].put("t", b"")
+        wait_until(lambda: sum(conn.stats().current_waiting for conn in conns) == 1)
+        gevent.sleep(0.2)  # until they are asked as seldom as ever
+        asked, before = rings, sum(conn.stats().cmd_reserve_with_timeout for conn in conns)
+        gevent.sleep(2)
+        assert rings - asked <= 20 * 2 + 3
+        assert sum(conn.stats().cmd_reserve_with_timeout for conn in conns) - before > 20
+        gate.set()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("multiply", [1, 3])
 def test_idle_consumer_sends_nothing(own_server, work, connect, multiply):
     conn = connect(own_server.uri)
@@ -286,6 +312,18 @@ class Strikes:
             sys.settrace(None)
 
 
+def make_asker(config: Config) -> Asker:
+    crew: Any = SimpleNamespace(running=0)
+    return Asker(config, Hooks(config), crew, WatchList(("t",)), Group(), lambda _: None)
+
+
+def test_consumers_do_not_ask_at_the_same_moments():
+    """Those of other processes on this machine, which has one clock."""
+    config = Config()
+    moments = [make_asker(config)._asking.common_moment(100.0, 0.05) for _ in range(2)]
+    assert moments[0] != moments[1]
+
+
 def test_next_look_has_its_timer_wherever_signals_strike(monkeypatch):
     """Also a second one, while what the first one has struck begins anew."""
     config = Config(error_func=lambda *_: None, info_func=lambda _: None)
@@ -293,8 +331,7 @@ def test_next_look_has_its_timer_wherever_signals_strike(monkeypatch):
 
     def trial(*lines: int) -> int:
         strikes = Strikes(*lines)
-        crew: Any = SimpleNamespace(running=0)
-        asker = Asker(config, Hooks(config), crew, WatchList(("t",)), Group(), lambda _: None)
+        asker = make_asker(config)
         asker._asking.decide = lambda now: Decision([], 60.0)  # type: ignore[method-assign]
         asker._due = True
         asker._look()

@@ -248,6 +248,42 @@ def test_servers_whose_turn_it_is_leave_half_of_the_permits_to_one_that_finds_jo
     assert schedule.decide(10).again <= 1.0  # none of these may be answered
 
 
+def test_many_servers_whose_turn_it_is_are_asked_in_several_turns_of_the_loop():
+    """Which come at once, though none of the first ones may answer."""
+    schedule, sources = asking(100, *map(str, range(40)))
+    for each in sources:
+        each.held = True
+    asked = []
+    for again in (0.0, 0.0, NEVER):
+        decision = schedule.decide(10)
+        assert decision.again == again
+        asked.append(len(decision.actions))
+    assert asked == [16, 16, 8]
+
+
+def test_servers_have_their_turns_at_the_same_moments():
+    """Whenever they were found empty; and none of them later than 50 ms after that."""
+    schedule, sources = asking(3, "a", "b", "c")
+    for each in sources:
+        each.held = True
+    now = 10.0
+    for number in range(10):  # until each is asked as seldom as ever
+        now += 0.06
+        assert len(carry_out(schedule, now)) == 3
+        for each in sources:
+            now += 0.001 * number
+            schedule.answered(each, False, now)
+    again = schedule.decide(now).again
+    assert 0 < again <= 0.05 - 0.001 * number
+    assert len(schedule.decide(now + again + 1e-9).actions) == 3
+
+
+def test_processes_have_their_common_moments_at_different_times():
+    """Else a job that has just missed those of one would have missed those of all."""
+    moments = [Asking(1, began).common_moment(10.02, 0.05) for began in (9.99, 9.98, 5.01)]
+    assert moments == pytest.approx([10.04, 10.03, 10.06])
+
+
 def test_permits_are_never_exceeded():
     schedule, sources = asking(4, "a", "b", "c")
     for step in range(200):
@@ -272,6 +308,19 @@ def test_starved_connection_takes_a_permit_from_anothers_wait_after_30_ms_but_no
     assert carry_out(schedule, 10.02) == []
     assert ("recall", 1, 1) in carry_out(schedule, 10.031)
     assert ("ask", 0, 1) in carry_out(schedule, 10.032)
+
+
+def test_no_wait_is_recalled_for_a_job_that_takes_less_than_30_ms_while_others_stand_in_line():
+    """They had their turn at the same time, and were being asked one after the other."""
+    schedule, sources = asking(2, "a", "b", "c", "d")
+    assert carry_out(schedule, 10) == [("wait", 0, 1), ("ask", 1, 1)]
+    schedule.answered(sources[1], False, 10.02)
+    assert carry_out(schedule, 10.02) == [("ask", 2, 1)]
+    schedule.answered(sources[2], True, 10.04)
+    schedule.running, sources[2].held = 1, True
+    assert carry_out(schedule, 10.04) == []
+    assert carry_out(schedule, 10.049) == []
+    assert carry_out(schedule, 10.075) == [("recall", 0, 1)]
 
 
 def test_deadline_soon_keeps_a_connection_quiet_for_a_quarter_of_a_second():

@@ -32,6 +32,8 @@ class World:
         self.held = dict.fromkeys(self.sources, 0)
         self.found: dict[Source, float] = {}  # when each gave its last job
         self.asks = self.misses = self.recalls = self.decisions = 0
+        self.rings = 0  # of the timer
+        self.most_asked = 0  # so many servers in one turn of the loop
         self._events: list[tuple[float, int, str, Source]] = []
         self._number = count()
         self._rings_at = float("inf")
@@ -49,6 +51,7 @@ class World:
             self.now = when
             if self._rings_at <= when:
                 self._rings_at = float("inf")
+                self.rings += 1
             else:
                 _, _, what, source = heappop(self._events)
                 getattr(self, what)(source)
@@ -102,6 +105,7 @@ class World:
             elif self.jobs[source] or self.is_hot[source]:
                 self.jobs[source] = max(self.jobs[source], 1)
                 self._later(TRIP, "answer_wait", source)
+        self.most_asked = max(self.most_asked, sum(action.what == "ask" for action in decision.actions))
         self._rings_at = min(self._rings_at, self.now + decision.again)
         self.decisions += 1
         if self.decisions % 100 == 0:
@@ -218,18 +222,58 @@ def test_jobs_that_take_their_time_cost_few_dials(servers, handlers, dials):
     assert 0 < world.recalls <= dials * 60
 
 
-def test_server_that_had_a_job_last_gets_the_next_wait():
-    """A wait whose slice is over goes to it: no dial is needed for that."""
-    world = World(10, 4, "empty")
+@pytest.mark.parametrize("moment", [0.014 * number for number in range(25)])
+@pytest.mark.parametrize("servers", [10, 100])
+def test_server_that_had_a_job_last_gets_the_next_wait(servers, moment):
+    """A wait whose slice is over goes to it, behind the asks that are under way: no dial is needed for that."""
+    world = World(servers, 4, "empty", work=0.001)
     world.run(1)
     waiting = [each for each in world.sources if each.waiting]
-    asked = next(each for each in world.sources if not each.waiting)
     assert len(waiting) == 3
-    world.put(asked)
-    world.run(1)
-    assert not asked.waiting
+    polled = [each for each in world.sources if not each.waiting]
+    had_one, had_one_last = polled[-3], polled[3]
+    for each in (had_one, had_one_last):
+        world.put(each)
+        world.run(1)
+    world.run(moment)
+    assert not had_one_last.waiting
     world.schedule.slice_over(waiting[0], world.now)
     world._decide()
-    assert asked.waiting
+    world.run((servers - 3) * TRIP)
+    assert had_one_last.waiting
     assert not waiting[0].waiting
     assert world.recalls == 0
+
+
+@pytest.mark.parametrize(("servers", "handlers"), [(1, 2), (10, 10), (10, 5), (100, 64), (300, 20)])
+def test_process_wakes_20_times_a_second_to_ask_however_many_servers(servers, handlers):
+    """While one handler is busy. Each server has had its last job at another moment."""
+    world = World(servers, handlers, "empty", work=0.001)
+    world.run(1)
+    for each in world.sources:
+        world.put(each)
+        world.run(0.007)
+    world.run(2)
+    world.work = 60.0
+    world.put(world.sources[0])
+    world._decide()
+    world.run(5)
+    assert world.schedule.running == 1
+    before = world.rings
+    world.run(5)
+    assert world.rings - before <= 20 * 5 + 1
+
+
+def test_hundreds_of_servers_are_not_asked_in_one_turn_of_the_loop():
+    """Each has had a job at the same time, whose handler works on; there are handlers for many more."""
+    world = World(300, 1000, "empty", work=60.0)
+    world.run(1)
+    for each in world.sources:
+        world.put(each)
+    world.run(3)
+    assert not any(each.waiting for each in world.sources)
+    world.most_asked = 0
+    before = world.asks
+    world.run(10)
+    assert world.most_asked == 16
+    assert 0.7 * RATE <= (world.asks - before) / 10 <= 1.05 * RATE
