@@ -105,7 +105,7 @@ class World:
             elif self.jobs[source] or self.is_hot[source]:
                 self.jobs[source] = max(self.jobs[source], 1)
                 self._later(TRIP, "answer_wait", source)
-        self.most_asked = max(self.most_asked, sum(action.what == "ask" for action in decision.actions))
+        self.most_asked = max(self.most_asked, sum(what == "ask" for what, _, _ in decision.actions))
         self._rings_at = min(self._rings_at, self.now + decision.again)
         self.decisions += 1
         if self.decisions % 100 == 0:
