@@ -25,7 +25,7 @@ from gstalk.connection.pipeline import Pipeline
 from gstalk.connection.recall import Recall
 from gstalk.connection.reserved import ReservedJobs, settles
 from gstalk.connection.transport import Transport
-from gstalk.errors import ConnectionClosedError, DisconnectedError
+from gstalk.errors import ConnectionClosedError, DisconnectedError, InternalError
 from gstalk.protocol import commands
 from gstalk.protocol.commands import Command
 from gstalk.protocol.request import Request, Then
@@ -43,7 +43,7 @@ class Channel:
         reserved: The jobs that this connection has reserved.
         outcomes: What tells of the ends of commands; `None`: nobody listens.
         used: The tube that the last command appended will find in use; `None`: unknown.
-        watched: The tubes watched, as the server confirmed them.
+        watched: The tubes watched, as the server confirmed them, or may have done without saying so.
         section: The hub's critical section; greenlets change what belongs to a connection inside of it alone.
         on_failure: Called once, when the connection is over; must not switch.
         on_closing: Called when it begins to close and what settles jobs is still waited for; must not switch.
@@ -185,12 +185,13 @@ class Channel:
         return int(self.call(commands.IGNORE, commands.by_tube(commands.IGNORE, tube), None, self.watching, tube))
 
     def watching(self, request: Request) -> None:
-        """A watch or an ignore was answered: remember what is watched, for the next dial."""
-        if request.error is None:
-            if request.command is commands.IGNORE and request.subject in self.watched:
-                self.watched.remove(request.subject)
-            elif request.command is commands.WATCH and request.subject not in self.watched:
-                self.watched.append(request.subject)
+        """A watch or an ignore was answered: remember what is watched, or may be, for jobs and for the next dial."""
+        tube, error = request.subject, request.error
+        may_be_watched = error is None or isinstance(error, InternalError)  # with that one the server may have acted
+        if request.command is commands.IGNORE and error is None and tube in self.watched:
+            self.watched.remove(tube)
+        elif request.command is commands.WATCH and may_be_watched and tube not in self.watched:
+            self.watched.append(tube)
 
     # -- life --------------------------------------------------------------------------------------------------
 

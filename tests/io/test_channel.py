@@ -291,6 +291,16 @@ def test_tubes_watched_are_those_that_the_server_has_confirmed(line):
     assert connection.watched == ["a", "b"]
 
 
+def test_tube_whose_watch_may_have_been_carried_out_counts_as_watched(line):
+    """A job may be of it, so that of no job the tube is known without asking."""
+    talk = line({"watch": b"INTERNAL_ERROR\r\n"})
+    connection = talk.connection
+    with pytest.raises(gstalk.InternalError):
+        connection.watch("a")
+    assert connection.watched == ["default", "a"]
+    assert connection.hold(7, b"x").tube is None
+
+
 # -- recall ------------------------------------------------------------------------------------------------------------
 
 
