@@ -303,7 +303,7 @@ class _Run:
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
     def receive(self) -> None:
-        self.pool.want(1)  # an idle Consumer keeps the process alive
+        self.pool.want(self, True)  # an idle Consumer keeps the process alive
         try:
             self._on_request()
             self._guarded(self._until_stopped)
@@ -314,7 +314,7 @@ class _Run:
         except _ForkedError:
             self._until_forker_ended()
         finally:
-            self.pool.want(-1)
+            self.pool.want(self, False)
             self._ctrl_c.wake = None
             self._async.close()
             self._asker.stop_timer()

@@ -112,8 +112,9 @@ class Producer:
 
         Args:
             tube, body, params, priority, delay, ttr: As in `Conn.put`.
-            timeout: Seconds for the whole call, waiting for a connection included. Left out: `Config.put_timeout`;
-                `None`: no limit; 0: a connection that is usable now, and no second try.
+            timeout: Seconds for the whole call, waiting for a connection included; looked at 20 times a second, so it
+                may end 50 ms late. Left out: `Config.put_timeout`; `None`: no limit; 0: a connection that is usable
+                now, and no second try.
 
         Returns:
             The job's id, on the server that took it.
@@ -166,7 +167,8 @@ class Producer:
                         return job_id
                     outcome = go_on(Put(queue, tube, data, deadline, limit == 0, now), request)
                 finally:
-                    queue.done(request, 1)
+                    queue.puts -= 1
+                    queue.done(request)
             if isinstance(outcome, int):
                 return outcome
             raise outcome
@@ -190,7 +192,8 @@ class Producer:
 
         While no server takes jobs, the bodies are taken one after the other, and each waits its whole `timeout` for a
         server. With the default of 15 seconds, a hundred bodies then fail after 25 minutes. Where that is too long, ask
-        first (`wait_connected(5)`), give a short `timeout`, or bound the whole call with a `gevent.Timeout`.
+        first (`wait_connected(5)`), give a short `timeout`, or bound the whole call with a `gevent.Timeout`. Beside
+        other greenlets that wait for a connection, each body takes its turn as one of them.
 
         Args:
             tube, bodies, params, priority, delay, ttr: As in `Conn.put_many`.

@@ -114,7 +114,7 @@ def is_ipv6(host: str) -> bool:
     Read here, and not by `ipaddress`: to import that took a tenth of the time of gstalk's own import.
     """
     address, percent, zone = host.partition("%")
-    if percent and (not zone or "%" in zone):
+    if percent and not re.fullmatch("[^%/]+", zone):
         return False
     front, _, last = address.rpartition(":")
     if "." in last:  # the last four bytes may be written as those of IPv4 are

@@ -159,8 +159,9 @@ class Channel:
         line = commands.by_tube(commands.USE, tube)
         use = self.pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
         use.end = len(line)
-        self.used = tube
+        self.used = None  # first: where a signal strikes, the next command says `use` again
         self.pipe.append(line + data, request, (use,))
+        self.used = tube
 
     def _use_answered(self, use: Request) -> None:
         if used_tube.has_changed(self.pipe, use):
@@ -174,8 +175,9 @@ class Channel:
         with self.section:
             pipe = self.pipe
             request = pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
-            self.used = tube
+            self.used = None
             pipe.append(data, request)
+            self.used = tube
         pipe.wait(request)
 
     def watch(self, tube: str) -> int:

@@ -76,6 +76,7 @@ class Ending(Waking):
         try:
             self._finish(sent)
         except BaseException:  # a signal's: again, from where it struck, or somebody would wait for ever
+            self.hub.loop.run_callback(self._finish, sent)  # and once more, for a RecursionError strikes again at once
             self._finish(sent)
             raise
 

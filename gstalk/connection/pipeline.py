@@ -358,7 +358,7 @@ class Pipeline(Ending):
 
     @fail_stop
     def look(self) -> None:
-        """In a greenlet, inside the section: take in what has come while the loop had no turn. It may be the end."""
+        """Inside the section, or in the hub: take in what has come while the loop had no turn. It may be the end."""
         try:
             while self.attached and (data := self._transport.read()) is not None:  # type: ignore[union-attr]
                 self._take(data)

@@ -27,7 +27,7 @@ from gstalk.pool.schedule import Backoff, Health
 from gstalk.traces import bare
 from gstalk.uri import Address
 
-__all__ = ["Pool", "Server", "Wanted"]
+__all__ = ["Pool", "Server"]
 
 REPLACEMENT = 0.1  # seconds until a keeper that a signal has ended is replaced
 
@@ -91,7 +91,7 @@ class Pool:
         self._up = weakref.WeakMethod(up)
         self._down = weakref.WeakMethod(down)
         self._outages = set() if outages is None else outages
-        self._wanted = 0
+        self._wanting: set[object] = set()
         self._timers: set[Any] = set()
         self._changed = Event()
         self._troubles: dict[str, BaseException] | None = None  # once asked for, until the next change
@@ -114,9 +114,13 @@ class Pool:
 
     def wait_change(self, timeout: float | None) -> bool:
         """Wait until `is_connected` may be another; `False` if that took longer than so many seconds."""
-        with Wanted(self):
+        waiting = object()
+        self.want(waiting, True)
+        try:
             self._changed.clear()
             return self._changed.wait(timeout)
+        finally:
+            self.want(waiting, False)
 
     def changed(self) -> None:
         """Have those who wait for a change look again: a server is, or isn't, usable any more; or the end has come."""
@@ -129,11 +133,14 @@ class Pool:
             self._troubles = {server.uri: server.trouble for server in self.servers if not server.is_usable}
         return self._troubles
 
-    def want(self, change: int) -> None:
-        """Somebody waits for a connection (1), or no longer (-1): pauses keep the process alive meanwhile."""
-        was_wanted = self._wanted > 0
-        self._wanted += change
-        if was_wanted != (self._wanted > 0):  # the first one or the last: the others find it done
+    def want(self, who: object, wants: bool) -> None:
+        """Somebody waits for a connection, or no longer: pauses keep the process alive meanwhile. May be said twice."""
+        was_wanted = bool(self._wanting)
+        if wants:
+            self._wanting.add(who)
+        else:
+            self._wanting.discard(who)
+        if was_wanted != bool(self._wanting):  # the first one or the last: the others find it done
             for timer in self._timers:
                 timer.ref = not was_wanted
 
@@ -262,7 +269,7 @@ class Pool:
             self._hooks.error(error, message, uri=server.uri, outcome="disconnected")
 
     def _pause(self, seconds: float) -> None:
-        timer = self.hub.loop.timer(seconds, ref=self._wanted > 0)
+        timer = self.hub.loop.timer(seconds, ref=bool(self._wanting))
         self._timers.add(timer)
         try:
             self.hub.wait(timer)
@@ -275,16 +282,3 @@ def _loss(server: Server, connection: Connection) -> DisconnectedError:
     assert connection.pipe.failure is not None
     kind, why, _ = connection.pipe.failure
     return kind(f"lost connection to {server.uri}: {why}")
-
-
-class Wanted:
-    """While somebody waits for a connection."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def __enter__(self) -> None:
-        self._pool.want(1)
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.want(-1)

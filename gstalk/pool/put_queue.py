@@ -49,7 +49,7 @@ FULL = 512  # puts in flight on one connection: all may be answered in one read,
 MOST_TOGETHER = 32  # puts that follow each other on one connection before the next one has its turn
 TOGETHER = 0.001  # seconds after which it has it all the same
 TICK = 0.05  # seconds between two looks at the time of puts
-AT_A_TIME = 64  # how many of those in line look again before others have their turn
+AT_A_TIME = 64  # how many of those in line are sent, or look again, before others have their turn
 SILENT = 0.001  # seconds without a reply after which a connection is looked at before the only put is sent there
 BREATH = 0.01  # seconds that puts may end without a wait before others have their turn
 NEVER = float("inf")
@@ -206,9 +206,9 @@ class PutQueue(InHub):
         while queue.qsize():
             member = queue.get_nowait()
             pipe = member.pipe
-            # The only put under way in this hub: its loop may not have turned since the last one, and what the server
-            # said meanwhile, perhaps the connection's end, is still to be read.
-            if self.puts == 1 and now - pipe.read_at > SILENT:
+            # The only call under way in this hub, with nothing in flight: its loop may not have turned since the last
+            # one, and what the server said meanwhile, perhaps the connection's end, is still to be read.
+            if self.puts == 1 and not pipe.requests and now - pipe.read_at > SILENT:
                 pipe.look()
             if pipe.clear and member.health.is_usable:
                 # With one more than so many it would have to leave the queue, and is not to be followed any more.
@@ -233,12 +233,8 @@ class PutQueue(InHub):
             self.give_back(member)
         return None
 
-    def done(self, put: Try, puts: int = 0) -> None:
-        """A put's wait is over: it has ended well or not, has left the line, or was interrupted.
-
-        Args:
-            puts: So many are no longer under way with that.
-        """
+    def done(self, put: Try) -> None:
+        """A put's wait is over: it has ended well or not, has left the line, or was interrupted."""
         member = put.member
         if member is None:
             self._line.pop(put, None)
@@ -250,12 +246,11 @@ class PutQueue(InHub):
                 self.section.owner = getcurrent()
                 self._enqueue(member)
                 self.section.owner = inside
-        self.puts -= puts
         if self.idle is not None and self.puts <= 0:
             self.idle.set()
 
     def give_back(self, member: Member) -> None:
-        """Nothing is in flight there any more of what it was taken for; inside of the section, or in the hub."""
+        """Nothing is in flight there any more of what it was taken for. Never switches."""
         member.in_flight -= 1
         if not member.in_queue:
             self._enqueue(member)
@@ -293,8 +288,8 @@ class PutQueue(InHub):
     def _line_changed(self) -> None:
         """Pauses between dials keep the process alive while somebody stands in line."""
         if self._wanted is not bool(self._line):
+            self.pool.want("those in line", not self._wanted)
             self._wanted = not self._wanted
-            self.pool.want(1 if self._wanted else -1)
 
     def _serve_soon(self) -> None:
         if not self._serving:
@@ -321,7 +316,8 @@ class PutQueue(InHub):
         """Send the first in line, or have it look again; tell whether there was a reason to."""
         if put.member is not None:  # a signal has struck when it had been sent and was about to leave the line
             return True
-        if put.deadline <= now or self.is_hopeless or (not put.data and self._queue.qsize()):
+        # Nobody waits where a signal has struck here before, or in `done`, or a handler sleeps before the wait begins.
+        if put.waiter is None or put.deadline <= now or self.is_hopeless or (not put.data and self._queue.qsize()):
             put.succeed()
             wake(self.section, put)
             return True

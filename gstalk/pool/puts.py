@@ -263,7 +263,7 @@ def go_on(put: Put, request: Try) -> int | GstalkError:
     return run(put)
 
 
-class Body(Try):
+class BodyTry(Try):
     """The first try of one body of many.
 
     Attributes:
@@ -284,7 +284,7 @@ class Batch:
     that failed is tried again in a greenlet of its own, which ends with it, or with the call.
 
     Attributes:
-        results: An id or an exception for each body; while it is under way, the `Body`.
+        results: An id or an exception for each body; while it is under way, the `BodyTry`.
         under_way: How many of them are.
         failures: How many have failed.
     """
@@ -300,8 +300,8 @@ class Batch:
         self._me = getcurrent()
         self._wanted = -1  # what is waited for: that no more than so many are under way
         self._changed = Event()
-        self._trying: dict[Body, Greenlet[..., Any]] = {}
-        self._untold: deque[Body] | None = deque() if queue.hooks.listens else None
+        self._trying: dict[BodyTry, Greenlet[..., Any]] = {}
+        self._untold: deque[BodyTry] | None = deque() if queue.hooks.listens else None
         self._context = copy_context() if queue.hooks.listens else None
 
     def refuse(self, error: BaseException) -> None:
@@ -318,7 +318,7 @@ class Batch:
     def add(self, data: bytes, now: float, deadline: float) -> None:
         """Send a body; waits for a connection."""
         queue, results = self.queue, self.results
-        body = Body(deadline, self._answered)
+        body = BodyTry(deadline, self._answered)
         body.number, body.data, body.began, body.put = len(results), data, now, None
         if self._untold is not None:
             self._tell()
@@ -335,7 +335,7 @@ class Batch:
                 return
             queue.send(body, self._tube, data, self._me, now, found)
 
-    def _put(self, body: Body) -> Put:
+    def _put(self, body: BodyTry) -> Put:
         if body.put is None:
             body.put = Put(self.queue, self._tube, body.data, body.deadline, self._once, body.began)
         return body.put
@@ -354,9 +354,10 @@ class Batch:
             self.under_way = 0
             self.queue.leave()
             for body in self.results:
-                if body.__class__ is Body and body.member is not None:
+                if body.__class__ is BodyTry and body.member is not None:
                     member, body.member = body.member, None
                     self.queue.give_back(member)
+            self.results, self._untold = [], None  # bodies refer to this: else a cycle would keep them
 
     def _wait(self, most: int) -> None:
         self._wanted = most
@@ -369,7 +370,7 @@ class Batch:
                         self._tried(body, greenlet)
         self._wanted = -1
 
-    def _answered(self, body: Body) -> None:
+    def _answered(self, body: BodyTry) -> None:
         """In the hub: the answer is here; or, a second time, after its time was over, or the call."""
         member = body.member
         if member is None:
@@ -382,7 +383,7 @@ class Batch:
         body.member = None
         self.queue.give_back(member)
 
-    def _failed(self, body: Body, member: Member, error: GstalkError) -> None:
+    def _failed(self, body: BodyTry, member: Member, error: GstalkError) -> None:
         """In the hub: a try has failed, and the iterable may be waiting, so that nobody else can try again."""
         greenlet = self._trying.get(body)
         if greenlet is None:  # else a signal has struck here before
@@ -408,13 +409,13 @@ class Batch:
             return put.interrupted()
         return run(put)
 
-    def _tried(self, body: Body, greenlet: Greenlet[..., Any]) -> None:
+    def _tried(self, body: BodyTry, greenlet: Greenlet[..., Any]) -> None:
         outcome = greenlet.value
         if not self.is_over:
             self._settle(body, outcome if isinstance(outcome, (int, GstalkError)) else self._put(body).interrupted())
         self._trying.pop(body, None)
 
-    def _settle(self, body: Body, outcome: int | GstalkError) -> None:
+    def _settle(self, body: BodyTry, outcome: int | GstalkError) -> None:
         """Write a body's result. May be called in the hub; a second time it does nothing."""
         results = self.results
         if results[body.number] is not body:

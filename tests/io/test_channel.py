@@ -239,6 +239,22 @@ def test_use_by_itself_sets_the_tube_or_leaves_it_unknown(line):
     assert talk.settle() == [b"use a", b"use b", b"use a", b"peek-ready"]
 
 
+@pytest.mark.parametrize("command", ["use", "peek-ready"])
+def test_tube_in_use_is_unknown_where_a_signal_strikes_as_it_is_told(line, monkeypatch, command):
+    """Else the next command would go without a `use`, to a tube that the server doesn't know of."""
+    talk = line({"peek-ready": b"NOT_FOUND\r\n"})
+
+    def struck(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline.Pipeline, "append", struck)
+        talk.connection.use("a") if command == "use" else peek(talk, "a")
+    assert talk.connection.used is None
+    talk.connection.pipe.wait(peek(talk, "a"))
+    assert talk.settle() == [b"use a", b"peek-ready"]
+
+
 def test_two_commands_that_belong_together_go_out_in_one_write(line):
     talk = line()
     first, second = Request(commands.DELETE, talk.connection.uri, 7), Request(commands.TOUCH, talk.connection.uri, 8)

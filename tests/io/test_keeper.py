@@ -76,8 +76,8 @@ def test_want_of_many_touches_the_timers_once():
         pool = producer._queue.pool
         timer = Timer()
         pool._timers.add(timer)
-        for change in (1, 1, 1, -1, 1, -1, -1, -1):
-            pool.want(change)
+        for who, wants in ((1, True), (2, True), (2, True), (1, False), (3, True), (3, False), (3, False), (2, False)):
+            pool.want(who, wants)
         pool._timers.discard(timer)
         assert Timer.changes == 2
 

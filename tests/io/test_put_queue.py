@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -431,9 +432,10 @@ def take(queue: PutQueue) -> Any:
 
 
 def places(queue: PutQueue, *deadlines: float, data: bytes = b"") -> list[Try]:
-    """Have so many stand in line, though nobody waits there."""
+    """Have so many stand in line, for somebody who does nothing when he is wakened."""
     made = [Try(deadline) for deadline in deadlines]
     for put in made:
+        put.waiter = SimpleNamespace(switch=lambda: None)
         queue.stand(put, "default", data)
         assert not put.is_settled
     return made
@@ -600,16 +602,45 @@ def test_puts_in_line_wait_while_a_signal_handler_sleeps_in_the_middle_of_one_th
 
 
 def test_pauses_between_dials_keep_the_process_alive_while_somebody_stands_in_line(start):
-    queue, seen = start(), list[int]()
-    queue.pool.want = seen.append
+    queue, seen = start(), list[bool]()
+    queue.pool.want = lambda who, wants: seen.append(wants)
     first, second = places(queue, NEVER, NEVER)
     queue.done(first)
-    assert seen == [1]
+    assert seen == [True]
     queue.done(second)
-    assert seen == [1, -1]
+    assert seen == [True, False]
     places(queue, NEVER)
     queue._serve()
-    assert seen == [1, -1, 1, -1]
+    assert seen == [True, False, True, False]
+
+
+def test_signal_that_strikes_as_the_pool_is_told_of_the_line_has_it_told_again(start, monkeypatch):
+    queue = start()
+
+    def strike(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.pool, "want", strike)
+        with pytest.raises(KeyboardInterrupt):
+            places(queue, NEVER)
+    assert not queue.pool._wanting
+    (last,) = places(queue, NEVER)
+    assert queue.pool._wanting
+    for put in list(queue._line):
+        queue.done(put)
+    assert not queue.pool._wanting, last
+
+
+def test_put_that_nobody_waits_for_any_more_is_not_sent(start):
+    """Its greenlet was interrupted, and a signal struck as it left the line; or it has been answered, and goes on."""
+    queue = start({"put": b""})
+    (member,) = queue._members.values()
+    (put,) = places(queue, NEVER, data=PUT)
+    put.waiter = None
+    queue._serve()
+    assert (put.is_settled, put.result, put.member) == (True, None, None)  # it would look again
+    assert (len(queue._line), list(member.pipe.requests), member.in_flight) == (0, [], 0)
 
 
 @pytest.mark.usefixtures("alone")

@@ -589,3 +589,34 @@ def test_conn_put_many_callers_own_exception_passes_though_the_connection_ends_a
     conn._connection.pipe.fail(gstalk.ConnectionLostError, "cut")
     putting.join()
     assert raised == [own]
+
+
+@pytest.mark.parametrize("is_up", [False, True])
+@pytest.mark.parametrize("end", [gevent.GreenletExit, gevent.Timeout])
+def test_put_many_that_is_interrupted_leaves_nothing_to_the_collector(play, is_up, end):
+    """Its bodies are in flight, or wait for a server."""
+    uri = play({"put": b""}).uri if is_up else "127.0.0.1:1"
+
+    def put() -> None:
+        with suppress(end):
+            producer.put_many("default", [b"x" * 1000] * 3, timeout=None)
+
+    def interrupted(count: int) -> None:
+        for _ in range(count):
+            putting = gevent.spawn(put)
+            gevent.sleep(0)
+            gevent.sleep(0)
+            putting.kill(end)
+
+    with gstalk.Producer(uri, info_func=lambda message: None) as producer:
+        assert producer.wait_connected(5 if is_up else 0) == is_up
+        interrupted(5)
+        gc.collect()
+        gc.disable()
+        try:
+            interrupted(50)
+            left = gc.collect()
+        finally:
+            gc.enable()
+        producer.stop(0)
+    assert left < 100  # it was 40 and more for each

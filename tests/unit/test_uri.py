@@ -160,6 +160,7 @@ NEARLY = st.builds(  # an address with a piece too many
 @example("1:2:3:4:5:6:7:8::")
 @example("1:2:3:4:5:6:1.2.3.4")
 @example("::1.2.3.4%e0")
+@example("::1%e0/1")
 @example(":::")
 @example("::\n")
 def test_ipv6_address_is_what_python_takes_for_one(host):
