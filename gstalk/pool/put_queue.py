@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import gevent
@@ -48,6 +49,7 @@ __all__ = ["FULL", "MOST_TOGETHER", "NEVER", "TICK", "TOGETHER", "Member", "PutQ
 FULL = 512  # puts in flight on one connection: all may be answered in one read, and are wakened in one go then
 MOST_TOGETHER = 32  # puts that follow each other on one connection before the next one has its turn
 TOGETHER = 0.001  # seconds after which it has it all the same
+FEW = 32  # puts in flight on a connection; with more of them the next answer comes soon, and finds that it has room
 TICK = 0.05  # seconds between two looks at the time of puts
 AT_A_TIME = 64  # how many of those in line are sent, or look again, before others have their turn
 SILENT = 0.001  # seconds without a reply after which a connection is looked at before the only put is sent there
@@ -122,8 +124,7 @@ class PutQueue(InHub):
     def __init__(self, addresses: Iterable[Address], config: Config, hooks: Hooks, outages: set[str]) -> None:
         self.hub = threads.enter()
         self.section = section_of(self.hub)
-        self.config = config
-        self.hooks = hooks
+        self.config, self.hooks = config, hooks
         self.puts = 0
         self.is_ending = False
         self.is_ready = True
@@ -140,6 +141,7 @@ class PutQueue(InHub):
         self._wanted = False  # the pool knows that somebody stands in line
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
+        self._looking = False  # connections are about to be looked at, whether they have room for more bytes
         self._resting: dict[str, Any] = {}  # the servers that are left alone, and what ends that
         self._last_refusal: TakesNoJobs | None = None  # the last one
         self._held_since: float | None = None  # since when puts have ended without a wait
@@ -256,11 +258,19 @@ class PutQueue(InHub):
             self._enqueue(member)
 
     def _enqueue(self, member: Member) -> None:
-        if not member.in_queue and member.in_flight < FULL and member.pipe.clear and member.health.is_usable:
+        may_join = not member.in_queue and member.in_flight < FULL and member.health.is_usable
+        if may_join and member.pipe.clear:
             member.in_queue = True
             self._queue.put_nowait(member)
-            if self._line:
-                self._serve_soon()
+            self._serve_soon()
+        elif may_join and self._line and member.in_flight < FEW and not self._looking:
+            self._looking = True
+            self.soon(self._look_for_room)  # there may be room for more bytes when the read is over
+
+    def _look_for_room(self) -> None:
+        self._looking = False
+        for member in [each for each in self._members.values() if each.pipe.clear]:
+            self._enqueue(member)
 
     def _enqueue_all(self, server: Server) -> None:
         for member in self._members_of.get(server, {}).values():
@@ -292,7 +302,7 @@ class PutQueue(InHub):
             self._wanted = not self._wanted
 
     def _serve_soon(self) -> None:
-        if not self._serving:
+        if self._line and not self._serving:
             self._serving = True
             self.soon(self._serve)
 
@@ -342,12 +352,9 @@ class PutQueue(InHub):
         """Have others run now and then, where puts end without a wait. Who is interrupted here has ended his put."""
         if self._held_since is None:
             self._held_since = monotonic()
-            self.soon(self._breathed)
+            self.soon(partial(setattr, self, "_held_since", None))
         elif monotonic() - self._held_since > BREATH:
             gevent.sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
-
-    def _breathed(self) -> None:
-        self._held_since = None
 
     # -- puts under way ----------------------------------------------------------------------------------------
 
@@ -394,7 +401,7 @@ class PutQueue(InHub):
         if self._earliest <= now:
             self._end_late_in_line(now)
         if self._line:
-            self._serving = False
+            self._serving = self._looking = False
             self._serve_soon()
         elif self.puts <= 0:
             self._stop_ticker()

@@ -21,6 +21,7 @@ from gstalk.connection.pipeline import Pipeline
 from gstalk.pool import put_queue
 from gstalk.pool.put_queue import FULL, MOST_TOGETHER, NEVER, TOGETHER, PutQueue, Try
 from gstalk.pool.puts import Put
+from gstalk.testing import Beanstalkd
 from tests.servers import Played, wait_until
 from tests.speed import slowness
 
@@ -827,3 +828,13 @@ def test_look_at_all_connections_is_none_where_a_read_may_be_under_way(start, mo
     with queue.section:
         queue.look()
     assert looked == []
+
+
+def test_large_bodies_of_put_many_wait_for_the_connections_room_and_not_for_the_next_tick(monkeypatch):
+    """A megabyte waits to be sent at most; whether there is room is seen behind the read that brought an answer."""
+    monkeypatch.setattr(put_queue, "TICK", 5)
+    with Beanstalkd("-z", "2000000") as server, gstalk.Producer(server.uri) as producer:
+        assert producer.wait_connected(5)
+        began = time.monotonic()
+        assert len(producer.put_many("large", [b"x" * 1_100_000] * 5)) == 5
+        assert time.monotonic() - began < 5

@@ -249,8 +249,8 @@ MUTANTS = [
     Mutant(
         "puts in line are not served when a connection comes",
         "pool/put_queue.py",
-        "            if self._line:\n                self._serve_soon()\n\n    def _enqueue_all",
-        "            if False:\n                self._serve_soon()\n\n    def _enqueue_all",
+        "            self._queue.put_nowait(member)\n            self._serve_soon()",
+        "            self._queue.put_nowait(member)",
     ),
     Mutant(
         "a put in line is wakened before it is answered",
