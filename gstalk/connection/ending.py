@@ -76,8 +76,10 @@ class Ending(Waking):
         try:
             self._finish(sent)
         except BaseException:  # a signal's: again, from where it struck, or somebody would wait for ever
-            self.hub.loop.run_callback(self._finish, sent)  # and once more, for a RecursionError strikes again at once
-            self._finish(sent)
+            try:
+                self._finish(sent)
+            except BaseException:  # the end of the stack strikes each time: the hub has room
+                self.hub.loop.run_callback(self._finish, sent)
             raise
 
     def struck(self, error: BaseException) -> None:
