@@ -55,7 +55,8 @@ class Connection(Channel):
         requests: list[Request] = []
         end = 0
         for _ in range(times):
-            request = ReserveRequest(commands.RESERVE, pipe.uri, then, got, 0)
+            request = ReserveRequest(commands.RESERVE, pipe.uri, None, then)
+            request.got, request.patience = got, 0
             request.end = end = end + len(RESERVE_NOW)
             requests.append(request)
         last = requests.pop()
@@ -70,7 +71,8 @@ class Connection(Channel):
             end_wait: How to end that wait, when another command is to go out.
         """
         pipe = self.pipe
-        request = ReserveRequest(commands.RESERVE, pipe.uri, self._reserved, got, seconds)
+        request = ReserveRequest(commands.RESERVE, pipe.uri, None, self._reserved)
+        request.got, request.patience = got, seconds
         self._end_wait = end_wait
         pipe.append(commands.reserve(seconds), request)
         if pipe.failure is None:

@@ -122,19 +122,7 @@ class ReserveRequest(Request):
     """A reserve. `got` is called when `then` has made a `Job` of the reply; `patience` is how long it waits."""
 
     __slots__ = ("got", "patience")
-
-    def __init__(self, command: Command, uri: str, then: Then, got: Callable[[Request], None], patience: float) -> None:
-        self.result = PENDING  # as in Request, without a call
-        self.error = None
-        self.waiter = None
-        self.command = command
-        self.uri = uri
-        self.key = None
-        self.then = then
-        self.subject = None
-        self.end = 0
-        self.got = got
-        self.patience = patience
+    got: Callable[[Request], None]
 
 
 class TwoStepRequest(Request):

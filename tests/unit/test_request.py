@@ -100,7 +100,8 @@ def test_put_request_is_as_any_other_with_a_deadline_and_a_beginning():
 
 def test_reserve_request_is_as_any_other_with_patience_and_whom_to_tell():
     told: list[Request] = []
-    reserve, plain = ReserveRequest(c.RESERVE, URI, nothing, told.append, 30), Request(c.RESERVE, URI, None, nothing)
+    reserve, plain = ReserveRequest(c.RESERVE, URI, None, nothing), Request(c.RESERVE, URI, None, nothing)
+    reserve.got, reserve.patience = told.append, 30
     assert (reserve.got, reserve.patience) == (told.append, 30)
     for name in (*COMMON, "deadline"):
         assert getattr(reserve, name) == getattr(plain, name), name
@@ -123,7 +124,7 @@ def test_request_has_no_dictionary_of_its_own():
         Outcome(),
         Request(c.PUT, URI),
         puts,
-        ReserveRequest(c.RESERVE, URI, nothing, nothing, 0),
+        ReserveRequest(c.RESERVE, URI),
         TwoStepRequest(c.BURY, URI),
     ):
         assert not hasattr(request, "__dict__"), type(request)
