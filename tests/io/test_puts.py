@@ -463,6 +463,17 @@ def test_put_refused_again_and_again_raises_another_error_each_time(play, produc
     assert errors[0] is not errors[1]
 
 
+def left_to_the_collector(do: Callable[[], object]) -> int:
+    """How many objects only the collector can free after this."""
+    gc.collect()
+    gc.disable()
+    try:
+        do()
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
 def test_put_refused_while_left_alone_leaves_nothing_to_the_collector(play, produce):
     """The error's traceback has our frames, and none of them has the error."""
     producer = produce(play({"put": b"OUT_OF_MEMORY\r\n"}).uri)
@@ -473,13 +484,7 @@ def test_put_refused_while_left_alone_leaves_nothing_to_the_collector(play, prod
                 producer.put("default", b"x" * 1000)
 
     refused(10)
-    gc.collect()
-    gc.disable()
-    try:
-        refused(200)
-        assert gc.collect() < 50
-    finally:
-        gc.enable()
+    assert left_to_the_collector(lambda: refused(200)) < 50
 
 
 @pytest.mark.parametrize("reply", [b"JOB_TOO_BIG\r\n", b"BURIED 7\r\n", b""])
@@ -494,14 +499,7 @@ def test_put_that_fails_leaves_nothing_to_the_collector(play, produce, reply):
         gevent.joinall([gevent.spawn(one) for _ in range(count)])
 
     failed(10)
-    gc.collect()
-    gc.disable()
-    try:
-        failed(100)
-        left = gc.collect()
-    finally:
-        gc.enable()
-    assert left < 150  # what gevent's own greenlets leave when they end
+    assert left_to_the_collector(lambda: failed(100)) < 150  # what gevent's own greenlets leave when they end
 
 
 def test_puts_behind_a_use_that_failed_have_an_error_each(play, connect):
@@ -611,12 +609,6 @@ def test_put_many_that_is_interrupted_leaves_nothing_to_the_collector(play, is_u
     with gstalk.Producer(uri, info_func=lambda message: None) as producer:
         assert producer.wait_connected(5 if is_up else 0) == is_up
         interrupted(5)
-        gc.collect()
-        gc.disable()
-        try:
-            interrupted(50)
-            left = gc.collect()
-        finally:
-            gc.enable()
+        left = left_to_the_collector(lambda: interrupted(50))
         producer.stop(0)
     assert left < 100  # it was 40 and more for each
