@@ -65,7 +65,8 @@ class Record:
         self.deletes: set[Copy] = set()
         self.deleted: set[Copy] = set()
         self.resurrected: list[Copy] = []
-        self.ruined: list[Copy] = []
+        self.ruined: set[Copy] = set()
+        self.ran_in_ruins: set[Copy] = set()  # those of them that a handler got
         self.in_flight: set[bytes] = set()
         self.breaks: Counter[bytes] = Counter()  # how many tries of this put may have been left without an answer
         self.in_trouble = 0  # servers that answer nothing just now
@@ -99,7 +100,10 @@ class Record:
     def ran(self, job: gstalk.Job) -> Copy:
         """A handler got a job."""
         self.figures["runs"] += 1
-        return self.seen(job.uri, job.id, job.body)
+        copy = self.seen(job.uri, job.id, job.body)
+        if not head_of(job.body):
+            self.ran_in_ruins.add(copy)
+        return copy
 
     def delete(self, job: gstalk.Job, copy: Copy) -> None:
         """Delete it, and note what came of that."""
@@ -108,11 +112,11 @@ class Record:
         self.deleted.add(copy)
 
     def seen(self, uri: str, job_id: int, body: bytes) -> Copy:
-        """A server handed a job out."""
+        """A server handed a job out: to a handler, or past the witness to a plain socket."""
         head = head_of(body)
         if not head:  # perhaps the witness knows what it once was
             head = self.witnesses[uri].head(job_id)
-            self.ruined.append((uri, job_id, head))
+            self.ruined.add((uri, job_id, head))
         copy = (uri, job_id, head)
         if copy in self.deleted:
             self.resurrected.append(copy)
@@ -179,12 +183,11 @@ class Record:
         assert self.unsent & {head for _, _, head in inserted} == set()
         if killed:
             # The client had no part in what is lost: the server had said that it had it, and nobody asked for its end.
-            assert {job_id for _, job_id, _ in self.ruined} <= set().union(
-                *(witness.ruined for witness in self.witnesses.values())
-            )
+            ruined = {(uri, job_id) for uri, witness in self.witnesses.items() for job_id in witness.ruined}
+            assert {(uri, job_id) for uri, job_id, _ in self.ran_in_ruins} - ruined == set()
         else:
             assert lost == set()
-            assert self.ruined == []
+            assert self.ruined == set()
         # A second copy only where a try was left without an answer, and none where that isn't tried again.
         assert [head for head in extra if head in self.once] == []
         assert [head for head, more in extra.items() if more > self.breaks[head]] == []

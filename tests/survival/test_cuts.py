@@ -82,9 +82,14 @@ class PlainSockets:
     def _talk(self, sock: Any, file: Any) -> None:
         def say(command: bytes) -> list[bytes]:
             sock.sendall(command)
-            if not (line := file.readline()):
+            if not (line := file.readline()).endswith(b"\r\n"):  # it may end in the middle of a number
                 raise ConnectionResetError
             return line.split()
+
+        def read(size: int) -> bytes:
+            if len(body := file.read(size + 2)) < size + 2:
+                raise ConnectionResetError
+            return body[:-2]  # one that the server has ruined needs no line end
 
         say(b"use %b\r\n" % TUBE.encode())
         say(b"watch %b\r\n" % TUBE.encode())
@@ -98,7 +103,7 @@ class PlainSockets:
                 self.record.ended(head, outcome)
             reply = say(b"reserve-with-timeout 0\r\n")
             if reply[0] == b"RESERVED":
-                copy = self.record.seen(self._witness.uri, int(reply[1]), file.read(int(reply[2]) + 2)[:-2])
+                copy = self.record.seen(self._witness.uri, int(reply[1]), read(int(reply[2])))
                 self.record.deletes.add(copy)
                 if say(b"delete %d\r\n" % copy[1]) == [b"DELETED"]:
                     self.record.deleted.add(copy)
