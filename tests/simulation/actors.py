@@ -441,7 +441,8 @@ class Life:
         limit = self.plan.options.get("time_limit")
         if limit is not None and took - blocked > limit + SLACK:
             self.world.violation("time limit", f"a handler of job {job.id} ran for {took:.3f} s, not {limit}")
-        if self.plan.options.get("auto_touch") and job.is_lost and self.is_clean and not self.world.blocked:
+        is_kept = self.plan.options.get("auto_touch") and self.is_clean and not self.world.blocked
+        if is_kept and job.is_lost and not self.world.faults["full"]:
             self.world.violation("touched", f"job {job.id} was lost after {took:.3f} s, in spite of auto_touch")
 
     def _failed(self, job: Job, copy: Copy, is_buried: bool) -> None:

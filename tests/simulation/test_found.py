@@ -775,6 +775,42 @@ SAID_WRONGLY["a touch says that a job is lost, while its release, which is under
     jitter=0.0,
     slicing=0.0,
 )
+SAID_WRONGLY["a server takes no job back, so gstalk ends that connection, and auto_touch can't keep its other jobs"] = (
+    Program(
+        seed=955876,
+        servers=(ServerPlan(), ServerPlan()),
+        processes=(
+            Process(
+                (
+                    Actor(
+                        (
+                            Step("put", ("b", 0, None, 0, None, 3)),
+                            Step("put_many", ("a", 70, 0, 15)),
+                            Step("put_many", ("c", 70, 0, 15)),
+                        ),
+                        conn=1,
+                    ),
+                    Actor((Step("put_many", ("b", 1, 0, 0.5)),)),
+                    Actor((Step("sleep", (0.044096,)),)),
+                ),
+                servers=(0, 1),
+                options=OPTIONS,
+            ),
+            Process(
+                (Actor((Step("receive-on"),), start=0.002123973433220235),),
+                servers=(0,),
+                consumes=("c",),
+                options=CONSUMES | {"num_greenlets": 1, "auto_touch": True},
+                retry=RETRY,
+                handlers=("retry-later", "forget-timeout"),
+            ),
+        ),
+        faults=(Fault(0.004, "full", (0, 2.0)),),
+        latency=0.00002,
+        jitter=0.0,
+        slicing=0.0,
+    )
+)
 
 
 @pytest.mark.parametrize("what", FOUND)
