@@ -31,6 +31,7 @@ class Child:
 
     Attributes:
         pid: The process.
+        is_loaded: Its handler is there.
         is_over: It works no more: it runs what the program has for its end.
 
     Raises:
@@ -57,7 +58,7 @@ class Child:
             let_signals_through()
             its.close()
         self.pid: int = self._process.pid
-        self.is_over = False
+        self.is_loaded = self.is_over = False
         self._has_turned = self._is_heard = self._is_given_up = False
         self._silence = Silence(monotonic(), period)
         self._ended = Event()
@@ -104,6 +105,7 @@ class Child:
 
     def _hear(self, word: bytes) -> None:
         if word in (PATCHED, UNPATCHED):
+            self.is_loaded = True
             self._on_loaded(word == PATCHED)
         elif word == READY:
             self._on_ready()

@@ -154,7 +154,10 @@ class Generation:
         try:
             if self.is_stopping:  # since it was asked for
                 child.send_signal(signal.SIGTERM)
-            return child.wait(), f"process {child.pid}"
+            code = child.wait()
+            if code == 1 and self.is_stopping and not child.is_loaded:
+                code = 0  # it was told to end before it had begun: no handler was cut off
+            return code, f"process {child.pid}"
         finally:
             self.children.discard(child)
 

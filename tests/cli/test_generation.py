@@ -27,6 +27,7 @@ class Process:
         self.pid = pid
         self.loaded = on_loaded
         self.ready = on_ready
+        self.is_loaded = True
         self.signals: list[int] = []
         self._code: AsyncResult[int] = AsyncResult()
 
@@ -204,6 +205,27 @@ def test_code_of_a_process_that_was_told_to_stop_says_whether_it_did(make, capfd
     world.running.join(timeout=5)
     assert (world.generation.codes, len(world.started)) == ([kept], 1)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("code", "kept"), [(1, 0), (-signal.SIGTERM, 0), (-9, 1)])
+def test_process_that_was_told_to_stop_before_it_had_begun_has_failed_only_where_it_had_to_be_killed(make, code, kept):
+    """Who hears a signal before there is a worker ends with 1: "interrupted", as each command does."""
+    world = make()
+    process = world.wait_started(1)
+    process.is_loaded = False
+    world.generation.stop()
+    process.end(code)
+    world.running.join(timeout=5)
+    assert world.generation.codes == [kept]
+
+
+def test_process_that_fails_before_it_has_begun_has_failed_where_nobody_told_it_to_stop(make):
+    world = make(burst=True)
+    process = world.wait_started(1)
+    process.is_loaded = False
+    process.end(1)
+    world.running.join(timeout=5)
+    assert world.generation.codes == [1]
 
 
 def test_fault_of_ours_is_not_kept_back(make):

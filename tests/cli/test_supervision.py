@@ -165,12 +165,13 @@ def test_silence_of_a_process_counts_from_its_first_turn_on():
     told: list[object] = []
     children = [
         Child([sys.executable, "-ISc", program, words], 1, told.append, lambda: told.append("ready"))
-        for words in ("U", "P.R.")
+        for words in ("U", "P.R.", ".")
     ]
     try:
         wait_until(lambda: len(told) == 3)
         assert sorted(map(str, told)) == ["False", "True", "ready"]
-        silences = [[child.silence(10.0**9 + second) for second in range(5)] for child in children]
+        assert [child.is_loaded for child in children] == [True, True, False]
+        silences = [[child.silence(10.0**9 + second) for second in range(5)] for child in children[:2]]
         assert silences == [[0] * 5, [0, 1, 2, 3, 4]]
     finally:
         for child in children:
