@@ -65,7 +65,8 @@ class Chaos:
 
     def _event(self, event: gstalk.Event) -> None:
         if isinstance(event.exception, gstalk.CommandTimeoutError):
-            self.events["stalls noticed"] += event.kind == "disconnect"
+            if event.kind == "disconnect":
+                self.events["stalls noticed"] += 1
             self.record.broke()
 
     def _mishap(self, job: gstalk.Job) -> None:
