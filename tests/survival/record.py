@@ -70,6 +70,7 @@ class Record:
         self.in_flight: set[bytes] = set()
         self.breaks: Counter[bytes] = Counter()  # how many tries of this put may have been left without an answer
         self.in_trouble = 0  # servers that answer nothing just now
+        self.set_aside = 0  # jobs whose handlers wanted them buried
         self.figures: Counter[str] = Counter()
 
     # -- while it runs -----------------------------------------------------------------------------------------
@@ -118,7 +119,8 @@ class Record:
             head = self.witnesses[uri].head(job_id)
             self.ruined.add((uri, job_id, head))
         copy = (uri, job_id, head)
-        if copy in self.deleted:
+        # In ruins it can't be told from a later job under the same id: a killed server may count from 1 again.
+        if copy in self.deleted and head_of(body):
             self.resurrected.append(copy)
         if head:
             self.copies[head].add(copy)
@@ -126,7 +128,7 @@ class Record:
 
     @property
     def backlog(self) -> int:
-        return len(self.acknowledged) - len(self.deleted)
+        return len(self.acknowledged) - len(self.deleted) - self.set_aside
 
     # -- at the end --------------------------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class Chaos:
         elif chance < 0.17:
             raise gstalk.Retry(delay=0)
         elif chance < 0.18:
+            self.record.set_aside += 1
             raise gstalk.Bury
         elif chance < 0.19:
             raise gevent.GreenletExit
