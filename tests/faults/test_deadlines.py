@@ -243,10 +243,10 @@ def test_reply_that_came_while_the_process_was_stopped_counts(play):
 
 
 def test_idle_connection_is_never_late(own_server):
-    with gstalk.dial(own_server.uri, conn_timeout=0.1) as conn:
+    with gstalk.dial(own_server.uri, conn_timeout=0.3) as conn:
         conn.put("default", b"x")
         own_server.pause()
-        gevent.sleep(0.4)
+        gevent.sleep(0.7)
         own_server.resume()
         assert conn.put("default", b"x") == 2
 
