@@ -325,9 +325,9 @@ class Batch:
             body.put = self._put(body)
             self._untold.append(body)
         results.append(body)
-        self.under_way += 1
-        if self.under_way == 1:
-            queue.puts += 1  # while any is under way, all of them together count as one put
+        # While any is under way, all of them together count as one put. In one step: where a signal handler waits between
+        # two, the others may be answered meanwhile, and this one would look like the first.
+        self.under_way, queue.puts = self.under_way + 1, queue.puts + (not self.under_way)
         if not queue.send(body, self._tube, data, self._me, now):
             found = self._put(body).another()
             if not isinstance(found, Member):

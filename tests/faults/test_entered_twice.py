@@ -167,6 +167,7 @@ def test_handler_at_any_line_of_a_call_works_or_is_refused(operation, handler, w
             assert world.jobs[0].is_finished, where
             assert not world.jobs[0].is_lost, where
         assert world.conn.is_connected, where
+        assert world.producer._queue.puts == 0, where
         for job in world.jobs:
             if not job.is_finished:
                 job.delete()
@@ -195,6 +196,33 @@ def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
             job.delete()
         if not struck.where:
             break
+
+
+class InAdd(Handler):
+    """Strikes where a `put_many` sends its next body alone."""
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if (frame.f_code.co_name, frame.f_code.co_filename.rpartition("/gstalk/")[2]) == ("add", "pool/puts.py"):
+            return super().trace(frame, event, _)
+        return self.trace if event == "call" else None
+
+
+def test_put_many_whose_handler_waits_while_bodies_are_answered_leaves_none_under_way(server, conn, tube):
+    """A `stop` would wait for it in vain."""
+
+    def wait() -> None:
+        for _ in range(3):  # the server has answered what was sent before by then
+            conn.put(tube, b"handler")
+
+    with gstalk.Producer(server.uri) as producer:
+        for number in itertools.count(1):
+            struck = InAdd(number, wait)
+            assert len(struck.run(partial(producer.put_many, tube, [b"x"] * 3))) == 3
+            assert producer._queue.puts == 0, struck.where
+            if not struck.where:
+                break
+        assert number > 10
+        producer.stop(0)
 
 
 def test_close_by_a_handler_at_any_line_of_the_hub_ends_everybodys_wait_without_a_fault(
