@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
 from gstalk.connection.critical import section_of
+from gstalk.pool import put_queue
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.test_signal_everywhere import in_hub
 from tests.servers import wait_until
@@ -223,6 +225,38 @@ def test_put_many_whose_handler_waits_while_bodies_are_answered_leaves_none_unde
                 break
         assert number > 10
         producer.stop(0)
+
+
+class InSettle(Handler):
+    """Strikes where a `put_many` writes a body's result itself, and not the hub."""
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if (frame.f_code.co_name, frame.f_code.co_filename.rpartition("/gstalk/")[2]) == ("_settle", "pool/puts.py"):
+            return super().trace(frame, event, _)
+        return self.trace if event == "call" else None
+
+
+def test_put_many_whose_handler_waits_while_the_last_body_is_answered_is_under_way_once(play, monkeypatch):
+    """The first body is in flight, and the second one is refused, since there is no room for it."""
+    monkeypatch.setattr(put_queue, "FULL", 1)
+    for number in itertools.count(1):
+        answer = Event()
+        with gstalk.Producer(play({"put": lambda _, answer=answer: answer.wait() and None}).uri) as producer:
+            assert producer.wait_connected(5)
+
+            def let_answer(answer: Event = answer) -> None:
+                answer.set()
+                gevent.sleep(0.02)
+
+            struck = InSettle(number, let_answer)
+            later = gevent.spawn_later(0.1, answer.set)
+            told = struck.run(partial(producer.put_many, "default", [b"sent", b"refused"], timeout=0))
+            later.kill()
+            assert [type(result) for result in told.results] == [int, gstalk.PutTimeoutError], struck.where
+            assert producer._queue.puts == 0, struck.where
+        if not struck.where:
+            break
+    assert number > 4
 
 
 def test_close_by_a_handler_at_any_line_of_the_hub_ends_everybodys_wait_without_a_fault(
