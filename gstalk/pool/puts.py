@@ -350,13 +350,14 @@ class Batch:
         self.is_over = True
         for greenlet in list(self._trying.values()):
             greenlet.kill(block=False)
-        if self.under_way:
-            self.under_way = 0
+        still, self.under_way = self.under_way, 0  # in one step, as above
+        if still:
             self.queue.leave()
             for body in self.results:
-                if body.__class__ is BodyTry and body.member is not None:
+                if body.__class__ is BodyTry:
                     member, body.member = body.member, None
-                    self.queue.give_back(member)
+                    if member is not None:
+                        self.queue.give_back(member)
             self.results, self._untold = [], None  # bodies refer to this: else a cycle would keep them
 
     def _wait(self, most: int) -> None:

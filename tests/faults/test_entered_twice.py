@@ -200,11 +200,15 @@ def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
             break
 
 
-class InAdd(Handler):
-    """Strikes where a `put_many` sends its next body alone."""
+class InBatch(Handler):
+    """Strikes in one method alone of what a `put_many` has under way, and not in the hub."""
+
+    def __init__(self, method: str, number: int, call: Callable[[], object]) -> None:
+        super().__init__(number, call)
+        self.place = (method, "pool/puts.py")
 
     def trace(self, frame: Any, event: str, _: object) -> Any:
-        if (frame.f_code.co_name, frame.f_code.co_filename.rpartition("/gstalk/")[2]) == ("add", "pool/puts.py"):
+        if (frame.f_code.co_name, frame.f_code.co_filename.rpartition("/gstalk/")[2]) == self.place:
             return super().trace(frame, event, _)
         return self.trace if event == "call" else None
 
@@ -218,22 +222,13 @@ def test_put_many_whose_handler_waits_while_bodies_are_answered_leaves_none_unde
 
     with gstalk.Producer(server.uri) as producer:
         for number in itertools.count(1):
-            struck = InAdd(number, wait)
+            struck = InBatch("add", number, wait)
             assert len(struck.run(partial(producer.put_many, tube, [b"x"] * 3))) == 3
             assert producer._queue.puts == 0, struck.where
             if not struck.where:
                 break
         assert number > 10
         producer.stop(0)
-
-
-class InSettle(Handler):
-    """Strikes where a `put_many` writes a body's result itself, and not the hub."""
-
-    def trace(self, frame: Any, event: str, _: object) -> Any:
-        if (frame.f_code.co_name, frame.f_code.co_filename.rpartition("/gstalk/")[2]) == ("_settle", "pool/puts.py"):
-            return super().trace(frame, event, _)
-        return self.trace if event == "call" else None
 
 
 def test_put_many_whose_handler_waits_while_the_last_body_is_answered_is_under_way_once(play, monkeypatch):
@@ -248,11 +243,35 @@ def test_put_many_whose_handler_waits_while_the_last_body_is_answered_is_under_w
                 answer.set()
                 gevent.sleep(0.02)
 
-            struck = InSettle(number, let_answer)
+            struck = InBatch("_settle", number, let_answer)
             later = gevent.spawn_later(0.1, answer.set)
             told = struck.run(partial(producer.put_many, "default", [b"sent", b"refused"], timeout=0))
             later.kill()
             assert [type(result) for result in told.results] == [int, gstalk.PutTimeoutError], struck.where
+            assert producer._queue.puts == 0, struck.where
+        if not struck.where:
+            break
+    assert number > 4
+
+
+def test_put_many_whose_handler_waits_while_it_is_left_is_under_way_once(play):
+    """It was interrupted, and its body is answered just then."""
+    for number in itertools.count(1):
+        answer = Event()
+        with gstalk.Producer(play({"put": lambda _, answer=answer: answer.wait() and None}).uri) as producer:
+            assert producer.wait_connected(5)
+
+            def let_answer(answer: Event = answer) -> None:
+                answer.set()
+                gevent.sleep(0.02)
+
+            def put(producer: gstalk.Producer = producer) -> None:
+                with gevent.Timeout(0.02, False):  # type: ignore[arg-type]  # the stubs lack False
+                    producer.put_many("default", [b"x"])
+
+            struck = InBatch("leave", number, let_answer)
+            struck.run(put)
+            answer.set()
             assert producer._queue.puts == 0, struck.where
         if not struck.where:
             break
