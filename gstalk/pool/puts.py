@@ -325,9 +325,9 @@ class Batch:
             body.put = self._put(body)
             self._untold.append(body)
         results.append(body)
-        self.under_way += 1
-        if self.under_way == 1:
-            queue.puts += 1  # while any is under way, all of them together count as one put
+        # While any is under way, all of them together count as one put. In one step: if a signal handler waits between
+        # two, the others may be answered meanwhile, and this one would look like the first.
+        self.under_way, queue.puts = self.under_way + 1, queue.puts + (not self.under_way)
         if not queue.send(body, self._tube, data, self._me, now):
             found = self._put(body).another()
             if not isinstance(found, Member):
@@ -350,13 +350,14 @@ class Batch:
         self.is_over = True
         for greenlet in list(self._trying.values()):
             greenlet.kill(block=False)
-        if self.under_way:
-            self.under_way = 0
+        still, self.under_way = self.under_way, 0  # in one step, as above
+        if still:
             self.queue.leave()
             for body in self.results:
-                if body.__class__ is BodyTry and body.member is not None:
+                if body.__class__ is BodyTry:
                     member, body.member = body.member, None
-                    self.queue.give_back(member)
+                    if member is not None:
+                        self.queue.give_back(member)
             self.results, self._untold = [], None  # bodies refer to this: else a cycle would keep them
 
     def _wait(self, most: int) -> None:
@@ -424,9 +425,10 @@ class Batch:
             body.ended_at = monotonic()
         if outcome.__class__ is not int:
             self.failures += 1
-        # In one step: what a signal strikes is called again, and then finds both done, or neither.
-        results[body.number], self.under_way = outcome, self.under_way - 1
-        if not self.under_way:
+        # In one step: what a signal strikes is called again, and then finds all done, or nothing. If its handler waits
+        # behind that, the last one may be answered meanwhile: that one, and not this, ends what is under way.
+        results[body.number], self.under_way, is_last = outcome, self.under_way - 1, self.under_way == 1
+        if is_last:
             self.queue.leave()
         if self.under_way <= self._wanted:
             self._changed.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import random
 import shutil
@@ -17,6 +18,10 @@ from gevent import socket, subprocess
 __all__ = ["Beanstalkd", "free_port"]
 
 _PLACES = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin:/opt/homebrew/bin"
+
+_FIRST_PORT = 10_240
+_SHARES, _SHARE = 112, 200  # so many processes with so many ports each, up to 32639
+_turns = itertools.count(random.SystemRandom().randrange(_SHARE))  # the system's chance: runs often share a seed
 
 
 class Beanstalkd:
@@ -149,9 +154,12 @@ def free_port() -> int:
     """Find a loopback port that stays free while a server is down.
 
     Below the range that systems take outgoing connections' ports from: one of those may else sit on a server's port
-    when the server is to start again. Chosen by the system's chance: test runs side by side often share a seed.
+    when the server is to start again. So may a server of another test run: each process has some ports of its own, by
+    its number, and takes one after the other. It begins anywhere among them: two whose numbers are far apart may share.
     """
-    for port in random.SystemRandom().sample(range(10_240, 32_768), 100):
+    first = _FIRST_PORT + os.getpid() % _SHARES * _SHARE
+    for _ in range(_SHARE):
+        port = first + next(_turns) % _SHARE
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -159,4 +167,4 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise RuntimeError("no free port from 10240 to 32767")
+    raise RuntimeError(f"no free port from {first} to {first + _SHARE - 1}")

@@ -272,6 +272,7 @@ def test_hang_up_has_new_processes_work_before_the_old_ones_stop(start, conn, tu
             gevent.sleep(0.002)
 
     looking = gevent.spawn(look)
+    wait_until(lambda: conn.stats_tube(tube).current_waiting == 2, 30)  # so that each of them gets one
     conn.put_many(tube, [b"x"] * 4)
     worker.wait_noted("old", 4)
     old = pids(worker, "old")

@@ -16,6 +16,7 @@ from gevent import socket
 
 from gstalk.testing import Server
 from tests.conformance.conftest import Both, Wire
+from tests.servers import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -48,6 +49,7 @@ def test_real(beanstalkd):
 
 PATCHING = """
 from gevent import monkey
+import gevent
 import pytest
 
 @pytest.hookimpl(tryfirst=True)
@@ -61,6 +63,7 @@ SIDE_BY_SIDE = """
 import os
 import gevent
 import gstalk
+import gevent
 import pytest
 
 @pytest.mark.parametrize("number", range(8))
@@ -91,10 +94,11 @@ def one(embedded: Both) -> Wire:
     return embedded.wire()
 
 
-def test_advance_carries_out_what_lies_between_in_order(server, one):
+def test_advance_carries_out_what_lies_between_in_order(server, embedded, one):
+    two = embedded.wire()
     one.say(b"put 0 0 10 0\r\n\r\nreserve\r\n", HELD)
     one.send(b"reserve-with-timeout 60\r\nreserve-with-timeout 0\r\n")
-    gevent.sleep(0.05)
+    wait_until(lambda: two.ask(b"stats\r\n")["current-waiting"] == "1")
     server.advance(3600)
     one.expect(b"DEADLINE_SOON\r\nDEADLINE_SOON\r\n")
     assert one.ask(b"stats-job 1\r\n")["timeouts"] == "1"

@@ -251,9 +251,10 @@ def try_dial(uri: str, **options: Any) -> BaseException | None:
 @pytest.mark.parametrize("outcome", DIALS)
 def test_dial_leaves_nothing_to_the_collector(play, outcome):
     played = play({} if DIALS[outcome] is None else {"stats": DIALS[outcome]})
-    try_dial(played.uri, conn_timeout=0.05)
+    limit = 0.05 if outcome == "silent" else 5
+    try_dial(played.uri, conn_timeout=limit)
     with nothing_left(outcome):
-        failed = try_dial(played.uri, conn_timeout=0.05)
+        failed = try_dial(played.uri, conn_timeout=limit)
         assert (failed is None) == (outcome == "connected")
         del failed
 

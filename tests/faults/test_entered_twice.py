@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
 from gstalk.connection.critical import section_of
+from gstalk.pool import put_queue
 from gstalk.testing import Beanstalkd, FaultProxy
 from tests.faults.test_signal_everywhere import in_hub
 from tests.servers import wait_until
@@ -167,6 +169,7 @@ def test_handler_at_any_line_of_a_call_works_or_is_refused(operation, handler, w
             assert world.jobs[0].is_finished, where
             assert not world.jobs[0].is_lost, where
         assert world.conn.is_connected, where
+        assert world.producer._queue.puts == 0, where
         for job in world.jobs:
             if not job.is_finished:
                 job.delete()
@@ -195,6 +198,84 @@ def test_handler_in_the_hub_is_refused(handler, worlds, other, tube, many, rng):
             job.delete()
         if not struck.where:
             break
+
+
+class InBatch(Handler):
+    """Strikes in one method alone of what a `put_many` has under way, and not in the hub."""
+
+    def __init__(self, method: str, number: int, call: Callable[[], object]) -> None:
+        super().__init__(number, call)
+        self.place = (method, "pool/puts.py")
+
+    def trace(self, frame: Any, event: str, _: object) -> Any:
+        if (frame.f_code.co_name, frame.f_code.co_filename.rpartition("/gstalk/")[2]) == self.place:
+            return super().trace(frame, event, _)
+        return self.trace if event == "call" else None
+
+
+def test_put_many_whose_handler_waits_while_bodies_are_answered_leaves_none_under_way(server, conn, tube):
+    """A `stop` would wait for it in vain."""
+
+    def wait() -> None:
+        for _ in range(3):  # the server has answered what was sent before by then
+            conn.put(tube, b"handler")
+
+    with gstalk.Producer(server.uri) as producer:
+        for number in itertools.count(1):
+            struck = InBatch("add", number, wait)
+            assert len(struck.run(partial(producer.put_many, tube, [b"x"] * 3))) == 3
+            assert producer._queue.puts == 0, struck.where
+            if not struck.where:
+                break
+        assert number > 10
+        producer.stop(0)
+
+
+def test_put_many_whose_handler_waits_while_the_last_body_is_answered_is_under_way_once(play, monkeypatch):
+    """The first body is in flight, and the second one is refused, since there is no room for it."""
+    monkeypatch.setattr(put_queue, "FULL", 1)
+    for number in itertools.count(1):
+        answer = Event()
+        with gstalk.Producer(play({"put": lambda _, answer=answer: answer.wait() and None}).uri) as producer:
+            assert producer.wait_connected(5)
+
+            def let_answer(answer: Event = answer) -> None:
+                answer.set()
+                gevent.sleep(0.02)
+
+            struck = InBatch("_settle", number, let_answer)
+            later = gevent.spawn_later(0.1, answer.set)
+            told = struck.run(partial(producer.put_many, "default", [b"sent", b"refused"], timeout=0))
+            later.kill()
+            assert [type(result) for result in told.results] == [int, gstalk.PutTimeoutError], struck.where
+            assert producer._queue.puts == 0, struck.where
+        if not struck.where:
+            break
+    assert number > 4
+
+
+def test_put_many_whose_handler_waits_while_it_is_left_is_under_way_once(play):
+    """It was interrupted, and its body is answered just then."""
+    for number in itertools.count(1):
+        answer = Event()
+        with gstalk.Producer(play({"put": lambda _, answer=answer: answer.wait() and None}).uri) as producer:
+            assert producer.wait_connected(5)
+
+            def let_answer(answer: Event = answer) -> None:
+                answer.set()
+                gevent.sleep(0.02)
+
+            def put(producer: gstalk.Producer = producer) -> None:
+                with gevent.Timeout(0.02, False):  # type: ignore[arg-type]  # the stubs lack False
+                    producer.put_many("default", [b"x"])
+
+            struck = InBatch("leave", number, let_answer)
+            struck.run(put)
+            answer.set()
+            assert producer._queue.puts == 0, struck.where
+        if not struck.where:
+            break
+    assert number > 4
 
 
 def test_close_by_a_handler_at_any_line_of_the_hub_ends_everybodys_wait_without_a_fault(

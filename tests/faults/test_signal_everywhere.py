@@ -257,6 +257,7 @@ def test_ctrl_c_in_the_look_at_progress_leaves_nobody_waiting(play):
     assert number > 10
 
 
+@pytest.mark.timing
 def test_reader_that_gevent_has_stopped_starts_again(server):
     """gevent stops a watcher whose callback raised, also where it was struck before the first line of ours."""
     with gstalk.dial(server.uri, conn_timeout=0.3) as conn:

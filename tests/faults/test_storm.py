@@ -131,7 +131,7 @@ class Storm(Ledger):
 
     def work(self, owner: int, goal: int) -> None:
         worker = Worker(self, owner)
-        while self.figures["cancelled in a wait"] < goal:
+        while self.figures["cancelled in a wait"] < goal or not self.figures["cuts"]:  # there may be none by then
             with suppress(gstalk.DisconnectedError):
                 conn = self.connected(owner % CONNS)
                 name = self.rng.choice(list(worker.operations))

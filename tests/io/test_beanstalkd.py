@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -138,12 +137,21 @@ def test_fork_that_ends_leaves_it_to_its_parent():
     assert not is_running(int(done.stdout))
 
 
-def test_processes_that_share_a_seed_do_not_share_a_port():
-    ports = set()
-    for _ in range(3):
-        random.seed(1)
-        ports.add(free_port())
-    assert len(ports) > 1
+def test_processes_side_by_side_have_ports_of_their_own(monkeypatch):
+    """One's server may be down for a moment: its port is not to be taken by the other's."""
+    ports: list[set[int]] = []
+    for pid in (4242, 4243):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        ports.append({free_port() for _ in range(300)})
+    assert ports[0].isdisjoint(ports[1])
+    assert all(len(each) > 100 for each in ports)
+    assert all(10_240 <= port < 32_768 for each in ports for port in each)
+
+
+def test_process_that_shares_its_ports_does_not_begin_with_the_same_one():
+    code = "import random; random.seed(1); from gstalk.testing.beanstalkd import _turns; print(next(_turns))"
+    first = {subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) for _ in range(4)}
+    assert len(first) > 1  # one chance in eight million that it isn't
 
 
 def test_two_run_side_by_side():

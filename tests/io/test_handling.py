@@ -685,7 +685,7 @@ def test_handler_whose_greenlet_deletes_the_job_later_has_failed(work, conn, tub
     job_id = conn.put(tube, b"")
     assert tried.wait(5)
     assert len(seen) == 1
-    assert worker.kinds() == [gstalk.JobNotFinishedError]
+    wait_until(lambda: worker.kinds() == [gstalk.JobNotFinishedError])
     assert state(conn, job_id) == "delayed"
 
 

@@ -266,10 +266,14 @@ def test_puts_and_settling_are_measured(connect, server, tube, telemetry):
 
 
 def test_jobs_in_flight_are_counted(work, conn, tube, telemetry):
+    running: list[gstalk.Job] = []
     during: list[int] = []
 
     def handler(job: gstalk.Job) -> None:
         job.stats()  # from now on the tube is known, if it wasn't
+        running.append(job)
+        if len(running) == 3:
+            gate.set()
         gate.wait()
         during.append(telemetry.total("gstalk.jobs.in_flight"))
         if job.body == b"bad":
@@ -278,7 +282,6 @@ def test_jobs_in_flight_are_counted(work, conn, tube, telemetry):
 
     gate = gevent.event.Event()
     conn.put_many(tube, [b"good", b"bad", b"good"])
-    gevent.spawn_later(0.05, gate.set)
     work(handler, jobs=3, num_greenlets=3, retry=gstalk.RetryPolicy(max_attempts=1))
     assert during[0] == 3
     assert telemetry.total("gstalk.jobs.in_flight") == 0

@@ -426,7 +426,7 @@ def test_put_nobody_there_times_out_with_causes_and_sent_no(nobody, produce):
     began = time.monotonic()
     with pytest.raises(gstalk.PutTimeoutError) as caught:
         producer.put("t", b"")
-    assert 0.25 < time.monotonic() - began < 1
+    assert 0.25 < time.monotonic() - began < 3
     assert caught.value.sent == "no"
     assert {uri: type(cause) for uri, cause in caught.value.causes.items()} == {nobody: gstalk.ConnectError}
     assert isinstance(caught.value, TimeoutError)
@@ -514,6 +514,7 @@ def test_put_silent_server_times_out_with_sent_maybe(play, produce):
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_put_silent_server_then_another_within_the_same_time(play, produce):
     silent, good = play({"put": b""}), play()
     producer = produce([silent.uri, good.uri], conn_timeout=0.3)

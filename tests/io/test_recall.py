@@ -165,6 +165,7 @@ def test_recalled_reserve_by_a_greenlet_that_is_killed_breaks_the_conn(play, con
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_recalled_reserve_from_a_server_that_is_stopped_ends_all_in_time(own_server, connect):
     conn = connect(own_server.uri, conn_timeout=0.5)
     other = connect(own_server.uri)

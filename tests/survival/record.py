@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from gevent import socket
 import gstalk
 from tests.survival.witness import Copy, Witness
 
-__all__ = ["Record", "head_of", "make_body"]
+__all__ = ["Record", "head_of", "make_body", "taken_from"]
 
 _numbers = itertools.count(1)
 
@@ -70,6 +70,7 @@ class Record:
         self.in_flight: set[bytes] = set()
         self.breaks: Counter[bytes] = Counter()  # how many tries of this put may have been left without an answer
         self.in_trouble = 0  # servers that answer nothing just now
+        self.set_aside = 0  # jobs whose handlers wanted them buried
         self.figures: Counter[str] = Counter()
 
     # -- while it runs -----------------------------------------------------------------------------------------
@@ -118,7 +119,8 @@ class Record:
             head = self.witnesses[uri].head(job_id)
             self.ruined.add((uri, job_id, head))
         copy = (uri, job_id, head)
-        if copy in self.deleted:
+        # In ruins it can't be told from a later job under the same id: a killed server may count from 1 again.
+        if copy in self.deleted and head_of(body):
             self.resurrected.append(copy)
         if head:
             self.copies[head].add(copy)
@@ -126,22 +128,16 @@ class Record:
 
     @property
     def backlog(self) -> int:
-        return len(self.acknowledged) - len(self.deleted)
+        return len(self.acknowledged) - len(self.deleted) - self.set_aside
 
     # -- at the end --------------------------------------------------------------------------------------------
 
     def collect(self, tube: str) -> None:
-        """Take what the servers still have, past the witnesses; on plain sockets, which bear a body without an end."""
+        """Take what the servers still have, past the witnesses."""
         for witness in self.witnesses.values():
-            with socket.create_connection(("127.0.0.1", int(witness.upstream.rpartition(":")[2]))) as sock:
-                with sock.makefile("rb") as file:
-                    ask = partial(_ask, sock, file)
-                    ask(b"use %b" % tube.encode())
-                    for peek in (b"peek-ready", b"peek-delayed", b"peek-buried"):
-                        while (found := ask(peek)) is not None:
-                            self.figures["left on the servers"] += 1
-                            self.left.add(self.seen(witness.uri, *found))
-                            ask(b"delete %d" % found[0])
+            for job_id, body in taken_from(witness.upstream, tube):
+                self.figures["left on the servers"] += 1
+                self.left.add(self.seen(witness.uri, job_id, body))
 
     def balance(self, *, killed: bool) -> None:
         """Hold what was said against what was found.
@@ -191,6 +187,17 @@ class Record:
         # A second copy only where a try was left without an answer, and none where that isn't tried again.
         assert [head for head in extra if head in self.once] == []
         assert [head for head, more in extra.items() if more > self.breaks[head]] == []
+
+
+def taken_from(uri: str, tube: str) -> Iterator[tuple[int, bytes]]:
+    """Take a server's jobs out of a tube, with ids and bodies; on a plain socket, which bears a body without an end."""
+    with socket.create_connection(("127.0.0.1", int(uri.rpartition(":")[2]))) as sock, sock.makefile("rb") as file:
+        ask = partial(_ask, sock, file)
+        ask(b"use %b" % tube.encode())
+        for peek in (b"peek-ready", b"peek-delayed", b"peek-buried"):
+            while (found := ask(peek)) is not None:
+                yield found
+                ask(b"delete %d" % found[0])
 
 
 def _ask(sock: Any, file: Any, command: bytes) -> tuple[int, bytes] | None:

@@ -65,7 +65,8 @@ class Chaos:
 
     def _event(self, event: gstalk.Event) -> None:
         if isinstance(event.exception, gstalk.CommandTimeoutError):
-            self.events["stalls noticed"] += event.kind == "disconnect"
+            if event.kind == "disconnect":
+                self.events["stalls noticed"] += 1
             self.record.broke()
 
     def _mishap(self, job: gstalk.Job) -> None:
@@ -77,6 +78,7 @@ class Chaos:
         elif chance < 0.17:
             raise gstalk.Retry(delay=0)
         elif chance < 0.18:
+            self.record.set_aside += 1
             raise gstalk.Bury
         elif chance < 0.19:
             raise gevent.GreenletExit

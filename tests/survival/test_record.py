@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 import gstalk
-from tests.survival.record import Record, make_body
-from tests.survival.witness import Copy
+from tests.survival.record import Record, head_of, make_body
+from tests.survival.witness import Copy, Witness
 
 URI = "beanstalk://127.0.0.1:1"
 
@@ -38,7 +38,7 @@ def record_of(*ruined: int) -> Record:
 
 
 def job(body: bytes) -> gstalk.Job:
-    return cast(gstalk.Job, SimpleNamespace(uri=URI, id=7, body=body))
+    return cast(gstalk.Job, SimpleNamespace(uri=URI, id=7, body=body, delete=lambda: None))
 
 
 def test_ruins_that_a_plain_socket_found_past_the_witness_are_the_killed_server_s():
@@ -58,3 +58,33 @@ def test_ruins_that_a_handler_got_must_be_those_that_the_server_sent():
         other.deletes.add(other.ran(job(bytes(20))))
         with pytest.raises(AssertionError):
             other.balance(killed=True)
+
+
+def test_ruins_under_the_id_of_a_deleted_job_are_not_that_one_come_back():
+    """A killed server may count from 1 again, and be killed again in the middle of the next put."""
+    body = make_body(20)
+    saw: Any = Saw(head_of(body))
+    record = Record([saw])
+    record.delete(job(body), record.ran(job(body)))
+    record.seen(URI, 7, bytes(20))
+    assert record.resurrected == []
+    record.seen(URI, 7, body)
+    assert record.resurrected == [(URI, 7, head_of(body))]
+
+
+def test_delete_that_is_late_for_its_killed_server_is_of_the_job_that_its_connection_held():
+    witness = Witness("127.0.0.1:1", head_of)
+    old, new = make_body(3), make_body(4)
+    for direction, data, connection in (
+        ("up", b"reserve\r\n", 1),
+        ("down", b"RESERVED 1 %d\r\n%b\r\n" % (len(old), old), 1),
+        ("up", b"put 0 0 9 %d\r\n%b\r\n" % (len(new), new), 2),
+        ("down", b"INSERTED 1\r\n", 2),
+        ("up", b"delete 1\r\n", 1),
+    ):
+        witness._read_along(direction, data, connection)
+    assert witness.foreign == []
+    assert witness.deletes == {(witness.uri, 1, head_of(old))}
+    witness._read_along("up", b"delete 1\r\n", 2)
+    assert witness.foreign == [b"delete 1"]
+    assert witness.deletes == {(witness.uri, 1, head_of(old)), (witness.uri, 1, head_of(new))}

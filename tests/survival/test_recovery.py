@@ -286,6 +286,6 @@ def test_resolver_that_hangs_blocks_nobody_else(own_server: Beanstalkd, monkeypa
             began = time.monotonic()
             assert socket.getaddrinfo("localhost", 80)
             assert client.producer.put(client.tube, b"")
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5  # those of the dead name hang for half a minute
         wait_until(lambda: len(client.handled) == 5)
         assert len(hanging) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import signal
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -261,20 +263,27 @@ class Counting(FaultProxy):
             self.reserves += data.count(b"reserve")
 
 
-def reserves_of_a_conn(uri: str, tube: str, greenlets: int, timeout: float | None) -> int:
-    """How many reserves a Conn makes in three quarters of the last second of a job that it holds."""
+def reserves_of_a_conn(uri: str, tube: str, greenlets: int, timeout: float | None) -> int | None:
+    """How many reserves a Conn makes in three quarters of the last second of a job that it holds.
+
+    `None`: the machine was so busy that the second was over before that.
+    """
     proxy = Counting(uri)
     with proxy, gstalk.dial(proxy.uri) as conn:
         conn.watch(tube)
         conn.put(tube, b"", ttr=2)
+        since = monotonic()
         held = conn.reserve()
         raised: list[gstalk.DeadlineSoonError] = []
 
+        def is_over() -> bool:
+            return held.is_finished or held.is_lost
+
         def reserve() -> None:
-            while not held.is_finished:
+            while not is_over():
                 try:
                     job = conn.reserve() if timeout is None else conn.reserve_with_timeout(timeout)
-                    assert job is None or held.is_finished
+                    assert job is None or is_over()
                 except gstalk.DeadlineSoonError as error:
                     raised.append(error)
                 if timeout == 0:
@@ -285,15 +294,16 @@ def reserves_of_a_conn(uri: str, tube: str, greenlets: int, timeout: float | Non
         wait_until(lambda: raised)
         before = proxy.reserves
         gevent.sleep(0.75)
-        made = proxy.reserves - before
-        held.delete()
+        made = proxy.reserves - before if monotonic() < since + 2 else None
+        with suppress(gstalk.JobLostError):
+            held.delete()
         with gstalk.dial(uri) as other:
             other.put_many(tube, [b""] * greenlets)
         gevent.joinall(reserving, raise_error=True)
     return made
 
 
-def reserves_of_a_consumer(uri: str, tube: str, handlers: int, multiply: int) -> int:
+def reserves_of_a_consumer(uri: str, tube: str, handlers: int, multiply: int) -> int | None:
     """The same of a Consumer all of whose handlers but one hold such jobs."""
     gate = Event()
 
@@ -304,16 +314,24 @@ def reserves_of_a_consumer(uri: str, tube: str, handlers: int, multiply: int) ->
     proxy = Counting(uri)
     with proxy, gstalk.dial(uri) as conn:
         with Worker(proxy.uri, tube, handler, num_greenlets=handlers, multiply=multiply) as worker:
+            since = monotonic()
             conn.put_many(tube, [b""] * (handlers - 1), ttr=2)
             wait_until(lambda: len(worker.runs) == handlers - 1)
             gevent.sleep(1.05)
             before = proxy.reserves
             gevent.sleep(0.8)
-            made = proxy.reserves - before
+            made = proxy.reserves - before if monotonic() < since + 2 else None
             gate.set()
             wait_until(lambda: conn.stats_tube(tube).current_jobs_reserved == 0)
-        assert worker.told == []
+        assert {type(error) for error, _ in worker.told} <= {gstalk.JobLostError}  # of deletes that came too late
     return made
+
+
+def made_by(count: Callable[..., int | None], uri: str, tube: str, *args: Any) -> int:
+    for number in range(5):
+        if (made := count(uri, f"{tube}-{number}", *args)) is not None:
+            return made
+    raise AssertionError("each second was over before it was measured")
 
 
 def test_deadline_soon_makes_at_most_ten_reserves_in_its_second(server, tube, figures):
@@ -323,7 +341,8 @@ def test_deadline_soon_makes_at_most_ten_reserves_in_its_second(server, tube, fi
         *((reserves_of_a_consumer, *args) for args in itertools.product([2, 10], [1, 3])),
     ]
     counting: list[Any] = [
-        gevent.spawn(count, server.uri, f"{tube}-{number}", *args) for number, (count, *args) in enumerate(cases)
+        gevent.spawn(made_by, count, server.uri, f"{tube}-{number}", *args)
+        for number, (count, *args) in enumerate(cases)
     ]
     gevent.joinall(counting, raise_error=True)
     made = {f"{count.__name__}{tuple(args)}": each.value for (count, *args), each in zip(cases, counting, strict=True)}

@@ -74,8 +74,8 @@ class Witness(FaultProxy):
             job_id = int(rest.split(b" ")[0])
             if job_id not in conversation.reserved:
                 self.foreign.append(line)
-            if word == b"delete":
-                self.deletes.add((self.uri, job_id, self.head(job_id)))
+            if word == b"delete":  # a delete on its way when its server is killed may meet another job under this id
+                self.deletes.add((self.uri, job_id, conversation.reserved.get(job_id) or self.head(job_id)))
 
     def _answered(self, conversation: _Conversation, asked: tuple[bytes, bytes], line: bytes, body: bytes) -> None:
         words = line.split(b" ")
@@ -84,7 +84,7 @@ class Witness(FaultProxy):
             self.insert(int(words[1]), asked[1])
         elif words[0] == b"RESERVED":
             job_id, head = int(words[1]), self._head_of(body)
-            conversation.reserved.add(job_id)
+            conversation.reserved[job_id] = head
             if head:
                 self._heads[job_id] = head
             else:
@@ -96,7 +96,7 @@ class _Conversation:
 
     def __init__(self) -> None:
         self.pending: deque[tuple[bytes, bytes]] = deque()
-        self.reserved: set[int] = set()
+        self.reserved: dict[int, bytes] = {}  # the heads, by id
         self._up = bytearray()
         self._down = bytearray()
 

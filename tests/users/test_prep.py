@@ -268,7 +268,6 @@ def test_producer_pool_goes_on_until_the_last_server_is_gone(play, produce):
     up: list[str | None] = []
     producer = produce(
         *(server.uri for server in servers),
-        put_timeout=0.2,
         event_func=lambda event: up.append(event.uri) if event.kind == "connect" else None,
     )
     wait_until(lambda: len(up) == 3)
@@ -281,7 +280,7 @@ def test_producer_pool_goes_on_until_the_last_server_is_gone(play, produce):
         assert producer.is_connected
     servers[2].close()
     with pytest.raises(gstalk.DisconnectedError):
-        producer.put("foobar", b"Hello World", HELLO)
+        producer.put("foobar", b"Hello World", HELLO, timeout=0.2)
     assert not producer.is_connected
 
 

@@ -233,7 +233,7 @@ def look_up() -> None:
     def child() -> None:
         began = monotonic()
         dialing.join()
-        say(child=[*ends, monotonic() - began < 0.5])
+        say(child=[*ends, monotonic() - began < 3])  # a dial that waits ends after 5
         work_on_its_own()
 
     wait = fork(child)
