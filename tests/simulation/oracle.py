@@ -307,10 +307,8 @@ class Judge:
         world = self.world
         for producer in life.producers:
             queue = producer._queue
-            if not queue.puts and any(member.in_flight for member in queue._members.values()):
-                world.violation("requests", f"process {life.number}: nobody puts, and puts count as under way")
             producer.stop(timeout=1)
-            if queue.puts or any(member.in_flight for member in queue._members.values()):
+            if queue.puts or any(member.pipe.requests for member in queue._members.values()):
                 world.violation("requests", f"process {life.number}: {queue.puts} puts are under way for ever")
         for conn in life.all_conns:
             began = world.now()
