@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Strike"]
+from gevent import GreenletExit
+
+__all__ = ["Exit", "Strike"]
 
 
 class Strike(BaseException):
@@ -24,3 +26,7 @@ class Strike(BaseException):
             sys.settrace(None)
             raise self
         return self.trace
+
+
+class Exit(Strike, GreenletExit):
+    """The exception by which gevent ends a greenlet: a handler of SIGTERM may well raise it."""
