@@ -243,12 +243,13 @@ class Channel:
             return
         if self.section.owner is not None and getcurrent() is not self.hub:
             self.section.wait()
-        self._closed = True
         if self.section.is_interrupted:
             for _ in range(2):  # a signal may strike the first one before its first line
                 self.hub.loop.run_callback(self.cut)
+            self._closed = True
             return
         try:
+            self._closed = True  # not before: where a signal strikes, this may be called again
             if self._may_settle() and getcurrent() is not self.hub:
                 with self._patience():
                     self._drain()
