@@ -171,9 +171,8 @@ class Judge:
         if producer is None or life.number in world.dead or world.program.latency > 0.005 or life.number % 2:
             return
         pool = producer._queue.pool
-        if not all(
-            server.is_usable and server.connections == life.plan.options.get("multiply", 1) for server in pool.servers
-        ):
+        each = life.plan.options.get("multiply", 1)
+        if not all(server.is_usable and len(server.connections) == each for server in pool.servers):
             return
         for server in life.plan.servers:
             life.cuts += len(world.living(life.number, server))
