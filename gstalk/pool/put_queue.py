@@ -475,7 +475,7 @@ class PutQueue(InHub):
                     connection.pipe.look()
 
     def close_from_outside(self) -> None:
-        """In another thread: have the servers see the end now, and this hub do the rest when its loop turns."""
+        """In another thread, or a callback: have the servers see the end; the hub does the rest when its loop turns."""
         self.is_ready, self.is_ending = False, True
         threads.call(self.hub, self.close)
         if self.puts <= 0:  # else the loop turns, and those who wait are told why

@@ -424,6 +424,21 @@ def test_receive_that_a_signal_strikes_at_any_line_is_stopped(own_server, connec
     assert 3 < number < 50
 
 
+def test_receive_that_a_signal_strikes_outside_of_all_that_is_gone_through_again_lets_go(
+    own_server, connect, monkeypatch
+):
+    conn = connect(own_server.uri)
+
+    def strike(run: _Run) -> bool:
+        wait_until(lambda: run.pool.is_connected)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "_has_ended", strike)
+    with pytest.raises(KeyboardInterrupt):
+        gstalk.Consumer(own_server.uri, "t", info_func=lambda message: None).receive(lambda job: None)
+    wait_until(lambda: conn.stats().current_connections == 1)
+
+
 def test_receive_interrupted_twice_stops_at_once_and_the_first_exception_goes_on(own_server, work, connect):
     conn = connect(own_server.uri)
     here = []
