@@ -30,7 +30,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def fail_stop(method: Method) -> Method:
-    """Make a method of an `InHub` one that an exception which strikes it ends what it belongs to."""
+    """Have an exception that strikes a method of an `InHub` end what that belongs to."""
 
     @wraps(method)
     def guarded(self: InHub, *args: Any) -> Any:

@@ -183,8 +183,8 @@ MUTANTS = [
     Mutant(
         "a recall dials without what was watched",
         "connection/channel.py",
-        "self._limit, used, self.watched)",
-        "self._limit, used)",
+        "conn_timeout, used, self.watched)",
+        "conn_timeout, used)",
     ),
     Mutant(
         "a recall does not compare the server's id",
@@ -315,7 +315,7 @@ MUTANTS = [
     Mutant(
         "receive returns before the servers have let go",
         "consumer.py",
-        "            self._guarded(self._until_gone)",
+        "            self._until_gone()",
         "            self.pool.cut()",
     ),
     Mutant(
@@ -381,8 +381,8 @@ MUTANTS = [
     Mutant(
         "an ignored tube is ignored by later connections alone",
         "pool/asking.py",
-        "                if watch or ignore:\n                    requests += self._tell_tubes(source, watch, ignore)",
-        "                if watch or ignore:\n                    source.tubes = self._watch_list.tubes",
+        "            if watch or ignore:\n                requests += self._tell_tubes(source, watch, ignore)",
+        "            if watch or ignore:\n                source.tubes = self._watch_list.tubes",
     ),
     Mutant(
         "a job's own handler is another tube's",
