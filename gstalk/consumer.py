@@ -293,7 +293,7 @@ class _Run:
         self._leaving: list[gevent.Greenlet[..., Any]] = []  # of the servers, since `_finished_at`
         self._finished_at = 0.0
         self._async = self.hub.loop.async_(ref=False)
-        self._async.start(self._on_request)
+        self._async.start(self._changed.set)
         self._ctrl_c = ctrl_c
         ctrl_c.working, ctrl_c.wake = self._crew.working, self.look
         self.pool = Pool(addresses, config, watch_list.tubes, hooks, self._asker.up, self._asker.down)
@@ -303,17 +303,15 @@ class _Run:
     # -- the receiving greenlet --------------------------------------------------------------------------------
 
     def receive(self) -> None:
-        self.pool.want(self, True)  # an idle Consumer keeps the process alive
         try:
-            self._on_request()
-            self._guarded(self._until_stopped)
-            self.pool.stop_dialing()
-            self._asker.end()
-            self._guarded(self._until_finished)
-            self._guarded(self._until_gone)
+            while not self._has_ended():
+                pass
         except _ForkedError:
             self._until_forker_ended()
         finally:
+            if not self.is_copy:  # where a signal strikes between two of these rounds, this has still to be done
+                self._crew.dismiss()
+                self.pool.cut()
             self.pool.want(self, False)
             self._ctrl_c.wake = None
             self._async.close()
@@ -327,16 +325,25 @@ class _Run:
             finally:
                 del interruptions  # the traceback would hold the frame, and the frame the error
 
-    def _guarded(self, phase: Any) -> None:
-        """Carry out a phase; an interruption means stop, a second one stop at once, and the first is kept."""
-        while True:
-            try:
-                phase()
-                return
-            except BaseException as error:
-                if self.is_copy:
-                    raise
-                self._interrupted(error)
+    def _has_ended(self) -> bool:
+        """Go through all of it; or, where that is interrupted, note it and tell that it is to be gone through again.
+
+        An interruption means stop, and a second one stop at once. What has been done is not done a second time.
+        """
+        try:
+            self.pool.want(self, True)  # an idle Consumer keeps the process alive
+            self._on_request()
+            self._until_stopped()
+            self.pool.stop_dialing()
+            self._asker.end()
+            self._until_finished()
+            self._until_gone()
+        except BaseException as error:
+            if self.is_copy:
+                raise
+            self._interrupted(error)
+            return False
+        return True
 
     def _until_stopped(self) -> None:
         while self._stop_at is None:
@@ -362,12 +369,9 @@ class _Run:
         """Take leave of the servers, so that they have let go; what takes too long is cut."""
         if not self._leaving:
             self._finished_at = monotonic()
-            self._leaving = list(self._aside)
-            for greenlet in self._leaving:
-                greenlet.rawlink(self._look_again)
-            for connection in self.pool.connections:
-                self._leaving.append(gevent.spawn(connection.leave))
-                self._leaving[-1].rawlink(self._look_again)
+            self._leaving = [*self._aside, *(gevent.spawn(connection.leave) for connection in self.pool.connections)]
+        for greenlet in self._leaving:
+            greenlet.rawlink(self._look_again)
         while not all(greenlet.ready() for greenlet in self._leaving):
             assert self._stop_at is not None
             left = max(self._stop_at, self._finished_at) + FAREWELL - monotonic()
@@ -384,6 +388,7 @@ class _Run:
         self._changed.clear()
         if self.is_copy:
             raise _ForkedError
+        self._on_request()
 
     def _look_again(self, _: object = None) -> None:
         """Have the receiving greenlet look: a greenlet of the crew is gone, or another one."""
@@ -460,7 +465,8 @@ class _Run:
 
     def _on_request(self) -> None:
         while self._requests:
-            self._stop_within(self._requests.pop(0))
+            self._stop_within(self._requests[0])
+            del self._requests[:1]  # last: a signal that strikes before must not lose it
         for error in self._ctrl_c.take():
             self._interrupted(error)
 

@@ -50,7 +50,7 @@ class Channel:
     """
 
     __slots__ = (
-        "__weakref__ _closed _end_wait _finalizer _holder _limit _recall address config hub "
+        "__weakref__ _closed _end_wait _finalizer _holder _recall address config hub "
         "on_closing on_failure outcomes pipe reserved section server uri used watched"
     ).split()
 
@@ -77,8 +77,7 @@ class Channel:
         self._closed = False
         self._end_wait: Callable[[], None] | None = None
         self._recall: Recall | None = None  # the last one
-        self._limit = config.conn_timeout
-        self.pipe = Pipeline(self.uri, self.hub, self._limit)
+        self.pipe = Pipeline(self.uri, self.hub, config.conn_timeout)
         self.pipe.check_may_wait()
         transport, self.server = self._dial()
         self._holder = [self.pipe]
@@ -154,14 +153,18 @@ class Channel:
         with self.section:
             self.pipe.append(data, request)
 
-    def append_using(self, tube: str, data: bytes, request: Request) -> None:
-        """Append a command that acts on the used tube, behind a `use` where that is another one."""
+    def append_using(self, tube: str, data: bytes = b"", request: Request | None = None) -> Request:
+        """Append a `use`, and with it a command that acts on the tube in use; returns the request of the `use`."""
         line = commands.by_tube(commands.USE, tube)
         use = self.pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
-        use.end = len(line)
         self.used = None  # first: where a signal strikes, the next command says `use` again
-        self.pipe.append(line + data, request, (use,))
+        if request is None:
+            self.pipe.append(line, use)
+        else:
+            use.end = len(line)
+            self.pipe.append(line + data, request, (use,))
         self.used = tube
+        return use
 
     def _use_answered(self, use: Request) -> None:
         if used_tube.has_changed(self.pipe, use):
@@ -169,15 +172,9 @@ class Channel:
 
     @critical
     def use(self, tube: str) -> None:
-        data = commands.by_tube(commands.USE, tube)
         self.clear("use")
-        # `append_using` with nothing behind it: the request of the `use` is the one to wait for.
         with self.section:
-            pipe = self.pipe
-            request = pipe.request(commands.USE, tube.encode("ascii"), self._use_answered)
-            self.used = None
-            pipe.append(data, request)
-            self.used = tube
+            pipe, request = self.pipe, self.append_using(tube)
         pipe.wait(request)
 
     def watch(self, tube: str) -> int:
@@ -201,7 +198,7 @@ class Channel:
         """Call a waiting reserve back. Commands gather on a new pipe meanwhile; never switches."""
         if self.pipe.failure is not None:  # as the wait was sent: a connection that has ended never comes back
             return
-        old, new = self.pipe, Pipeline(self.uri, self.hub, self._limit)
+        old, new = self.pipe, Pipeline(self.uri, self.hub, self.config.conn_timeout)
         try:
             self._end_wait = None
             new.clear = False  # until there is a transport: whoever comes looks first where he is (`check`)
@@ -216,7 +213,7 @@ class Channel:
             raise
 
     def _dial(self, used: str = "default") -> tuple[Transport, ServerStats]:
-        return dial(self.hub, self.address, self.config.tls_context, self._limit, used, self.watched)
+        return dial(self.hub, self.address, self.config.tls_context, self.config.conn_timeout, used, self.watched)
 
     def _adopt(self, pipe: Pipeline) -> None:
         connection = weakref.ref(self)
@@ -243,12 +240,13 @@ class Channel:
             return
         if self.section.owner is not None and getcurrent() is not self.hub:
             self.section.wait()
-        self._closed = True
         if self.section.is_interrupted:
             for _ in range(2):  # a signal may strike the first one before its first line
                 self.hub.loop.run_callback(self.cut)
+            self._closed = True
             return
         try:
+            self._closed = True  # not before: where a signal strikes, this may be called again
             if self._may_settle() and getcurrent() is not self.hub:
                 with self._patience():
                     self._drain()
@@ -301,4 +299,4 @@ class Channel:
 
     def _patience(self) -> gevent.Timeout:
         """A time limit of `conn_timeout` that ends its block quietly."""
-        return gevent.Timeout(self._limit, False)  # type: ignore[arg-type]  # the stubs lack False
+        return gevent.Timeout(self.config.conn_timeout, False)  # type: ignore[arg-type]  # the stubs lack False

@@ -18,6 +18,8 @@ from gstalk.connection.connect import dial
 from gstalk.connection.transport import READ, WRITE, Transport, wait
 from gstalk.errors import ConnectError, ConnectionLostError
 from gstalk.protocol import commands
+from gstalk.protocol.replies import MAX_REPLY
+from gstalk.protocol.stream import MAX_LINE
 from gstalk.uri import Address
 
 __all__ = ["bury_ruined"]
@@ -50,14 +52,15 @@ def bury_ruined(hub: Hub, address: Address, config: Config, server_id: str | Non
             if stats.id != server_id:
                 return False
             line, rest = _ask(hub, transport, commands.by_id(commands.RESERVE_JOB, job_id))
-            if not (told := re.fullmatch(rb"RESERVED %d ([0-9]{1,10})" % job_id, line)):
+            told = re.fullmatch(rb"RESERVED %d ([0-9]{1,10})" % job_id, line)
+            if not told or int(told[1]) > MAX_REPLY:
                 return False
-            size = int(told[1]) + 2
-            while len(rest) < size:
+            body, size = bytearray(rest), int(told[1]) + 2
+            while len(body) < size:
                 if not (more := _more(hub, transport)):
                     return False
-                rest += more
-            if rest[-2:] == b"\r\n":
+                body += more
+            if body[-2:] == b"\r\n":
                 return False  # closing gives it back
             line, _ = _ask(hub, transport, commands.bury(job_id, LEAST_URGENT))
             return line == b"BURIED"
@@ -81,7 +84,7 @@ def _ask(hub: Hub, transport: Transport, command: bytes) -> tuple[bytes, bytes]:
             return b"", b""
     answer = b""
     while b"\r\n" not in answer:
-        if not (more := _more(hub, transport)):
+        if len(answer) > MAX_LINE or not (more := _more(hub, transport)):
             return b"", b""
         answer += more
     line, _, rest = answer.partition(b"\r\n")

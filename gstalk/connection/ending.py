@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gevent import GreenletExit
+from gevent.exceptions import HubDestroyed
 from gevent.hub import Hub
 
 from gstalk.connection import forks, threads
@@ -84,7 +84,7 @@ class Ending(Waking):
 
     def struck(self, error: BaseException) -> None:
         """End a connection whose work a signal's exception has hit: what came of it nobody knows."""
-        if not isinstance(error, GreenletExit):  # that is the end of the hub, which has other ways
+        if not isinstance(error, HubDestroyed):  # that has other ways
             self._wake_due = False  # the read that was to wake all has ended here
             self.fail(ConnectionLostError, f"{type(error).__name__} hit in the middle", sent=self._appended)
             self._wake_soon()  # also those of an end that it has hit

@@ -30,7 +30,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def fail_stop(method: Method) -> Method:
-    """Make a method of an `InHub` one that an exception which strikes it ends what it belongs to."""
+    """Have an exception that strikes a method of an `InHub` end what that belongs to."""
 
     @wraps(method)
     def guarded(self: InHub, *args: Any) -> Any:
@@ -107,10 +107,11 @@ def wake(section: CriticalSection, call: Outcome) -> None:
     waiter = call.waiter
     if waiter is None:
         return
+    is_hub_inside, section.is_hub_inside = section.is_hub_inside, False
     try:
-        section.is_hub_inside = False
         waiter.switch()
-    except GreenletExit:  # the hub's own end
+    except GreenletExit:  # the hub's own end: its thread may be over, where nobody may ask for a hub any more
         raise
     except BaseException:  # a raw greenlet that dies of it ends here, not the hub's work
         get_hub().handle_error(waiter, *sys.exc_info())
+    section.is_hub_inside = is_hub_inside

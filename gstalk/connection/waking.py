@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from gevent import GreenletExit, getcurrent
+from gevent import getcurrent
+from gevent.exceptions import HubDestroyed
 from gevent.hub import Hub
 
 from gstalk.connection.critical import section_of
@@ -73,7 +74,7 @@ class Waking(InHub):
                         except BaseException:  # a raw greenlet that dies of it ends here, not the others' replies
                             self.hub.handle_error(waiter, *sys.exc_info())
             section.is_hub_inside = is_hub_inside
-        except GreenletExit:  # the hub's own end
+        except HubDestroyed:
             raise
         except BaseException:  # a signal's
             stream.done[:0] = done

@@ -24,7 +24,7 @@ from gstalk.connection.connection import Connection
 from gstalk.connection.critical import section_of
 from gstalk.connection.damaged_job import bury_ruined
 from gstalk.connection.hooks import Hooks
-from gstalk.connection.loop import InHub
+from gstalk.connection.loop import InHub, fail_stop
 from gstalk.errors import ConnectionLostError, DeadlineSoonError, DisconnectedError, ProtocolError
 from gstalk.job import Job
 from gstalk.pool.crew import Crew, JobSource
@@ -120,6 +120,7 @@ class Asker(InHub):
 
     # -- what to watch -----------------------------------------------------------------------------------------
 
+    @fail_stop
     def follow(self, before: tuple[str, ...]) -> list[Request]:
         """Tell all connections that the watch list has changed; in a greenlet, inside the section.
 
@@ -133,17 +134,13 @@ class Asker(InHub):
         if self.is_over:
             return requests
         watch, ignore = self._watch_list.since(before)
-        try:
-            for source in list(self._sources.values()):  # a send that fails takes its connection out
-                if source.tubes is not before:
-                    continue  # it has just come, and is told in `_tell_all`
-                if watch or ignore:
-                    requests += self._tell_tubes(source, watch, ignore)
-                elif source.wait is None:  # somebody's change of the same kind may be under way
-                    requests.append(_fence(source.connection))
-        except BaseException as error:
-            self.struck(error)
-            raise
+        for source in list(self._sources.values()):  # a send that fails takes its connection out
+            if source.tubes is not before:
+                continue  # it has just come, and is told in `_tell_all`
+            if watch or ignore:
+                requests += self._tell_tubes(source, watch, ignore)
+            elif source.wait is None:  # somebody's change of the same kind may be under way
+                requests.append(_fence(source.connection))
         return requests
 
     def _tell_tubes(self, source: JobSource, watch: list[str], ignore: list[str]) -> list[Request]:
@@ -254,6 +251,7 @@ class Asker(InHub):
         self.is_over = True
         threads.close_watchers(self.hub, [] if self._timer is None else [self._timer])
 
+    @fail_stop
     def _recall(self, source: JobSource) -> None:
         """End a wait: its permit is needed elsewhere, or a command is to go out on its connection."""
         if self._end_wait(source):

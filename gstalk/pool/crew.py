@@ -151,19 +151,24 @@ class Crew:
         self._on_interruption = _nothing
 
     def _work(self) -> None:
-        """A greenlet of the Pool: job after job."""
+        """A greenlet of the Pool: job after job. What ends it is seen to in `_ended`."""
         me = getcurrent()
         while not self.is_copy:
             me.gr_context = self._context.copy()  # what a handler sets there is gone with its job
-            item = self._jobs.popleft() if self._jobs else None if self.is_leaving else self._wait()
-            if item is None:
+            if self._jobs:
+                self.working[me] = self._jobs[0]
+                self._jobs.popleft()  # last: a signal that comes between must not lose it
+            elif self.is_leaving:
                 return
+            else:
+                self._wait(me)
             if forks.under_way:
                 forks.look()
+            if me not in self.working:
+                continue
             if self.is_copy:  # the job was handed over before the fork, and the parent handles it
                 return
-            source, job = item
-            self.working[me] = item
+            source, job = self.working[me]
             look = source.looks > 0
             source.looks -= look
             try:
@@ -171,34 +176,34 @@ class Crew:
             except KeyboardInterrupt as error:
                 if self.is_copy:
                     raise
+                source.connection.return_job(job)  # if it has no fate: it may have struck beside the handler's call
                 self._on_interruption(error)
-            finally:
-                del self.working[me]
-                self.on_free()
+            del self.working[me]
+            self.on_free()
 
-    def _wait(self) -> tuple[JobSource, Job] | None:
-        """Wait for a job; `None`: there will be none."""
-        while True:
-            call = Outcome()
-            self._idle.append(call)
-            try:
-                join(self._hub, call)
-            except BaseException as error:
-                if call in self._idle:
-                    self._idle.remove(call)
-                elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
-                    self._jobs.append(call.result)
-                if isinstance(error, STOPS):
-                    raise
-                self._hooks.error(error, "a handler left this behind; it hit a greenlet that waited for a job")
-                if self._jobs:
-                    return self._jobs.popleft()
-                continue
-            item: tuple[JobSource, Job] | None = call.result
-            return item
+    def _wait(self, me: Any) -> None:
+        """Wait for a job, and note it in `working`. It may come back without one."""
+        call = Outcome()
+        self._idle.append(call)
+        try:
+            join(self._hub, call)
+            if call.result is not None:
+                self.working[me] = call.result
+        except BaseException as error:
+            if call in self._idle:
+                self._idle.remove(call)
+            elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
+                self._jobs.append(call.result)
+            if isinstance(error, STOPS):
+                raise
+            self._hooks.error(error, "a handler left this behind; it hit a greenlet that waited for a job")
 
     def _ended(self, greenlet: Any) -> None:
         """A greenlet is gone."""
+        item = self.working.pop(greenlet, None)
+        if item is not None and not self.is_copy:  # a kill's or a signal's work: the job goes back if it has no fate
+            source, job = item
+            source.connection.give_back(job)
         if self._jobs and self.is_leaving and not self.is_copy:
             for source, job in self._jobs:
                 source.connection.give_back(job)

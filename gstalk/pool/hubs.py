@@ -112,7 +112,7 @@ class Hubs:
         here = [queue for queue in self._here() if not queue.pool.is_stopped]
         self._queues.clear()
         for queue in here:
-            if queue is mine:
+            if queue is mine and not queue.section.is_interrupted:  # else its own hub may be in the middle of a read
                 queue.pool.cut()
             else:
                 queue.close_from_outside()

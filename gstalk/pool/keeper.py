@@ -38,7 +38,7 @@ class Server:
     Attributes:
         error: What failed last there.
         health: Whether it may be used.
-        connections: How many connections it has now.
+        connections: Those that it has now.
     """
 
     def __init__(self, address: Address) -> None:
@@ -46,11 +46,11 @@ class Server:
         self.uri = str(address)
         self.error: BaseException = ConnectError(f"no connection to {self.uri} yet")
         self.health = Health()
-        self.connections = 0
+        self.connections: set[Connection] = set()
 
     @property
     def is_usable(self) -> bool:
-        return self.connections > 0 and self.health.is_usable
+        return bool(self.connections) and self.health.is_usable
 
     @property
     def trouble(self) -> BaseException:
@@ -219,22 +219,22 @@ class Pool:
 
         def failed() -> None:
             if connection in self.connections:  # else this is the second time: a signal has struck in the first
-                self.connections.remove(connection)
-                server.connections -= 1
+                server.connections.discard(connection)
                 server.error = _loss(server, connection)
                 if isinstance(server.error, CommandTimeoutError):
                     server.health.stall()
+                self.connections.remove(connection)
                 self.changed()
             if (down := self._down()) is not None:
                 down(server, connection)
             over.set()
 
-        connection.on_failure = failed
-        self.connections.append(connection)
-        server.connections += 1
-        server.health.answer()
-        self.changed()
         try:
+            connection.on_failure = failed
+            self.connections.append(connection)
+            server.connections.add(connection)
+            server.health.answer()
+            self.changed()
             if (up := self._up()) is not None:
                 up(server, connection)
             del up  # it would be held for as long as this connection lives

@@ -1,9 +1,10 @@
 """The connections that a Producer puts on, in one process: a gevent queue in which each stands once.
 
-A put takes the connection at the head of the queue, counts itself on it, and the connection goes to the tail, or
-stays out while it is full. So the queue spreads the load. Puts that come at the same time follow each other on one
-connection, some at a time: they share its sends and reads, each of which costs more than a put. One that comes a
-millisecond later takes the next connection, so that it doesn't wait with the others for a server that is slow.
+A put takes the connection at the head of the queue, and that goes to the tail, or stays out while it is full, which its
+pipeline knows: no put counts itself, so none can forget to. So the queue spreads the load. Puts that come at the same
+time follow each other on one connection, some at a time: they share its sends and reads, each of which costs more than
+a put. One that comes a millisecond later takes the next connection, so that it doesn't wait with the others for a
+server that is slow.
 
 A put that finds the queue empty stands in line, and those that come later behind it. When a connection joins the queue,
 the hub sends the puts in line, the oldest first and some at a time: the work grows with their number alone, and nobody
@@ -46,10 +47,10 @@ from gstalk.uri import Address
 
 __all__ = ["FULL", "MOST_TOGETHER", "NEVER", "TICK", "TOGETHER", "Member", "PutQueue", "Try"]
 
-FULL = 512  # puts in flight on one connection: all may be answered in one read, and are wakened in one go then
+FULL = 512  # commands in flight on one connection: all may be answered in one read, and are wakened in one go then
 MOST_TOGETHER = 32  # puts that follow each other on one connection before the next one has its turn
 TOGETHER = 0.001  # seconds after which it has it all the same
-FEW = 32  # puts in flight on a connection; with more of them the next answer comes soon, and finds that it has room
+FEW = 32  # commands in flight on one; with more of them the next answer comes soon, and finds that it has room
 TICK = 0.05  # seconds between two looks at the time of puts
 AT_A_TIME = 64  # how many of those in line are sent, or look again, before others have their turn
 SILENT = 0.001  # seconds without a reply after which a connection is looked at before the only put is sent there
@@ -58,22 +59,21 @@ NEVER = float("inf")
 
 
 class Member:
-    """A connection in the queue, and what is in flight on it.
+    """A connection in the queue.
 
     Attributes:
         pipe: The connection's; it never has another one, for only a reserve is recalled.
-        in_flight: Puts whose callers wait for their answers here.
+        in_queue: Whether it stands there; a signal that strikes may make this wrong until the next tick.
         earliest: No put in flight on it has to end before this; while it is not `NEVER`, the queue's timer runs.
     """
 
-    __slots__ = ("connection", "earliest", "health", "in_flight", "in_queue", "pipe", "server")
+    __slots__ = ("connection", "earliest", "health", "in_queue", "pipe", "server")
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
         self.health: Health = server.health
         self.connection = connection
         self.pipe = connection.pipe
-        self.in_flight = 0
         self.in_queue = False
         self.earliest = NEVER
 
@@ -132,10 +132,10 @@ class PutQueue(InHub):
         self._queue: Queue[Member] = Queue()
         self._members: dict[Connection, Member] = {}
         self._members_of: dict[Server, dict[Connection, Member]] = {}
-        # The connection that was taken from the queue last. Puts follow each other there until it has so many in
-        # flight, or that moment has come.
+        # The connection that was taken from the queue last. So many more puts may follow each other there, until that
+        # moment has come.
         self._latest: Member | None = None
-        self._most = 0
+        self._left = 0
         self._until = 0.0
         self._line: OrderedDict[Try, None] = OrderedDict()
         self._wanted = False  # the pool knows that somebody stands in line
@@ -181,11 +181,12 @@ class PutQueue(InHub):
                 member = self._latest
                 if (
                     member is not None
-                    and 0 < member.in_flight < self._most  # with none it has answered: a lone greenlet's puts go round
+                    and self._left > 0
                     and now < self._until
-                    and member.pipe.clear
+                    and (pipe := member.pipe).requests  # else it has answered: a lone greenlet's puts go round
+                    and pipe.clear
                 ):
-                    member.in_flight += 1
+                    self._left -= 1
                 elif (member := self._take_head(now)) is None:
                     return False
             connection, pipe = member.connection, member.pipe
@@ -213,11 +214,11 @@ class PutQueue(InHub):
             if self.puts == 1 and not pipe.requests and now - pipe.read_at > SILENT:
                 pipe.look()
             if pipe.clear and member.health.is_usable:
-                # With one more than so many it would have to leave the queue, and is not to be followed any more.
-                most = min(member.in_flight + MOST_TOGETHER, FULL - 1)
-                self._latest, self._most, self._until = member, most, now + TOGETHER
-                member.in_flight += 1
-                if member.in_flight < FULL:
+                room = FULL - len(pipe.requests)
+                # So many are to follow; not the one that fills it, for then it has to leave the queue.
+                self._left = MOST_TOGETHER - 1 if room > MOST_TOGETHER else room - 2
+                self._latest, self._until = member, now + TOGETHER
+                if room > 1:
                     queue.put_nowait(member)
                 else:
                     member.in_queue = False
@@ -232,7 +233,7 @@ class PutQueue(InHub):
             member = self._take_head(now)
             if member is None or member.server.uri not in tried:
                 return member
-            self.give_back(member)
+            self.enqueue(member)
         return None
 
     def done(self, put: Try) -> None:
@@ -241,40 +242,34 @@ class PutQueue(InHub):
         if member is None:
             self._line.pop(put, None)
             self._line_changed()
-        else:
-            member.in_flight -= 1  # no section is needed: no signal handler can run in the middle of this
-            if not member.in_queue:
-                inside = self.section.owner  # a kill wakes us also while another greenlet is: it stays inside
-                self.section.owner = getcurrent()
-                self._enqueue(member)
-                self.section.owner = inside
+        elif not member.in_queue:
+            inside = self.section.owner  # a kill wakes us also while another greenlet is: it stays inside
+            self.section.owner = getcurrent()
+            self.enqueue(member)
+            self.section.owner = inside
         if self.idle is not None and self.puts <= 0:
             self.idle.set()
 
-    def give_back(self, member: Member) -> None:
-        """Nothing is in flight there any more of what it was taken for. Never switches."""
-        member.in_flight -= 1
-        if not member.in_queue:
-            self._enqueue(member)
-
-    def _enqueue(self, member: Member) -> None:
-        may_join = not member.in_queue and member.in_flight < FULL and member.health.is_usable
+    def enqueue(self, member: Member) -> None:
+        """Have a connection stand in the queue, if it has room and isn't there. Never switches."""
+        in_flight = len(member.pipe.requests)
+        may_join = not member.in_queue and in_flight < FULL and member.health.is_usable
         if may_join and member.pipe.clear:
             member.in_queue = True
             self._queue.put_nowait(member)
             self._serve_soon()
-        elif may_join and self._line and member.in_flight < FEW and not self._looking:
+        elif may_join and self._line and in_flight < FEW and not self._looking:
             self._looking = True
             self.soon(self._look_for_room)  # there may be room for more bytes when the read is over
 
     def _look_for_room(self) -> None:
         self._looking = False
         for member in [each for each in self._members.values() if each.pipe.clear]:
-            self._enqueue(member)
+            self.enqueue(member)
 
     def _enqueue_all(self, server: Server) -> None:
         for member in self._members_of.get(server, {}).values():
-            self._enqueue(member)
+            self.enqueue(member)
 
     # -- those in line -----------------------------------------------------------------------------------------
 
@@ -339,7 +334,6 @@ class PutQueue(InHub):
         except BaseException:  # a signal's: it stays in line if nothing of it has gone
             if not put.is_settled and put not in member.pipe.requests:
                 put.member = None
-                member.in_flight -= 1
             raise
         return True
 
@@ -397,13 +391,13 @@ class PutQueue(InHub):
             self._fill_queue(members)
         for member in members:
             if not member.in_queue:  # it may have room again, once puts are answered that nobody waits for any more
-                self._enqueue(member)
+                self.enqueue(member)
         if self._earliest <= now:
             self._end_late_in_line(now)
         if self._line:
             self._serving = self._looking = False
             self._serve_soon()
-        elif self.puts <= 0:
+        elif self.puts <= 0 and all(member.in_queue for member in members if member.health.is_usable):
             self._stop_ticker()
 
     def _fill_queue(self, members: list[Member]) -> None:
@@ -481,7 +475,7 @@ class PutQueue(InHub):
                     connection.pipe.look()
 
     def close_from_outside(self) -> None:
-        """In another thread: have the servers see the end now, and this hub do the rest when its loop turns."""
+        """In another thread, or a callback: have the servers see the end; the hub does the rest when its loop turns."""
         self.is_ready, self.is_ending = False, True
         threads.call(self.hub, self.close)
         if self.puts <= 0:  # else the loop turns, and those who wait are told why

@@ -256,7 +256,7 @@ def go_on(put: Put, request: Try) -> int | GstalkError:
     if member is not None:
         assert isinstance(error, GstalkError)
         with put.queue.section:
-            put.queue.give_back(member)
+            put.queue.enqueue(member)
             final = put.failed(member, error)
         if final is not None:
             return final
@@ -353,11 +353,6 @@ class Batch:
         still, self.under_way = self.under_way, 0  # in one step, as above
         if still:
             self.queue.leave()
-            for body in self.results:
-                if body.__class__ is BodyTry:
-                    member, body.member = body.member, None
-                    if member is not None:
-                        self.queue.give_back(member)
             self.results, self._untold = [], None  # bodies refer to this: else a cycle would keep them
 
     def _wait(self, most: int) -> None:
@@ -372,17 +367,20 @@ class Batch:
         self._wanted = -1
 
     def _answered(self, body: BodyTry) -> None:
-        """In the hub: the answer is here; or, a second time, after its time was over, or the call."""
+        """In the hub: the answer is here, perhaps behind the call's end; or, a second time, after its time was over."""
         member = body.member
         if member is None:
             return
         error: Any = body.error
-        if error is None:
+        if self.is_over:
+            pass
+        elif error is None:
             self._settle(body, body.result)
         else:
             self._failed(body, member, error)
         body.member = None
-        self.queue.give_back(member)
+        if not member.in_queue:
+            self.queue.enqueue(member)
 
     def _failed(self, body: BodyTry, member: Member, error: GstalkError) -> None:
         """In the hub: a try has failed, and the iterable may be waiting, so that nobody else can try again."""

@@ -187,7 +187,7 @@ def test_wait_that_is_called_back_leaves_nobody_waiting(strikes, server, other, 
 @pytest.mark.soak
 @outliving
 def test_producer_goes_on(strikes, server, other, tube):
-    names = ("send", "stand", "done", "wait", "_enqueue", "_serve", "_serve_one", "_tick", "put", "run", "failed")
+    names = ("send", "stand", "done", "wait", "enqueue", "_serve", "_serve_one", "_tick", "put", "run", "failed")
     for strike in strikes(*names, "_down"):
         with gstalk.Producer(server.uri, reconnect_timeout=0.1, info_func=lambda message: None) as producer:
             producer.wait_connected(5)
@@ -210,7 +210,7 @@ def test_put_many_ends_and_its_producer_goes_on(strikes, play, monkeypatch):
         monkeypatch.setattr(room, "TICK", 0.01)  # a refused body's pauses are multiples of it
     names = (
         "_answered", "_settle", "_failed", "failed", "_tried", "_try_again", "add", "send", "stand", "wait",
-        "end", "leave", "_serve", "_serve_one", "_tick", "give_back",
+        "end", "leave", "_serve", "_serve_one", "_tick", "enqueue",
     )  # fmt: skip
     for strike in strikes(*names):
         played = play({"put": [None, b"INTERNAL_ERROR\r\n", b"INTERNAL_ERROR\r\n", None]})

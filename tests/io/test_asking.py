@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from inspect import unwrap
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +20,10 @@ import gstalk
 from gstalk.config import Config
 from gstalk.connection.hooks import Hooks
 from gstalk.pool.asking import Asker
-from gstalk.pool.permits import NEVER, Decision
+from gstalk.pool.permits import NEVER, Asking, Decision
 from gstalk.pool.schedule import WatchList
 from gstalk.testing import Beanstalkd
+from tests.io.striking import Strike
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
@@ -286,6 +288,30 @@ def test_signal_that_strikes_where_a_handler_has_ended_leaves_its_permit_in_use(
     conn.put(tube, b"2")
     wait_until(lambda: len(got) == 2)
     assert strikes == []
+
+
+@pytest.mark.parametrize("function", [Asker._recall, Asker._end_wait, Asking.recalled, Asking._end_ask])
+def test_signal_that_strikes_a_command_as_it_recalls_a_wait_costs_no_permit(work, conn, tube, function):
+    """It comes out in the greenlet that gave the command; whoever waited is asked, or dialed, anew."""
+    done: list[gstalk.Job] = []
+
+    def handler(job: gstalk.Job) -> None:
+        job.delete()
+        done.append(job)
+
+    work(handler, num_greenlets=1, reconnect_timeout=0.01)
+    for number in range(1, 30):
+        conn.put(tube, b"")
+        wait_until(lambda: len(done) == number)  # noqa: B023
+        wait_until(lambda: conn.stats().current_waiting == 1)
+        strike = Strike(unwrap(function), number)
+        sys.settrace(strike.trace)
+        with suppress(Strike, gstalk.GstalkError):
+            done[-1].stats()
+        sys.settrace(None)
+        if strike.lines_left > 0:
+            break
+    assert 3 < number < 30
 
 
 class Strikes:

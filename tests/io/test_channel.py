@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,7 @@ from gstalk.protocol import commands
 from gstalk.protocol.request import Request
 from gstalk.uri import parse_uri
 from tests.io.calling import call, in_thread, interrupt
+from tests.io.striking import Strike
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -416,6 +419,23 @@ def test_close_lets_what_settles_jobs_finish_and_gives_up_the_rest(line):
     answer.set()
     gevent.joinall([deleter, closer], timeout=5)
     assert (closer.ready(), closing) == (True, [False])
+
+
+def test_close_that_a_signal_strikes_at_any_line_closes_or_may_be_called_again(line):
+    left_open = 0
+    for number in range(1, 30):
+        connection, strike = line().connection, Strike(Channel.close, number)
+        sys.settrace(strike.trace)
+        with suppress(Strike):
+            connection.close()
+        sys.settrace(None)
+        if strike.lines_left > 0:
+            break
+        connection.close()
+        left_open += connection.pipe.failure is None
+        connection.cut()
+    assert 5 < number < 30
+    assert left_open == 1  # where it was about to be cut: then it is closed by whoever drops it
 
 
 def test_close_without_anything_that_settles_waits_for_nothing(line):

@@ -22,7 +22,7 @@ from gstalk.protocol import commands
 from gstalk.protocol.request import Request
 from tests.faults.hub import silent_hub
 from tests.io.calling import call, held, in_thread
-from tests.io.striking import Strike
+from tests.io.striking import Exit, Strike
 from tests.servers import CUT, ok, wait_until
 
 pytestmark = pytest.mark.real
@@ -289,10 +289,11 @@ def test_reserves_of_one_ask_that_comes_too_late_are_all_told(line):
     assert [request.error.sent for request in got.requests] == ["no"] * 3
 
 
-def test_reserves_of_one_ask_that_a_signal_strikes_at_any_line_are_told_once_or_all_or_none_in_flight(line):
+@pytest.mark.parametrize("kind", [Strike, Exit])
+def test_reserves_of_one_ask_that_a_signal_strikes_at_any_line_are_told_once_or_all_or_none_in_flight(line, kind):
     told: list[int] = []
     for number in range(1, 100):
-        talk, got, strike = line({"reserve-with-timeout": SILENCE}), Got(), Strike(Pipeline.append, number)
+        talk, got, strike = line({"reserve-with-timeout": SILENCE}), Got(), kind(Pipeline.append, number)
         sys.settrace(strike.trace)
         try:
             talk.connection.ask(got, 3)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -12,7 +14,9 @@ import pytest
 from gevent.event import Event
 
 import gstalk
+from gstalk.consumer import _Run
 from gstalk.testing import FaultProxy
+from tests.io.striking import Strike
 from tests.io.working import Worker, state
 from tests.servers import wait_until
 
@@ -390,6 +394,49 @@ def test_receive_interrupted_is_a_stop_and_the_exception_goes_on(own_server, wor
     assert conn.stats_tube("t").total_jobs == 1
     assert conn.stats().cmd_delete == 1
     nothing_left(conn)
+
+
+@pytest.mark.parametrize(
+    "name", ["_has_ended", "_until_stopped", "_until_finished", "_until_gone", "_on_request", "_stop_within"]
+)
+def test_receive_that_a_signal_strikes_at_any_line_is_stopped(own_server, connect, monkeypatch, name):
+    """In the hub the exception is gevent's to print; elsewhere it counts as a stop, and goes on."""
+    conn, hub = connect(own_server.uri), gevent.get_hub()
+    monkeypatch.setattr(hub, "print_exception", lambda *_: None)
+    for number in range(1, 50):
+        consumer = gstalk.Consumer(own_server.uri, "t", info_func=lambda message: None)
+        strike = Strike(getattr(_Run, name), number)
+
+        def receive(consumer=consumer, strike=strike) -> None:
+            sys.settrace(strike.trace)
+            with suppress(Strike):
+                consumer.receive(lambda job: job.delete())
+
+        hub.loop.run_callback(sys.settrace, strike.trace)
+        receiving = gevent.spawn(receive)
+        gevent.spawn_later(0.03, consumer.stop)
+        receiving.join(10)
+        hub.loop.run_callback(sys.settrace, None)
+        assert receiving.ready()
+        wait_until(lambda: conn.stats().current_connections == 1)
+        if strike.lines_left > 0:
+            break
+    assert 3 < number < 50
+
+
+def test_receive_that_a_signal_strikes_outside_of_all_that_is_gone_through_again_lets_go(
+    own_server, connect, monkeypatch
+):
+    conn = connect(own_server.uri)
+
+    def strike(run: _Run) -> bool:
+        wait_until(lambda: run.pool.is_connected)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "_has_ended", strike)
+    with pytest.raises(KeyboardInterrupt):
+        gstalk.Consumer(own_server.uri, "t", info_func=lambda message: None).receive(lambda job: None)
+    wait_until(lambda: conn.stats().current_connections == 1)
 
 
 def test_receive_interrupted_twice_stops_at_once_and_the_first_exception_goes_on(own_server, work, connect):

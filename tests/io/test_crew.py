@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gevent
@@ -156,10 +158,19 @@ class Handed:
         self.crew = Crew(config, Hooks(config), me, self.refill, self.interruptions.append)
         self.source = JobSource("server", me, (), 0)
         self.pipe = self
-        self.give_back = self.given_back.append
-        self.return_job = self.returned.append
+        self.give_back = partial(self.end_job, self.given_back)
+        self.return_job = partial(self.end_job, self.returned)
         self.crew.fill()
         gevent.sleep(0)
+
+    @property
+    def ended(self) -> list[Any]:
+        return self.handled + self.given_back + self.returned
+
+    def end_job(self, how: list[Any], job: Any) -> None:
+        """As a connection, which does nothing about a job that has its fate."""
+        if job not in self.ended:
+            how.append(job)
 
     def refill(self) -> None:
         self.crew.fill()
@@ -174,7 +185,7 @@ class Handed:
         if isinstance(job, BaseException):
             raise job
         self.gate.wait()
-        self.handled.append(job)
+        self.end_job(self.handled, job)
 
     def offer(self, *jobs: Any) -> None:
         for job in jobs:
@@ -286,6 +297,31 @@ def test_greenlet_that_a_signal_has_left_in_line_though_it_works_is_passed_over(
     handed.offer(1)
     wait_until(lambda: handed.handled == [1])
     handed.end()
+
+
+@pytest.mark.parametrize("function", [Crew._work, Crew._wait])
+def test_greenlet_that_a_signal_strikes_at_any_line_loses_no_job_and_is_replaced(monkeypatch, function):
+    """The job is handled, or given back, or another greenlet takes it."""
+    work = Crew._work
+    for number in range(1, 50):
+        strike = Strike(function, number)
+
+        def struck(crew: Crew, strike: Strike = strike) -> None:
+            sys.settrace(strike.trace)
+            with suppress(Strike):
+                work(crew)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Crew, "_work", struck)
+            handed = Handed()
+        handed.gate.set()
+        handed.offer(1, 2)  # one to a greenlet that waits, and one that it finds when it has done with that
+        wait_until(lambda: sorted(handed.ended) == [1, 2])  # noqa: B023
+        wait_until(lambda: handed.crew.running == 0)  # noqa: B023
+        handed.end()
+        if strike.lines_left > 0:
+            break
+    assert 5 < number < 50
 
 
 def test_offer_that_a_signal_strikes_at_any_line_leaves_nobody_at_work_for_ever():

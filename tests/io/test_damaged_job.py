@@ -76,6 +76,25 @@ def test_job_that_a_real_server_has_ruined_is_buried(tmp_path, work, connect):
         worker.stop()
 
 
+@pytest.mark.parametrize("said", [b"RESERVED 7 9999999999\r\n", b"R" * 300])
+def test_job_that_is_said_to_be_larger_than_any_or_without_a_line_is_not_read(play, said):
+    def handle(sock: Any, address: object) -> None:
+        sock.recv(1000)
+        sock.sendall(ok("---\nid: 4a\n"))
+        sock.recv(1000)
+        sock.sendall(said)
+        sock.recv(1000)
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    try:
+        address = parse_uri(f"127.0.0.1:{server.server_port}")
+        with gevent.Timeout(10):
+            assert not bury_ruined(gevent.get_hub(), address, gstalk.Config(conn_timeout=30), "4a", 7)
+    finally:
+        server.stop(0)
+
+
 def test_job_whose_server_goes_while_it_is_asked_about_is_left_alone(play):
     def handle(sock: Any, address: object) -> None:
         while data := sock.recv(1000):

@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import get_hub
+from gevent.exceptions import HubDestroyed
 
 import gstalk
 from gstalk.connection import forks
@@ -184,9 +185,11 @@ def test_exception_that_strikes_a_read_ends_the_connection_and_wakes_those_whom_
     assert str(error).endswith(what if is_over else "KeyboardInterrupt hit in the middle; the server may have acted")
 
 
-def test_end_of_the_hub_is_no_end_of_the_connections_own(pipe):
-    pipe.struck(gevent.GreenletExit())
+def test_end_of_the_hub_is_no_end_of_the_connections_own_and_a_signals_is(pipe):
+    pipe.struck(HubDestroyed(True))
     assert pipe.failure is None
+    pipe.struck(gevent.GreenletExit())
+    assert pipe.failure is not None
 
 
 # -- giving up ---------------------------------------------------------------------------------------------------------

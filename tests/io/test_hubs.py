@@ -520,6 +520,25 @@ def test_stop_beside_first_puts_of_new_threads_leaves_no_connection(own_server, 
     wait_until(lambda: connections(conn) == 0)
 
 
+@pytest.mark.filterwarnings("ignore:a Producer of:ResourceWarning")
+def test_producer_that_is_dropped_in_the_middle_of_a_read_lets_go_when_that_is_over(own_server, connect):
+    """The collector may come by anywhere, for instance where an answer comes that nobody waits for any more."""
+    conn, hub = connect(own_server.uri), gevent.get_hub()
+    producer = gstalk.Producer(own_server.uri)
+    assert producer.wait_connected(5)
+    (connection,) = producer._queue.pool.connections
+    seen: list[object] = []
+
+    def read() -> None:
+        producer._hubs.drop()
+        seen.append(connection.pipe.failure)
+
+    hub.loop.run_callback(connection.pipe.run, read)
+    wait_until(lambda: conn.stats().current_connections == 1)
+    assert seen == [None]
+    assert connection.pipe.failure is not None
+
+
 def test_producer_that_is_dropped_lets_go_of_connections_of_other_threads(own_server, connect, monkeypatch):
     conn = connect(own_server.uri)
     cut_in: list[int] = []

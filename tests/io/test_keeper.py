@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -9,8 +11,10 @@ import pytest
 
 import gstalk
 from gstalk.connection.connection import Connection
-from gstalk.pool.keeper import Pool
+from gstalk.pool import keeper
+from gstalk.pool.keeper import Pool, Server
 from gstalk.testing import Beanstalkd
+from tests.io.striking import Strike
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.real
@@ -30,6 +34,56 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
     producer = gstalk.Producer(server.uri)
     wait_until(lambda: made)
     assert not made[0].is_connected
+
+
+def settled(pool: Pool, other: gstalk.Conn) -> None:
+    """One keeper has one connection, and counts no other."""
+    wait_until(lambda: pool.is_connected and len(pool.connections) == len(pool.keepers) == 1)
+    assert [len(server.connections) for server in pool.servers] == [1]
+    wait_until(lambda: other.stats().current_connections == 2)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed connection:ResourceWarning")
+def test_keeper_that_a_signal_strikes_as_it_hands_over_leaves_no_connection_behind(own_server, connect, monkeypatch):
+    monkeypatch.setattr(keeper, "REPLACEMENT", 0.001)
+    monkeypatch.setattr(gevent.get_hub(), "print_exception", lambda *_: None)
+    other, keep = connect(own_server.uri), Pool._keep
+    for number in range(1, 50):
+        strike = Strike(Pool._serve, number)
+
+        def struck(pool: Pool, server: Server, strike: Strike = strike) -> None:
+            if strike.lines_left == strike.number:
+                sys.settrace(strike.trace)
+            try:
+                keep(pool, server)
+            except Strike:
+                raise strike.with_traceback(None) from None  # it would keep the connection
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Pool, "_keep", struck)
+            with gstalk.Producer(own_server.uri, reconnect_timeout=0.01, **QUIET) as producer:
+                settled(producer._queue.pool, other)
+        if strike.lines_left > 0:
+            break
+    assert 10 < number < 50
+
+
+def test_end_of_a_connection_that_a_signal_strikes_is_noted_once(own_server, connect):
+    (failed,) = (each for each in Pool._serve.__code__.co_consts if getattr(each, "co_name", "") == "failed")
+    other = connect(own_server.uri)
+    with gstalk.Producer(own_server.uri, reconnect_timeout=0.01, **QUIET) as producer:
+        pool = producer._queue.pool
+        for number in range(1, 50):
+            settled(pool, other)
+            strike = Strike(failed, number)
+            sys.settrace(strike.trace)
+            with suppress(Strike):
+                pool.connections[0].cut()
+            sys.settrace(None)
+            if strike.lines_left > 0:
+                break
+        settled(pool, other)
+    assert 5 < number < 50
 
 
 def test_pauses_between_dials_begin_anew_after_a_connection(monkeypatch):

@@ -143,7 +143,7 @@ def test_fail_stop_tells_whom_an_exception_has_struck_and_lets_it_pass(room):
     assert [type(error) for error in room.errors] == [KeyboardInterrupt]
 
 
-def test_wake_is_over_for_the_hub_where_the_greenlet_goes_on(room):
+def test_wake_is_over_for_the_hub_where_the_greenlet_goes_on_and_until_it_waits_again(room):
     outcome = Outcome()
     seen: list[bool] = []
 
@@ -154,6 +154,13 @@ def test_wake_is_over_for_the_hub_where_the_greenlet_goes_on(room):
 
     greenlet = gevent.spawn(waiter)
     gevent.sleep(0)
-    room.soon(lambda: wake(room.section, outcome))
+
+    def callback() -> None:
+        wake(room.section, outcome)
+        room.note()
+
+    room.soon(callback)
     greenlet.join()
+    wait_until(lambda: room.called)
     assert seen == [False]
+    assert room.called == [(True, True)]

@@ -268,7 +268,7 @@ def test_put_tried_again_elsewhere_leaves_no_connection_busy(play, produce):
     all_connected(producer, 6)
     for _ in range(20):
         producer.put("default", b"", timeout=10)
-    assert [member.in_flight for member in producer._queue._members.values()] == [0] * 6
+    assert not any(member.pipe.requests for member in producer._queue._members.values())
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def test_put_interrupted_passes_the_exception_unchanged_and_loses_no_connection(
         assert raised == [error]
     assert producer.put(tube, b"x") > 0
     assert producer._queue.puts == 0
-    assert [member.in_flight for member in producer._queue._members.values()] == [0]
+    assert not any(member.pipe.requests for member in producer._queue._members.values())
 
 
 # -- outages -----------------------------------------------------------------------------------------------------
@@ -754,7 +754,7 @@ def test_put_many_iterable_raises_it_passes_unchanged_and_taken_bodies_are_put(s
     assert caught.value is own
     wait_until(lambda: conn.stats_tube(tube).current_jobs_ready == 2)
     assert producer._queue.puts == 0
-    assert [member.in_flight for member in producer._queue._members.values()] == [0]
+    assert not any(member.pipe.requests for member in producer._queue._members.values())
 
 
 def test_put_many_wrong_arguments_take_nothing(server, produce, tube):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import gc
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from greenlet import settrace
 
 import gstalk
@@ -22,6 +24,7 @@ from gstalk.pool import put_queue
 from gstalk.pool.put_queue import FULL, MOST_TOGETHER, NEVER, TOGETHER, PutQueue, Try
 from gstalk.pool.puts import Put
 from gstalk.testing import Beanstalkd
+from tests.io.striking import Strike
 from tests.servers import Played, wait_until
 from tests.speed import slowness
 
@@ -87,7 +90,7 @@ def counted(monkeypatch) -> collections.Counter[str]:
 
         monkeypatch.setattr(kind, name, counting)
 
-    for name in ("send", "_serve_one", "_enqueue", "stand", "done"):
+    for name in ("send", "_serve_one", "enqueue", "stand", "done"):
         count(PutQueue, name)
     count(Put, "choose")
     return seen
@@ -344,7 +347,7 @@ def test_put_interrupted_in_line_leaves_its_place_to_the_next(play, monkeypatch)
         assert len(queue._line) == 4
         puts[1].kill()
         member.health.answer()
-        queue._enqueue(member)
+        queue.enqueue(member)
         puts[0].kill(block=False)  # in the turn in which it would have been served
         gevent.joinall(puts, timeout=2)
         assert [each.value for each in puts[2:]] == [1, 2] or [each.value for each in puts[2:]] == [2, 3]
@@ -374,8 +377,14 @@ def test_put_in_line_is_sent_by_the_hub_and_its_greenlet_wakes_up_when_the_answe
 
 def test_put_interrupted_in_line_has_sent_nothing_and_one_whose_bytes_have_gone_has(play, monkeypatch):
     monkeypatch.setattr(put_queue, "FULL", 1)
-    answers: list[bytes] = []
-    played = play({"put": lambda line: answers.pop() if answers else b""})
+    answer = Event()
+
+    def late(_: bytes) -> bytes:
+        answer.wait()
+        answer.clear()
+        return b"INSERTED 1\r\n"
+
+    played = play({"put": late})
     with gstalk.Producer(played.uri, conn_timeout=60) as producer:
         connected(producer, 1)
         queue = producer._queue
@@ -383,11 +392,15 @@ def test_put_interrupted_in_line_has_sent_nothing_and_one_whose_bytes_have_gone_
         first, second, third = puts = outcomes(producer, 3)[1]
         wait_until(lambda: played.count("put") == 1 and len(queue._line) == 2, 5)
         second.kill()
-        first.kill()  # its place on the connection is free: the hub sends the third one
+        first.kill()
+        assert (len(queue._line), len(member.pipe.requests)) == (1, 1)  # the server works at it, whoever waits
+        answer.set()  # its place on the connection is free: the hub sends the third one
         wait_until(lambda: played.count("put") == 2, 5)
-        assert (len(queue._line), member.in_flight, third.ready()) == (0, 1, False)
+        assert (len(queue._line), len(member.pipe.requests), third.ready()) == (0, 1, False)
         third.kill()
-        assert (queue.puts, member.in_flight, member.in_queue) == (0, 0, True)
+        assert (queue.puts, member.in_queue) == (0, False)
+        answer.set()
+        wait_until(lambda: member.in_queue and not member.pipe.requests, 5)  # though nobody puts
         assert played.count("put") == 2
         assert all(put.ready() for put in puts)
 
@@ -451,14 +464,41 @@ def test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_o
     queue = start()
     taken = [take(queue) for _ in range(FULL)]
     (member,) = queue._members.values()
+    requests = member.pipe.requests
     assert set(taken) == {member}
-    assert (member.in_flight, member.in_queue, queue._queue.qsize(), take(queue)) == (FULL, False, 0, None)
-    queue._enqueue(member)
+    assert (len(requests), member.in_queue, queue._queue.qsize(), take(queue)) == (FULL, False, 0, None)
+    queue.enqueue(member)
     assert not member.in_queue
-    queue.give_back(member)
-    assert (member.in_flight, member.in_queue, queue._queue.qsize()) == (FULL - 1, True, 1)
-    queue.give_back(member)
-    assert (queue._queue.qsize(), take(queue)) == (1, member)  # it stands there once
+    for _ in range(2):
+        queue.done(requests.popleft())
+        assert (member.in_queue, queue._queue.qsize()) == (True, 1)
+    assert take(queue) is member
+
+
+@pytest.mark.parametrize("function", [PutQueue.send, PutQueue._take_head, PutQueue.done, PutQueue.enqueue])
+def test_signal_that_strikes_at_any_line_of_a_put_costs_its_connection_no_place(start, monkeypatch, function):
+    monkeypatch.setattr(put_queue, "FULL", 2)
+    queue = start({"put": b""})
+    (member,) = queue._members.values()
+    for number in range(1, 50):
+        put, strike = Try(NEVER), Strike(function, number)
+        take(queue)  # with the next one the connection leaves the queue
+        sys.settrace(strike.trace)
+        try:
+            queue.send(put, "default", PUT, gevent.getcurrent(), monotonic())
+            member.pipe.requests.clear()  # as if they had been answered
+            queue.done(put)
+        except Strike:
+            member.pipe.requests.clear()
+        finally:
+            sys.settrace(None)
+        queue._tick()
+        assert [take(queue), take(queue), take(queue)] == [member, member, None]
+        member.pipe.requests.clear()
+        queue._tick()
+        if strike.lines_left > 0:
+            break
+    assert 5 < number < 49
 
 
 @pytest.fixture
@@ -481,15 +521,14 @@ def test_connection_that_has_no_room_or_whose_server_is_not_usable_is_passed_ove
     stuck, good, last = queue._members.values()
     stuck.connection.pipe.clear = False
     assert {take(queue), take(queue)} == {good, last}
-    assert (stuck.in_queue, stuck.in_flight) == (False, 0)
-    queue._enqueue(stuck)
+    assert not stuck.in_queue
+    queue.enqueue(stuck)
     assert not stuck.in_queue  # it has no room yet
-    queue.give_back(good)
     stuck.connection.pipe.clear = True
-    queue._enqueue(stuck)
+    queue.enqueue(stuck)
     good.health.stall()
     assert take(queue) is None
-    queue._enqueue(good)
+    queue.enqueue(good)
     assert [member.in_queue for member in (stuck, good, last)] == [False] * 3
     good.health.answer()
 
@@ -520,9 +559,7 @@ def test_connection_to_another_server_is_looked_for_among_all_and_the_others_sta
     for _ in range(3):
         member = queue.take_other(frozenset([first]))
         assert member.server.uri == second
-        queue.give_back(member)
     assert queue.take_other(frozenset([first, second])) is None
-    assert [member.in_flight for member in queue._members.values()] == [0] * 4
     assert queue._queue.qsize() == 4
 
 
@@ -586,11 +623,9 @@ def test_put_in_line_that_a_signal_strikes_when_it_is_sent_is_sent_once(start, m
         patch.setattr(Pipeline, "append", struck)
         with pytest.raises(KeyboardInterrupt):
             queue._serve()
-    assert (len(queue._line), len(member.pipe.requests), member.in_flight) == (1, appended, appended)
+    assert (len(queue._line), len(member.pipe.requests)) == (1, appended)
     queue._serve()
-    assert (len(queue._line), list(member.pipe.requests), member.in_flight) == (0, [put], 1)
-    queue.done(put)
-    assert member.in_flight == 0
+    assert (len(queue._line), list(member.pipe.requests)) == (0, [put])
 
 
 def test_puts_in_line_wait_while_a_signal_handler_sleeps_in_the_middle_of_one_that_was_wakened(start):
@@ -641,7 +676,7 @@ def test_put_that_nobody_waits_for_any_more_is_not_sent(start):
     put.waiter = None
     queue._serve()
     assert (put.is_settled, put.result, put.member) == (True, None, None)  # it would look again
-    assert (len(queue._line), list(member.pipe.requests), member.in_flight) == (0, [], 0)
+    assert (len(queue._line), list(member.pipe.requests)) == (0, [])
 
 
 @pytest.mark.usefixtures("alone")

@@ -8,6 +8,7 @@ import gevent
 import greenlet
 import pytest
 from gevent import get_hub
+from gevent.exceptions import HubDestroyed
 
 from gstalk.connection.waking import Waking
 from gstalk.errors import NotFoundError
@@ -36,7 +37,8 @@ def test_raw_greenlet_that_dies_of_its_reply_keeps_no_other_from_theirs(monkeypa
     assert [type(error) for error in told] == [ValueError]
 
 
-def test_signal_that_strikes_while_greenlets_are_woken_leaves_none_of_them_waiting(monkeypatch):
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, gevent.GreenletExit])
+def test_signal_that_strikes_while_greenlets_are_woken_leaves_none_of_them_waiting(monkeypatch, kind):
     hub = get_hub()
     pipe = Waking("beanstalk://here:11300", hub)
 
@@ -45,7 +47,7 @@ def test_signal_that_strikes_while_greenlets_are_woken_leaves_none_of_them_waiti
             raise ValueError
 
     def strike(*error: object) -> None:
-        raise KeyboardInterrupt
+        raise kind
 
     struck, call = Outcome(), Outcome()
     struck.waiter = Struck()
@@ -53,7 +55,7 @@ def test_signal_that_strikes_while_greenlets_are_woken_leaves_none_of_them_waiti
     gevent.sleep(0)
     call.succeed(5)
     pipe.stream.done += [struck, call]
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(kind):
         patched.setattr(hub, "handle_error", strike)
         pipe._wake()
     struck.waiter = None
@@ -210,14 +212,14 @@ def test_end_of_the_hub_that_comes_while_greenlets_are_woken_is_its_own(monkeypa
 
     class Struck:
         def switch(self) -> None:
-            raise gevent.GreenletExit
+            raise HubDestroyed(True)
 
     def strike(context: object, kind: object, error: BaseException, trace: object) -> None:
         raise error
 
     call.waiter = Struck()
     pipe.stream.done.append(call)
-    with monkeypatch.context() as patched, pytest.raises(gevent.GreenletExit):
+    with monkeypatch.context() as patched, pytest.raises(HubDestroyed):
         patched.setattr(hub, "handle_error", strike)
         pipe._wake()
     assert (pipe.stream.done, pipe._wake_due) == ([], False)

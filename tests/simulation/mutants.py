@@ -183,8 +183,8 @@ MUTANTS = [
     Mutant(
         "a recall dials without what was watched",
         "connection/channel.py",
-        "self._limit, used, self.watched)",
-        "self._limit, used)",
+        "conn_timeout, used, self.watched)",
+        "conn_timeout, used)",
     ),
     Mutant(
         "a recall does not compare the server's id",
@@ -229,16 +229,16 @@ MUTANTS = [
         "        elif False:\n            self._ask(caller)",
     ),
     Mutant(
-        "a put counts itself twice as done",
+        "a full connection stays in the queue",
         "pool/put_queue.py",
-        "            member.in_flight -= 1  # no section",
-        "            member.in_flight -= 2  # no section",
+        "                if room > 1:",
+        "                if True:",
     ),
     Mutant(
         "a full connection never comes back into the queue",
         "pool/put_queue.py",
-        "        if not member.in_queue:\n            self._enqueue(member)\n\n    def _enqueue",
-        "        if False:\n            self._enqueue(member)\n\n    def _enqueue",
+        "        elif not member.in_queue:\n            inside",
+        "        elif False:\n            inside",
     ),
     Mutant(
         "a put's time isn't looked at while it is in flight",
@@ -261,8 +261,8 @@ MUTANTS = [
     Mutant(
         "a put that was interrupted in line is sent all the same",
         "pool/put_queue.py",
-        "            self._line.pop(put, None)\n            self._line_changed()\n        else:",
-        "            pass\n        else:",
+        "            self._line.pop(put, None)\n            self._line_changed()\n        elif",
+        "            pass\n        elif",
     ),
     Mutant(
         "an ambiguous put is always tried again",
@@ -315,7 +315,7 @@ MUTANTS = [
     Mutant(
         "receive returns before the servers have let go",
         "consumer.py",
-        "            self._guarded(self._until_gone)",
+        "            self._until_gone()",
         "            self.pool.cut()",
     ),
     Mutant(
@@ -381,8 +381,8 @@ MUTANTS = [
     Mutant(
         "an ignored tube is ignored by later connections alone",
         "pool/asking.py",
-        "                if watch or ignore:\n                    requests += self._tell_tubes(source, watch, ignore)",
-        "                if watch or ignore:\n                    source.tubes = self._watch_list.tubes",
+        "            if watch or ignore:\n                requests += self._tell_tubes(source, watch, ignore)",
+        "            if watch or ignore:\n                source.tubes = self._watch_list.tubes",
     ),
     Mutant(
         "a job's own handler is another tube's",
@@ -424,7 +424,7 @@ UNSEEN = {
     "test_job_goes_back_where_ctrl_c_strikes_a_reserve_as_it_returns",
     "an offer of room is not passed on": "the next reply makes it again; where none is to come, and both are struck in "
     "one turn: io/test_pipeline.py::test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next",
-    "a full connection never comes back into the queue": "most puts give theirs back elsewhere, and the tick looks: "
+    "a full connection never comes back into the queue": "the tick looks, too: "
     "io/test_put_queue.py::test_connection_with_as_many_puts_as_it_may_have_is_out_of_the_queue_until_one_has_ended",
     "a starved server takes from itself": "it takes several connections to one server, and the loss of another one "
     "while all handlers work; then it costs a dial: "

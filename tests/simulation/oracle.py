@@ -171,9 +171,8 @@ class Judge:
         if producer is None or life.number in world.dead or world.program.latency > 0.005 or life.number % 2:
             return
         pool = producer._queue.pool
-        if not all(
-            server.is_usable and server.connections == life.plan.options.get("multiply", 1) for server in pool.servers
-        ):
+        each = life.plan.options.get("multiply", 1)
+        if not all(server.is_usable and len(server.connections) == each for server in pool.servers):
             return
         for server in life.plan.servers:
             life.cuts += len(world.living(life.number, server))
@@ -307,10 +306,8 @@ class Judge:
         world = self.world
         for producer in life.producers:
             queue = producer._queue
-            if not queue.puts and any(member.in_flight for member in queue._members.values()):
-                world.violation("requests", f"process {life.number}: nobody puts, and puts count as under way")
             producer.stop(timeout=1)
-            if queue.puts or any(member.in_flight for member in queue._members.values()):
+            if queue.puts or any(member.pipe.requests for member in queue._members.values()):
                 world.violation("requests", f"process {life.number}: {queue.puts} puts are under way for ever")
         for conn in life.all_conns:
             began = world.now()

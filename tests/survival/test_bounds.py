@@ -89,7 +89,7 @@ def test_reconnects_leave_no_descriptor_no_greenlet_and_no_queue_entry(own_serve
             wait_until(lambda: proxy.open_connections == 2 * CONNECTIONS)
             before = before or left_open()
             assert left_open() <= before
-            assert sum(member.in_flight for member in queue._members.values()) == 0
+            assert not any(member.pipe.requests for member in queue._members.values())
             assert queue._queue.qsize() == len(queue._members) == CONNECTIONS
             assert len(run._asker._sources) == len(run._asker._asking.sources) == CONNECTIONS
             assert (len(run._crew), len(run._crew._jobs)) == (10, 0)
