@@ -180,7 +180,7 @@ class Config:
         reconnect_timeout: The longest pause, in seconds, between two attempts to connect.
         stop_timeout: Seconds that `stop` lets handlers and puts finish; `None`: no limit.
         tls_context: For TLS; `None`: the system's CAs, host name checked, TLS 1.2 or newer.
-        info_func: Called with a message; `None`: the logger "gstalk".
+        info_func: Called with a message; `None`: the logger "gstalk". No hook may wait.
         error_func: Called with an exception and a message; `None`: the logger "gstalk".
         event_func: Called with an `Event`; `None`: nobody listens, and it costs nothing.
         retry: What becomes of a job whose handler failed.

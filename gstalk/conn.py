@@ -205,7 +205,7 @@ class Conn:
         Raises:
             PutManyError: Some failed; `results` has an id or an exception for each body taken, in order.
             TypeError, InvalidArgumentError: An argument other than a body; nothing was sent.
-            Exception: Whatever the iterable raised, unchanged; the bodies taken before it are put.
+            Exception: Whatever the iterable raised, unchanged, once the bodies taken before it are put or have failed.
 
         Blocks:
             Until all replies are there.
@@ -225,45 +225,57 @@ class Conn:
         pending: deque[PutRequest | BaseException] = deque()
         failed = 0
         breath = monotonic() + BREATH
-        for body in bodies:
-            try:
-                data = commands.put(body, head)
-            except Exception as error:  # whatever is wrong with a body is wrong with it alone
-                pending.append(error.with_traceback(None))  # it holds this frame, and this frame holds it
-                if monotonic() > breath:
+        body: Any = None
+        try:
+            for body in bodies:
+                try:
+                    data = commands.put(body, head)
+                except Exception as error:  # whatever is wrong with a body is wrong with it alone
+                    pending.append(error.with_traceback(None))  # it holds this frame, and this frame holds it
+                    if monotonic() > breath:
+                        failed += self._harvest(pending, results, tube)
+                        sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
+                        breath = monotonic() + BREATH
+                    body = None
+                    continue
+                if not connection.pipe.clear:
                     failed += self._harvest(pending, results, tube)
-                    sleep(1e-6)  # after a sleep of 0 the loop may come back before it has looked at any socket
-                    breath = monotonic() + BREATH
-                continue
-            if not connection.pipe.clear:
-                failed += self._harvest(pending, results, tube)
-                while not connection.pipe.clear and connection.is_connected:
-                    connection.wait_room()
-                if not connection.is_connected:
-                    pending.append(connection.gone("put_many"))
-                    break
-            if section.owner is not None:
-                section.wait()
-            try:  # as `Connection.send`
-                section.owner = me
-                pipe = connection.pipe
-                began = 0.0 if connection.outcomes is None else monotonic()
-                request = PutRequest(commands.PUT, pipe.uri, None, None, began)
-                if tube == connection.used:
-                    pipe.append(data, request)
-                else:
-                    connection.append_using(tube, data, request)
-            finally:
-                section.owner = None
-            pending.append(request)
-        # Replies come in order: when the last one is there, all are.
-        last = next((entry for entry in reversed(pending) if isinstance(entry, PutRequest)), None)
-        if last is not None:
-            join(self._hub, last)
-        failed += self._harvest(pending, results, tube)
+                    while not connection.pipe.clear and connection.is_connected:
+                        connection.wait_room()
+                    if not connection.is_connected:
+                        pending.append(connection.gone("put_many"))
+                        break
+                if section.owner is not None:
+                    section.wait()
+                try:  # as `Connection.send`
+                    section.owner = me
+                    pipe = connection.pipe
+                    began = 0.0 if connection.outcomes is None else monotonic()
+                    request = PutRequest(commands.PUT, pipe.uri, None, None, began)
+                    if tube == connection.used:
+                        pipe.append(data, request)
+                    else:
+                        connection.append_using(tube, data, request)
+                finally:
+                    section.owner = None
+                pending.append(request)
+                body = None  # it is handed over; what is raised from here on is the iterable's
+        except Exception:
+            if body is None:  # before that passes: a Conn that is closed behind it would drop what was taken
+                self._end(pending, results, tube)
+            raise
+        failed += self._end(pending, results, tube)
         if failed:
             raise PutManyError(f"put_many to {tube!r} at {self.uri}: {failed} of {len(results)} failed", results)
         return results  # type: ignore[return-value]
+
+    def _end(self, pending: deque[PutRequest | BaseException], results: list[int | BaseException], tube: str) -> int:
+        """Wait for the replies of a `put_many`, and harvest them."""
+        # They come in order: when the last one is there, all are.
+        last = next((entry for entry in reversed(pending) if isinstance(entry, PutRequest)), None)
+        if last is not None:
+            join(self._hub, last)
+        return self._harvest(pending, results, tube)
 
     def _harvest(
         self, pending: deque[PutRequest | BaseException], results: list[int | BaseException], tube: str

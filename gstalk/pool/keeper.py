@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
-from gevent import get_hub
+from gevent import get_hub, getcurrent
 from gevent.event import Event
+from gevent.exceptions import BlockingSwitchOutError
 
 from gstalk.config import Config
 from gstalk.connection import forks
@@ -99,7 +100,7 @@ class Pool:
         self.connections: list[Connection] = []
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
         self.is_stopped = False
-        self.keepers: list[gevent.Greenlet[..., Any]] = []
+        self.keepers: set[gevent.Greenlet[..., Any]] = set()
         times = Counter(addresses)
         for number in range(config.multiply * max(times.values())):
             for server in self.servers:  # in turn: puts of one moment follow each other on a few connections
@@ -112,8 +113,19 @@ class Pool:
         """Whether at least one connection is usable."""
         return any(server.is_usable for server in self.servers)
 
+    @property
+    def needs_me(self) -> bool:
+        """There is no connection, and the greenlet that asks is one that makes them: it would wait in vain."""
+        return not self.connections and getcurrent() in self.keepers
+
+    def check_may_wait(self) -> None:
+        """Refuse to wait for a connection in a hook, or a signal handler, that runs in the greenlet which makes it."""
+        if self.needs_me:
+            raise BlockingSwitchOutError("gstalk can't wait here for its own connection: spawn a greenlet for it")
+
     def wait_change(self, timeout: float | None) -> bool:
         """Wait until `is_connected` may be another; `False` if that took longer than so many seconds."""
+        self.check_may_wait()
         waiting = object()
         self.want(waiting, True)
         try:
@@ -148,7 +160,7 @@ class Pool:
         """No new connections from here on; never switches."""
         self.is_stopped = True
         self.changed()
-        for keeper in self.keepers:
+        for keeper in list(self.keepers):
             keeper.kill(block=False)
 
     def cut(self) -> None:
@@ -179,14 +191,14 @@ class Pool:
         """Start a keeper; another one takes its place if a signal ends it."""
 
         def ended(_: object) -> None:
-            self.keepers.remove(keeper)
+            self.keepers.discard(keeper)
             if not self.is_stopped:
                 self._begin(server, REPLACEMENT)
 
         keeper = gevent.spawn_later(after, self._keep, server) if after else gevent.spawn(self._keep, server)
         keeper.name = "gstalk-keeper"
         keeper.rawlink(ended)
-        self.keepers.append(keeper)
+        self.keepers.add(keeper)
 
     def _keep(self, server: Server) -> None:
         backoff = Backoff(self._config.reconnect_timeout)

@@ -138,7 +138,6 @@ class PutQueue(InHub):
         self._left = 0
         self._until = 0.0
         self._line: OrderedDict[Try, None] = OrderedDict()
-        self._wanted = False  # the pool knows that somebody stands in line
         self._earliest = NEVER  # nobody in line has to leave it before this
         self._serving = False  # those in line are about to be served
         self._looking = False  # connections are about to be looked at, whether they have room for more bytes
@@ -283,6 +282,8 @@ class PutQueue(InHub):
         if once or self.is_hopeless:
             put.succeed()
             return
+        if not self._members:
+            self.pool.check_may_wait()
         put.tube, put.data = tube, data
         with self.section:
             self._line[put] = None
@@ -291,10 +292,9 @@ class PutQueue(InHub):
             self._line_changed()
 
     def _line_changed(self) -> None:
-        """Pauses between dials keep the process alive while somebody stands in line."""
-        if self._wanted is not bool(self._line):
-            self.pool.want("those in line", not self._wanted)
-            self._wanted = not self._wanted
+        """The process stays alive while somebody stands in line, whatever those that connect wait for."""
+        if (ticker := self._ticker) is not None and ticker.ref is not bool(self._line):
+            ticker.ref = not ticker.ref
 
     def _serve_soon(self) -> None:
         if self._line and not self._serving:
@@ -370,7 +370,7 @@ class PutQueue(InHub):
 
     def _start_ticker(self) -> None:
         if self._ticker is None:
-            self._ticker = self.hub.loop.timer(TICK, TICK, ref=False)
+            self._ticker = self.hub.loop.timer(TICK, TICK, ref=bool(self._line))
             self._ticker.start(self.run, self._tick)
 
     def _stop_ticker(self) -> None:

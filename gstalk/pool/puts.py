@@ -114,7 +114,7 @@ class Put:
             return member
         if (refusal := queue.refusal_of_all) is not None:
             return self._told(bare(refusal))
-        if self.once:
+        if self.once or (self.tries and queue.pool.needs_me):
             return self._time_over()
         if queue.is_ending and not queue.pool.is_connected:
             return self._ended()

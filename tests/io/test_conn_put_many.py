@@ -112,7 +112,29 @@ def test_put_many_iterable_raises_it_passes_unchanged_and_taken_bodies_are_put(c
     with pytest.raises(RuntimeError) as caught:
         conn.put_many(tube, bodies())
     assert caught.value is own
-    wait_until(lambda: conn.stats_tube(tube).current_jobs_ready == 2)
+    assert conn.stats_tube(tube).current_jobs_ready == 2
+
+
+def test_put_many_iterable_raises_in_a_with_block_that_closes_the_conn_taken_bodies_are_put(server, conn, tube):
+    def bodies():
+        yield from (b"%d" % number for number in range(25))
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), gstalk.dial(server.uri) as closed:
+        closed.put_many(tube, bodies())
+    assert conn.stats_tube(tube).current_jobs_ready == 25
+
+
+def test_put_many_interrupted_while_the_bodies_before_an_exception_are_put_ends_at_once(play, connect):
+    conn = connect(play({"put": b""}).uri)
+
+    def bodies():
+        yield b"a"
+        raise RuntimeError
+
+    with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.01) as own:
+        conn.put_many("default", bodies())
+    assert caught.value is own
 
 
 @pytest.mark.parametrize("kind", [gstalk.ConnectionLostError, gstalk.InvalidArgumentError, TypeError])

@@ -11,12 +11,15 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
+from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
 from gstalk.pool import schedule
 from gstalk.pool.put_queue import FULL
 from gstalk.protocol import commands
 from gstalk.testing import Beanstalkd
+from tests.io.calling import in_thread
 from tests.servers import CUT, wait_until
 
 pytestmark = pytest.mark.real
@@ -663,6 +666,77 @@ def test_hooks_that_raise_a_timeout_or_exit_harm_nothing(own_server, produce, ra
     wait_until(lambda: not producer.is_connected)
     own_server.start()
     assert producer.put("t", b"", timeout=5) == 1
+
+
+@pytest.mark.parametrize("call", ["put", "put_many", "wait_connected"])
+def test_hook_that_waits_for_the_connection_that_its_own_greenlet_makes_is_refused(own_server, produce, call):
+    """A log handler that puts each record: in vain it would wait until its time is over, and nobody would connect."""
+    refused: list[BaseException] = []
+    arguments: Any = {"put": ("log", b"x"), "put_many": ("log", [b"x"]), "wait_connected": (15,)}
+
+    def hook(error: BaseException, message: str) -> None:
+        try:
+            getattr(producer, call)(*arguments[call])
+        except BlockingSwitchOutError as raised:
+            refused.append(raised)
+
+    producer: gstalk.Producer = produce(own_server.uri, error_func=hook, reconnect_timeout=0.1)
+    producer.put("t", b"")
+    own_server.kill()
+    wait_until(lambda: bool(refused))
+    own_server.start()
+    assert producer.put("t", b"", timeout=5) == 1  # the hook has left nothing behind
+
+
+def test_put_of_a_hook_that_may_have_been_stored_and_finds_no_other_connection_ends_at_once(play, produce):
+    outcomes: list[Any] = []
+
+    def hook(event: gstalk.Event) -> None:
+        if event.kind == "connect" and not outcomes:
+            try:
+                outcomes.append(producer.put("default", b""))
+            except gstalk.GstalkError as error:
+                outcomes.append(error)
+
+    played = play({"put": CUT})
+    producer: gstalk.Producer = produce(played.uri, event_func=hook)
+    wait_until(lambda: bool(outcomes), 5)
+    (error,) = outcomes
+    assert isinstance(error, gstalk.PutTimeoutError)
+    assert error.sent == "maybe"
+
+
+def test_hook_that_puts_where_another_connection_is_usable_works(both, produce):
+    ids: list[int] = []
+
+    def hook(message: str) -> None:
+        ids.append(producer.put("log", message.encode(), timeout=5))
+
+    producer: gstalk.Producer = produce([server.uri for server in both], info_func=hook)
+    all_connected(producer, 2)
+    both[0].kill()
+    wait_until(lambda: bool(ids))
+    with gstalk.dial(both[1].uri) as conn:
+        assert conn.stats_tube("log").current_jobs_ready == len(ids)
+
+
+def test_put_waits_its_time_though_all_that_connect_are_held_up_by_a_hook(nobody):
+    """In a hub where nothing else would wake it: gevent would say that this waits for ever."""
+
+    def run() -> None:
+        held = Event()
+        producer = gstalk.Producer(nobody, error_func=lambda error, message: held.wait())
+        gevent.sleep(0.1)
+        try:
+            producer.put("t", b"", timeout=0.2)
+        except gstalk.PutTimeoutError:
+            outcomes.append("in time")
+        held.set()
+        producer.stop(0)
+
+    outcomes: list[str] = []
+    assert in_thread(run) == [None]
+    assert outcomes == ["in time"]
 
 
 def test_events_are_frozen_and_tell_of_connects_disconnects_and_retries(play, produce):

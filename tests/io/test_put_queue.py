@@ -637,35 +637,56 @@ def test_puts_in_line_wait_while_a_signal_handler_sleeps_in_the_middle_of_one_th
     wait_until(lambda: second.is_settled, 5)
 
 
-def test_pauses_between_dials_keep_the_process_alive_while_somebody_stands_in_line(start):
-    queue, seen = start(), list[bool]()
-    queue.pool.want = lambda who, wants: seen.append(wants)
+class Ticker:
+    """Stands in for the timer; `strikes`: a signal strikes in the middle of what sets `ref`."""
+
+    def __init__(self, strikes: bool = False) -> None:
+        self.seen = [False]
+        self.strikes = strikes
+
+    @property
+    def ref(self) -> bool:
+        return self.seen[-1]
+
+    @ref.setter
+    def ref(self, value: bool) -> None:
+        if self.strikes:
+            raise KeyboardInterrupt
+        self.seen.append(value)
+
+    def close(self) -> None:
+        pass
+
+
+def test_ticker_keeps_the_process_alive_while_somebody_stands_in_line(start):
+    queue = start()
+    (first,) = places(queue, NEVER)
+    assert queue._ticker.ref
+    queue.done(first)
+    assert not queue._ticker.ref
+    queue._stop_ticker()
+    queue._ticker = ticker = Ticker()
     first, second = places(queue, NEVER, NEVER)
     queue.done(first)
-    assert seen == [True]
+    assert ticker.seen == [False, True]
     queue.done(second)
-    assert seen == [True, False]
+    assert ticker.seen == [False, True, False]
     places(queue, NEVER)
     queue._serve()
-    assert seen == [True, False, True, False]
+    assert ticker.seen == [False, True, False, True, False]
 
 
-def test_signal_that_strikes_as_the_pool_is_told_of_the_line_has_it_told_again(start, monkeypatch):
+def test_signal_that_strikes_as_the_ticker_is_told_of_the_line_has_it_told_again(start):
     queue = start()
-
-    def strike(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(queue.pool, "want", strike)
-        with pytest.raises(KeyboardInterrupt):
-            places(queue, NEVER)
-    assert not queue.pool._wanting
+    queue._ticker = Ticker(strikes=True)
+    with pytest.raises(KeyboardInterrupt):
+        places(queue, NEVER)
+    queue._ticker = ticker = Ticker()
     (last,) = places(queue, NEVER)
-    assert queue.pool._wanting
+    assert ticker.seen == [False, True]
     for put in list(queue._line):
         queue.done(put)
-    assert not queue.pool._wanting, last
+    assert ticker.seen == [False, True, False], last
 
 
 def test_put_that_nobody_waits_for_any_more_is_not_sent(start):
