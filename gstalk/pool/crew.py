@@ -192,7 +192,7 @@ class Crew:
         except BaseException as error:
             if call in self._idle:
                 self._idle.remove(call)
-            elif isinstance(call.result, tuple):  # hit with a job in its hands, before it could look
+            elif isinstance(call.result, tuple) and me not in self.working:  # hit with a job in its hands
                 self._jobs.append(call.result)
             if isinstance(error, STOPS):
                 raise
@@ -201,7 +201,8 @@ class Crew:
     def _ended(self, greenlet: Any) -> None:
         """A greenlet is gone."""
         item = self.working.pop(greenlet, None)
-        if item is not None and not self.is_copy:  # a kill's or a signal's work: the job goes back if it has no fate
+        # A kill's or a signal's work: the job goes back if it has no fate, and if it doesn't still stand in line.
+        if item is not None and item not in self._jobs and not self.is_copy:
             source, job = item
             source.connection.give_back(job)
         if self._jobs and self.is_leaving and not self.is_copy:

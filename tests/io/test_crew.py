@@ -150,6 +150,7 @@ class Handed:
         self.looks: list[bool] = []
         self.given_back: list[Any] = []
         self.returned: list[Any] = []
+        self.late: list[Any] = []  # begun though they had their fate
         self.told: list[BaseException] = []
         self.interruptions: list[BaseException] = []
         self.is_killing = False
@@ -184,6 +185,8 @@ class Handed:
         self.looks.append(look)
         if isinstance(job, BaseException):
             raise job
+        if job in self.ended:
+            self.late.append(job)
         self.gate.wait()
         self.end_job(self.handled, job)
 
@@ -319,6 +322,7 @@ def test_greenlet_that_a_signal_strikes_at_any_line_loses_no_job_and_is_replaced
         wait_until(lambda: sorted(handed.ended) == [1, 2])  # noqa: B023
         wait_until(lambda: handed.crew.running == 0)  # noqa: B023
         handed.end()
+        assert handed.late == []
         if strike.lines_left > 0:
             break
     assert 5 < number < 50
