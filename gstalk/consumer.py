@@ -179,7 +179,11 @@ class Consumer:
         while not self.is_connected:
             self._connected.clear()  # a connection that is up may not be usable
             left = None if deadline is None else deadline - monotonic()
-            if (left is not None and left <= 0) or not self._connected.wait(left):
+            if left is not None and left <= 0:
+                break
+            if self._run is not None:
+                self._run.pool.check_may_wait()
+            if not self._connected.wait(left):
                 break
         return self.is_connected
 

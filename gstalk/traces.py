@@ -8,6 +8,9 @@ its own frames refer to is a cycle, which stays until the collector comes by. Tw
   late) keeps a copy that never was raised: `bare`.
 - A public method lets go of what its frames held when an error leaves it: `forget`, or for all of a class
   `forgetful`. The lines of the traceback stay, the variables in gstalk's own frames are gone.
+
+A program may raise one object again and again, such as a `Retry` that it has made once. Python puts the frames of each
+raise before those of the last one, so the object would keep every job that it was raised for: `keep_last`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from functools import wraps
 from types import FunctionType
 from typing import Any, TypeVar
 
-__all__ = ["bare", "forget", "forgetful"]
+__all__ = ["bare", "forget", "forgetful", "keep_last"]
 
 E = TypeVar("E", bound=BaseException)
 C = TypeVar("C", bound=type)
@@ -49,6 +52,19 @@ def forget(error: BaseException) -> None:
                 frame.clear()
             except RuntimeError:  # it still runs
                 pass
+        trace = trace.tb_next
+
+
+def keep_last(error: BaseException) -> None:
+    """Of an error that was just caught let go of what earlier raises of the same object have left in its traceback.
+
+    They begin where the function that has caught it stands there once more.
+    """
+    trace = error.__traceback__
+    code = None if trace is None else trace.tb_frame.f_code
+    while trace is not None:
+        if trace.tb_next is not None and trace.tb_next.tb_frame.f_code is code:
+            trace.tb_next = None
         trace = trace.tb_next
 
 

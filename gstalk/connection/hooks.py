@@ -25,6 +25,7 @@ from gstalk.errors import BuriedError, GstalkError
 from gstalk.job import Job
 from gstalk.protocol import checks, commands
 from gstalk.protocol.request import Request, Then
+from gstalk.traces import keep_last
 
 __all__ = ["ATTRIBUTES", "Hooks", "Outcomes"]
 
@@ -114,6 +115,7 @@ class Hooks:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
+            keep_last(error)  # it may be one object that is raised for every event
             # A hook's own gevent.Timeout would else end the keeper or the worker that tells. A child that the hook has
             # forked ends as it likes.
             if (passing or forks.generation() != generation) and not isinstance(error, Exception):

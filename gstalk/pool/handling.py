@@ -40,6 +40,7 @@ from gstalk.protocol import checks, commands
 from gstalk.protocol.request import Request
 from gstalk.protocol.stats import JobStats
 from gstalk.retry import Fate, RetryPolicy, judged
+from gstalk.traces import keep_last
 
 __all__ = ["Handler", "Handling", "TimeLimitExceeded"]
 
@@ -159,6 +160,7 @@ class Handling:
             if (result is not None or job._state != "finished") and not self.is_copy:
                 self._returned(connection, job, result)
         except BaseException as error:
+            keep_last(error)  # handlers may raise one object for all of their jobs
             if telling is not None:
                 telling.error = error
             what = "its handler failed" if is_called else "" if fate else "it could not be looked at"

@@ -7,6 +7,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.exceptions import BlockingSwitchOutError
 
 import gstalk
 from gstalk.connection.transport import Transport
@@ -57,6 +58,24 @@ def test_is_connected_is_false_outside_of_receive(work, tube):
     worker.stop()
     assert not worker.consumer.is_connected
     assert worker.consumer.wait_connected(0) is False
+
+
+def test_hook_that_waits_for_the_connection_that_its_own_greenlet_makes_is_refused(own_server, work):
+    """In vain it would wait, and the Consumer would never connect again."""
+    refused: list[BaseException] = []
+
+    def hook(message: str) -> None:
+        try:
+            worker.consumer.wait_connected()
+        except BlockingSwitchOutError as error:
+            refused.append(error)
+
+    worker = work(lambda job: None, own_server.uri, info_func=hook, reconnect_timeout=0.1)
+    assert worker.consumer.wait_connected(5)
+    own_server.kill()
+    wait_until(lambda: bool(refused))
+    own_server.start()
+    assert worker.consumer.wait_connected(5)
 
 
 def test_receive_uses_multiply_connections_per_uri(own_server, work, connect):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import gevent
@@ -213,6 +214,23 @@ def test_handler_raises_bury_buries_and_tells_nobody(work, conn, tube, given, pr
     assert conn.stats_job(job_id).pri == priority
     worker.stop()
     assert worker.errors == []
+
+
+@pytest.mark.parametrize("error", [gstalk.Retry(delay=0), gstalk.Bury(), ValueError("made once")], ids=repr)
+def test_error_object_that_a_handler_raises_for_each_job_keeps_few_jobs(work, conn, tube, error):
+    """Python puts the frames of each raise before those of the last one, and the frames hold the jobs."""
+    jobs: list[weakref.ref[gstalk.Job]] = []
+
+    def handler(job):
+        jobs.append(weakref.ref(job))
+        raise error
+
+    worker = work(handler, num_greenlets=3, retry=gstalk.RetryPolicy(max_attempts=4, first_delay=0))
+    conn.put_many(tube, [b""] * 10)
+    wait_until(lambda: conn.stats_tube(tube).current_jobs_buried == 10)
+    worker.stop()
+    assert len(jobs) >= 10
+    assert sum(job() is not None for job in jobs) <= 3
 
 
 @pytest.mark.parametrize(

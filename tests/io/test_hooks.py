@@ -233,6 +233,22 @@ def test_own_functions_are_called_as_ever(conn, tube, work):
     assert told[0][2] == {}
 
 
+def test_error_object_that_a_hook_raises_for_each_event_keeps_few_of_them(server, conn, tube, records):
+    """Python puts the frames of each raise before those of the last one, and they hold what the hook was given."""
+    error = ValueError("made once")
+
+    def hook(event):
+        raise error
+
+    with gstalk.Producer(server.uri, event_func=hook) as producer:
+        for _ in range(10):
+            producer.put(tube, b"")
+    trace, depth = error.__traceback__, 0
+    while trace is not None:
+        trace, depth = trace.tb_next, depth + 1
+    assert depth == 2
+
+
 def test_cut_connection_needs_no_job(play, records):
     played = play({"put": CUT})
     with gstalk.Producer(played.uri, put_timeout=0.3) as producer:

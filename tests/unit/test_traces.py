@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gstalk import errors
-from gstalk.traces import bare, forget, forgetful
+from gstalk.traces import bare, forget, forgetful, keep_last
 from tests.unit.test_errors import SPECIMENS
 
 
@@ -230,3 +230,35 @@ def test_forgetful_method_forgets_what_is_no_exception_too():
     noted: list[Any] = []
     error = raised(forgetful()(module().Holder)().public, interrupt, noted=noted)
     assert (type(error), noted[0]()) == (Interruption, None)
+
+
+def test_object_that_is_raised_again_keeps_its_last_raise_only():
+    class Held:
+        pass
+
+    error = ValueError("made once")
+
+    def deep(depth: int, held: object) -> None:
+        if depth:
+            deep(depth - 1, held)
+        raise error
+
+    def catch(held: object) -> list[str]:
+        try:
+            deep(2, held)
+        except ValueError as caught:
+            keep_last(caught)
+        trace, names = error.__traceback__, []
+        while trace is not None:
+            names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        return names
+
+    held = [Held() for _ in range(3)]
+    gone = [weakref.ref(each) for each in held]
+    assert [catch(held.pop()) for _ in range(3)] == [["catch", "deep", "deep", "deep"]] * 3
+    assert [each() is None for each in gone] == [False, True, True]  # the first one was raised for last
+
+
+def test_error_that_was_never_raised_has_no_raise_to_keep():
+    keep_last(ValueError())
