@@ -403,7 +403,9 @@ class PutQueue(InHub):
         if self._line:
             self._serving = self._looking = False
             self._serve_soon()
-        elif self.puts <= 0 or (self.is_ending and not self._members):  # a signal may have left a put counted for ever
+        elif self.puts <= 0:
+            self._stop_ticker()
+        elif self.is_ending and not members:  # a signal may have left a put counted for ever
             self._stop_ticker()
 
     def _fill_queue(self, members: list[Member]) -> None:

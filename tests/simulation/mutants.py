@@ -279,8 +279,8 @@ MUTANTS = [
     Mutant(
         "a batch's results stand beside the wrong body",
         "pool/puts.py",
-        "        results[body.number], self.under_way",
-        "        results[len(results) - 1 - body.number], self.under_way",
+        "        results[body.number], self.under_way, is_last =",
+        "        results[len(results) - 1 - body.number], self.under_way, is_last =",
     ),
     Mutant(
         "one permit too many",
