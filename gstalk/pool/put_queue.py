@@ -399,6 +399,8 @@ class PutQueue(InHub):
             self._serve_soon()
         elif self.puts <= 0 and all(member.in_queue for member in members if member.health.is_usable):
             self._stop_ticker()
+        elif self.is_ending and not members:  # a signal may have left a put counted for ever
+            self._stop_ticker()
 
     def _fill_queue(self, members: list[Member]) -> None:
         """Begin the queue anew: it holds what it should not, or a signal struck when a connection was between."""

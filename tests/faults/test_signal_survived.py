@@ -74,6 +74,7 @@ def strikes(monkeypatch, many) -> Callable[..., Iterator[Strike]]:
 
     def each(*names: str) -> Iterator[Strike]:
         struck: set[tuple[object, int, int]] = set()
+        vain = 0
         while True:
             strike = Strike(names, struck, runs=many(1, 1000))
             yield strike
@@ -83,8 +84,10 @@ def strikes(monkeypatch, many) -> Callable[..., Iterator[Strike]]:
             assert not wrong, f"{wrong} after {strike.where}"
             told.clear()
             if not strike.where:
-                assert struck, "no line of these was ever run"
-                return
+                if struck:
+                    return
+                vain += 1  # on a busy machine an answer may have come before the timer
+                assert vain < 20, "no line of these was ever run"
 
     return each
 

@@ -416,6 +416,17 @@ def test_connection_lost_from_the_queue_by_a_signal_is_found_again(play):
         wait_until(lambda: queue._queue.qsize() == 2, 2)
 
 
+def test_put_that_a_signal_left_counted_keeps_no_timer_when_the_producer_has_stopped(play):
+    """As if Ctrl-C had struck between counting it and the rest: it would ring 20 times a second for ever."""
+    producer = gstalk.Producer(play().uri)
+    producer.put("default", b"x")
+    queue = producer._queue
+    queue.puts += 1
+    assert queue._ticker is not None
+    producer.stop(0)
+    wait_until(lambda: queue._ticker is None)
+
+
 # -- the queue by itself -----------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ from gevent.lock import Semaphore
 WHEN, WHAT, URI, FORKS = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 PARENT = os.getpid()
 GREENLETS = 64
+MULTIPLY = 2  # connections of the Producer
+PARENTS = 4 + MULTIPLY  # connections of the parent
 do: dict[str, Callable[[], object]] = {}  # what the hooks do, once all is made
 problems: list[str] = []
 called: list[str] = []
@@ -58,7 +60,7 @@ def main() -> None:
     noted: dict[str, Any] = {
         "error_func": lambda error, message: problems.append(f"{os.getpid() == PARENT} {error!r} {message}")
     }
-    producer = gstalk.Producer(URI, multiply=2, **noted)
+    producer = gstalk.Producer(URI, multiply=MULTIPLY, **noted)
     conn = gstalk.dial(URI)
     consumer = gstalk.Consumer(URI, "load", **noted)
     watching = gstalk.dial(URI)
@@ -107,6 +109,8 @@ def main() -> None:
     greenlets = [gevent.spawn(load) for _ in range(GREENLETS)] + [gevent.spawn(hold)]
     receiving = gevent.spawn(consumer.receive, handle)
     consumer.wait_connected()
+    while watching.stats().current_connections != PARENTS:
+        gevent.sleep(0.001)
     connections = watching.stats().total_connections
     for number in range(FORKS):
         goal = acknowledged + 2 * GREENLETS
@@ -120,6 +124,8 @@ def main() -> None:
                     producer.put(f"own-{os.getpid()}", b"x")
                     own.watch(f"own-{os.getpid()}")
                     own.reserve().delete()
+                    while len(producer._queue.pool.connections) < MULTIPLY:  # the second one may take its time
+                        gevent.sleep(0.001)
             except BaseException as error:
                 problems.append(repr(error))
             say(child=number, problems=problems, called=called)

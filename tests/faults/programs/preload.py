@@ -35,6 +35,8 @@ STYLE, URI = sys.argv[1], sys.argv[2]
 OPTIONS: dict[str, Any] = {"tls_context": ssl.create_default_context(cafile=sys.argv[3])} if sys.argv[3] else {}
 PARENT = os.getpid()
 CHILDREN = 8
+MULTIPLY = 2  # connections of the Producer
+PARENTS = 3 + MULTIPLY  # connections of the parent
 BETWEEN = 100  # puts that the parent has answered between two forks
 ALIVE = 1.0  # seconds that a child idles while its CPU time is looked at
 
@@ -141,6 +143,7 @@ def child(number: int, conn: gstalk.Conn, job: gstalk.Job, producer: gstalk.Prod
     consumer.receive(work)
     with gstalk.dial(URI, **OPTIONS) as own:
         gevent.joinall([gevent.spawn(echo, own, 20) for _ in range(5)], raise_error=True)
+    wait_until(lambda: len(producer._queue.pool.connections) == MULTIPLY)  # the second one may take its time
     producer.stop()
     begin = process_time()
     gevent.sleep(ALIVE)
@@ -189,7 +192,7 @@ def main() -> None:
     watching = gstalk.dial(URI, **OPTIONS)
     conn = gstalk.dial(URI, **OPTIONS)
     conn.watch("held")
-    producer = gstalk.Producer(URI, multiply=2, info_func=note, error_func=complained, **OPTIONS)
+    producer = gstalk.Producer(URI, multiply=MULTIPLY, info_func=note, error_func=complained, **OPTIONS)
     consumer = gstalk.Consumer(URI, "work", info_func=note, error_func=complained, **OPTIONS)
     held = []
     for _ in range(5):
@@ -204,6 +207,7 @@ def main() -> None:
         gevent.spawn(copied(produce), producer) for _ in range(8)
     ]
     wait_until(lambda: (watching.stats_tube("work").current_jobs_reserved or 0) >= 3)
+    wait_until(lambda: connections(watching)[0] == PARENTS)
     before = connections(watching)
     running = []
     for number in range(CHILDREN):
