@@ -73,12 +73,6 @@ class InHub:
         timer.close()  # it need not come again: from here on an exception that strikes ends what this belongs to
         callback(*args)
 
-    def watch(self, fd: int, events: int, callback: Callable[[], object]) -> Any:
-        """Call it whenever a descriptor is ready; returns the watcher, started."""
-        watcher = self.hub.loop.io(fd, events, ref=False)
-        watcher.start(self.run, callback)
-        return watcher
-
     def run(self, callback: Callable[..., object], *args: object) -> None:
         """In the hub: call it, unless a greenlet is inside of the section; then it comes again by itself."""
         try:

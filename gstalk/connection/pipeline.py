@@ -169,7 +169,9 @@ class Pipeline(Ending):
             return
         self._transport = transport
         transport.count_anew()
-        self._reader = self.watch(transport.fileno(), READ, self._on_readable)
+        # Kept before it is started: libev ends the process for a watcher whose descriptor was closed without it.
+        self._reader = self.hub.loop.io(transport.fileno(), READ, ref=False)
+        self._reader.start(self.run, self._on_readable)
         self._flush_due = False
         self.clear = not self._held_back and self._has_room()
         if self.requests:
@@ -242,9 +244,8 @@ class Pipeline(Ending):
         if not all_taken and not self._progress.is_blocked:
             self._progress.blocked(transport.sent, monotonic())
             if self._writer is None:
-                self._writer = self.watch(transport.fileno(), WRITE, self._on_writable)
-            else:
-                self._writer.start(self.run, self._on_writable)
+                self._writer = self.hub.loop.io(transport.fileno(), WRITE, ref=False)  # kept first, as the reader
+            self._writer.start(self.run, self._on_writable)
 
     def _on_writable(self) -> None:
         transport = self._transport

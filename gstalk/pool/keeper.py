@@ -100,12 +100,13 @@ class Pool:
         self.connections: list[Connection] = []
         self.servers = [Server(address) for address in dict.fromkeys(addresses)]
         self.is_stopped = False
-        self.keepers: set[gevent.Greenlet[..., Any]] = set()
+        self.keepers: list[gevent.Greenlet[..., Any]] = []
         times = Counter(addresses)
         for number in range(config.multiply * max(times.values())):
             for server in self.servers:  # in turn: puts of one moment follow each other on a few connections
                 if number < config.multiply * times[server.address]:
-                    self._begin(server)
+                    self.keepers.append(self._new_keeper(server))
+                    self.keepers[-1].start()
         forks.register("pool", self, Pool._forked)
 
     @property
@@ -187,18 +188,22 @@ class Pool:
         """In a child: no new connections; the keepers' copies end at their next wake."""
         self.is_stopped = True
 
-    def _begin(self, server: Server, after: float = 0) -> None:
-        """Start a keeper; another one takes its place if a signal ends it."""
+    def _new_keeper(self, server: Server) -> gevent.Greenlet[..., Any]:
+        """Make a keeper, which has to be started; another one takes its place if a signal ends it."""
 
         def ended(_: object) -> None:
-            self.keepers.discard(keeper)
-            if not self.is_stopped:
-                self._begin(server, REPLACEMENT)
+            if keeper in self.keepers and self.is_stopped:
+                self.keepers.remove(keeper)
+            elif keeper in self.keepers:
+                self.keepers[self.keepers.index(keeper)] = self._new_keeper(server)
+            for each in self.keepers:
+                each.start_later(REPLACEMENT)  # this does nothing to those that were started
 
-        keeper = gevent.spawn_later(after, self._keep, server) if after else gevent.spawn(self._keep, server)
+        keeper = gevent.Greenlet(self._keep, server)
         keeper.name = "gstalk-keeper"
-        keeper.rawlink(ended)
-        self.keepers.add(keeper)
+        for _ in range(2):  # a signal may strike `ended`: then the second call does what the first has left
+            keeper.rawlink(ended)
+        return keeper
 
     def _keep(self, server: Server) -> None:
         backoff = Backoff(self._config.reconnect_timeout)

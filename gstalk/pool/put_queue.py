@@ -12,8 +12,9 @@ holds the hub for long. Their greenlets sleep on until the answer is there: to b
 make such a put twice as dear. Whoever is interrupted in line has sent nothing. This is why nobody waits in the queue's
 own `get`: it can end a wait only by an item, or by a timer for each.
 
-A timer looks at everything else 20 times a second, while any put is under way: at the time of puts, at connections
-that have room again though nobody has said so, and at what a signal's exception has left half done.
+A timer looks at everything else 20 times a second, while any put is under way or a usable connection is out of the
+queue: at the time of puts, at connections that have room again though nobody has said so, and at what a signal's
+exception has left half done.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class PutQueue(InHub):
 
     Attributes:
         hub: The hub that they belong to.
-        section: Its critical section; greenlets take, send on and give back connections inside of it alone.
+        section: Its critical section; greenlets take connections, send on them and put them back inside of it alone.
         config, hooks: The Producer's.
         pool: What keeps them connected; once it is stopped, no put begins another try.
         puts: The number of puts under way.
@@ -397,10 +398,9 @@ class PutQueue(InHub):
         if self._line:
             self._serving = self._looking = False
             self._serve_soon()
-        elif self.puts <= 0 and all(member.in_queue for member in members if member.health.is_usable):
-            self._stop_ticker()
-        elif self.is_ending and not members:  # a signal may have left a put counted for ever
-            self._stop_ticker()
+        elif all(member.in_queue for member in members if member.health.is_usable):
+            if self.puts <= 0 or (self.is_ending and not members):  # a signal may have left a put counted for ever
+                self._stop_ticker()
 
     def _fill_queue(self, members: list[Member]) -> None:
         """Begin the queue anew: it holds what it should not, or a signal struck when a connection was between."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 import gevent
@@ -68,8 +70,32 @@ def test_keeper_that_a_signal_strikes_as_it_hands_over_leaves_no_connection_behi
     assert 10 < number < 50
 
 
+def inner(function: Callable[..., object], name: str) -> CodeType:
+    """The code of a function within another one."""
+    return next(each for each in function.__code__.co_consts if isinstance(each, CodeType) and each.co_name == name)
+
+
+@pytest.mark.parametrize("code", [inner(Pool._new_keeper, "ended"), Pool._new_keeper.__code__], ids=["old", "new"])
+def test_keeper_whose_replacement_a_signal_strikes_has_one_all_the_same(own_server, connect, monkeypatch, code):
+    monkeypatch.setattr(keeper, "REPLACEMENT", 0.001)
+    hub, other = gevent.get_hub(), connect(own_server.uri)
+    monkeypatch.setattr(hub, "print_exception", lambda *_: None)
+    with gstalk.Producer(own_server.uri, reconnect_timeout=0.01, **QUIET) as producer:
+        pool = producer._queue.pool
+        for number in range(1, 50):
+            strike = Strike(code, number)
+            hub.loop.run_callback(sys.settrace, strike.trace)
+            gevent.killall(pool.keepers)
+            gevent.sleep(0.01)
+            hub.loop.run_callback(sys.settrace, None)
+            if strike.lines_left > 0:
+                break
+            settled(pool, other)
+    assert 3 < number < 50
+
+
 def test_end_of_a_connection_that_a_signal_strikes_is_noted_once(own_server, connect):
-    (failed,) = (each for each in Pool._serve.__code__.co_consts if getattr(each, "co_name", "") == "failed")
+    failed = inner(Pool._serve, "failed")
     other = connect(own_server.uri)
     with gstalk.Producer(own_server.uri, reconnect_timeout=0.01, **QUIET) as producer:
         pool = producer._queue.pool
@@ -114,8 +140,14 @@ def test_pauses_between_dials_begin_anew_after_a_connection(monkeypatch):
 def test_servers_are_dialed_in_turn(monkeypatch):
     """And so their connections stand in a Producer's queue: a burst that takes a few of them takes several servers."""
     begun: list[str] = []
-    monkeypatch.setattr(Pool, "_begin", lambda pool, server: begun.append(server.uri))
+
+    def keep(pool: Pool, server: Server) -> None:
+        begun.append(server.uri)
+        gevent.sleep(60)
+
+    monkeypatch.setattr(Pool, "_keep", keep)
     with gstalk.Producer(["beanstalk://a", "beanstalk://b", "beanstalk://b"], multiply=2):
+        gevent.sleep(0)
         assert begun == [f"beanstalk://{name}:11300" for name in "ababbb"]
 
 

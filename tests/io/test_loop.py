@@ -64,8 +64,11 @@ def begin(room: Room, way: str, callback: Callable[[], object]) -> None:
 
     if way == "soon":
         room.soon(call)
+    elif way == "once":
+        handles.append(room.once(0.001, call))
     else:
-        handles.append(room.once(0.001, call) if way == "once" else room.watch(room.ends[0].fileno(), 1, call))
+        handles.append(room.hub.loop.io(room.ends[0].fileno(), 1, ref=False))
+        handles[0].start(room.run, call)
 
 
 WAYS = ["soon", "once", "watch"]

@@ -5,7 +5,10 @@ Room is passed on, and a connection counts as stuck neither too early nor too la
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
@@ -15,11 +18,56 @@ from gevent.event import Event
 
 import gstalk
 from gstalk.connection import pipeline
+from gstalk.connection.pipeline import Pipeline
+from gstalk.connection.transport import Transport
+from gstalk.protocol import commands
 from gstalk.testing import FaultProxy
+from tests.io.striking import Strike
 
 
 class Interruption(BaseException):
     pass
+
+
+class Hub:
+    """The hub, which notes the watchers of descriptors that its loop makes."""
+
+    def __init__(self) -> None:
+        self.loop = self
+        self.watchers: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(gevent.get_hub().loop, name)
+
+    def io(self, *args: Any, **options: Any) -> Any:
+        self.watchers.append(watcher := gevent.get_hub().loop.io(*args, **options))
+        return watcher
+
+
+@pytest.mark.parametrize("function", [Pipeline.attach, Pipeline._flush])
+def test_connection_that_a_signal_strikes_at_any_line_leaves_no_watcher_on_its_descriptor(function):
+    """Once that is closed, libev would end the process for it."""
+    for number in range(1, 50):
+        ends = socket.socketpair()
+        ends[0].setblocking(False)
+        pipe, transport = Pipeline("here", gevent.get_hub(), 5), Transport(ends[0])
+        hub: Any = Hub()
+        pipe.hub = hub
+        strike = Strike(function, number)
+        sys.settrace(strike.trace)
+        with suppress(Strike):
+            pipe.attach(transport)
+            pipe.append(bytes(1 << 20), pipe.request(commands.PUT))  # more than the kernel takes
+        sys.settrace(None)
+        pipe.fail(gstalk.ConnectionLostError, "struck")
+        left = [watcher.active for watcher in hub.watchers]
+        for each in (*hub.watchers, *ends):
+            each.close()
+        assert not any(left), number
+        if strike.lines_left > 0:
+            break
+    assert len(left) == 2
+    assert 5 < number < 50
 
 
 def test_room_offered_to_callers_who_were_interrupted_is_offered_to_the_next(play, connect, monkeypatch):

@@ -1094,11 +1094,15 @@ class Doing:
     def _stop_producer(self, timeout: float | None) -> None:
         producer, self.life.producer = self.life.producer, None
         if producer is not None:
-            may_be_hit = self.step.limit is not None or self.step.strike is not None  # then it closes at once
-            self.life.stops[id(producer)] = (self.world.now(), 0 if may_be_hit else timeout)
+            began = self.world.now()
+            self.life.stops[id(producer)] = (began, timeout)
             bound = 16.0 if timeout is None else timeout
-            with self.within(bound + self.life.patience * 2 * len(self.life.plan.servers), "stop"):
-                producer.stop(timeout) if timeout is not None else producer.stop()
+            try:
+                with self.within(bound + self.life.patience * 2 * len(self.life.plan.servers), "stop"):
+                    producer.stop(timeout) if timeout is not None else producer.stop()
+            except BaseException:  # also of a strike that was meant for the step before: then it closes at once
+                self.life.stops[id(producer)] = (began, 0)
+                raise
             if producer.is_connected:
                 self.world.violation("stop", f"{self}: is connected after stop")
             putting = self._putting("z", 0, (None, None, None), 0)
