@@ -395,12 +395,12 @@ class PutQueue(InHub):
                 self.enqueue(member)
         if self._earliest <= now:
             self._end_late_in_line(now)
+        is_over = self.puts <= 0 or (self.is_ending and not members)  # a signal may have left a put counted for ever
         if self._line:
             self._serving = self._looking = False
             self._serve_soon()
-        elif all(member.in_queue for member in members if member.health.is_usable):
-            if self.puts <= 0 or (self.is_ending and not members):  # a signal may have left a put counted for ever
-                self._stop_ticker()
+        elif is_over and all(member.in_queue for member in members if member.health.is_usable):
+            self._stop_ticker()
 
     def _fill_queue(self, members: list[Member]) -> None:
         """Begin the queue anew: it holds what it should not, or a signal struck when a connection was between."""
