@@ -405,7 +405,7 @@ class PutQueue(InHub):
             self._serve_soon()
         elif self.puts <= 0:
             self._stop_ticker()
-        elif self.is_ending and not members:  # a signal may have left a put counted for ever
+        if self.is_ending and not (members or self._line):  # a signal may have left a put counted for ever
             self._stop_ticker()
 
     def _fill_queue(self, members: list[Member]) -> None:
