@@ -452,6 +452,7 @@ def test_automatic_touch_while_a_handler_sleeps_in_the_middle_of_a_call_is_put_o
     assert {type(result).__name__ for result in results} == {"JobStats"}
 
 
+@pytest.mark.limit(180)  # a Producer for each line of a put
 def test_put_whose_handler_sleeps_in_line_is_not_wakened_out_of_that_sleep(server, tube):
     """Its turn comes meanwhile; it takes that when the handler has returned."""
     slept = 0
