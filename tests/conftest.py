@@ -25,6 +25,7 @@ from tests.certificates import make_certificates
 from tests.servers import HAPROXY, Played, Terminator
 
 LIMIT = 60  # seconds for a test; `@pytest.mark.limit(seconds)` gives more
+SOAK_LIMIT = 1800  # for one that does many more rounds in a soak
 SETTLING = 5  # seconds in which closed sockets and ended greenlets may go
 SOAK = bool(os.environ.get("GSTALK_SOAK"))
 _tubes = (f"tube-{number}" for number in itertools.count())
@@ -50,8 +51,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """End a test that waits too long. One that blocks the hub is pytest's `faulthandler_timeout`'s."""
     mark = item.get_closest_marker("limit")
+    usual = SOAK_LIMIT if SOAK and item.get_closest_marker("soak") else LIMIT
     # No reference to the timer: a loop with nothing else to do is to end in LoopExit at once, as it does for users.
-    with gevent.Timeout(mark.args[0] if mark else LIMIT, ref=False):
+    with gevent.Timeout(mark.args[0] if mark else usual, ref=False):
         return (yield)
 
 
