@@ -12,6 +12,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -213,6 +214,21 @@ class InBatch(Handler):
         return self.trace if event == "call" else None
 
 
+@contextmanager
+def answering_later(play: Any) -> Iterator[tuple[gstalk.Producer, Event]]:
+    """A connected Producer, and what has its server answer puts, which it doesn't until then."""
+    answer = Event()
+    with gstalk.Producer(play({"put": lambda _: answer.wait() and None}).uri) as producer:
+        assert producer.wait_connected(5)
+        yield producer, answer
+
+
+def let_answer(answer: Event) -> None:
+    """In a signal handler: have the server answer, and wait until it has."""
+    answer.set()
+    gevent.sleep(0.02)
+
+
 def test_put_many_whose_handler_waits_while_bodies_are_answered_leaves_none_under_way(server, conn, tube):
     """A `stop` would wait for it in vain."""
 
@@ -235,15 +251,8 @@ def test_put_many_whose_handler_waits_while_the_last_body_is_answered_is_under_w
     """The first body is in flight, and the second one is refused, since there is no room for it."""
     monkeypatch.setattr(put_queue, "FULL", 1)
     for number in itertools.count(1):
-        answer = Event()
-        with gstalk.Producer(play({"put": lambda _, answer=answer: answer.wait() and None}).uri) as producer:
-            assert producer.wait_connected(5)
-
-            def let_answer(answer: Event = answer) -> None:
-                answer.set()
-                gevent.sleep(0.02)
-
-            struck = InBatch("_settle", number, let_answer)
+        with answering_later(play) as (producer, answer):
+            struck = InBatch("_settle", number, partial(let_answer, answer))
             later = gevent.spawn_later(0.1, answer.set)
             told = struck.run(partial(producer.put_many, "default", [b"sent", b"refused"], timeout=0))
             later.kill()
@@ -257,19 +266,13 @@ def test_put_many_whose_handler_waits_while_the_last_body_is_answered_is_under_w
 def test_put_many_whose_handler_waits_while_it_is_left_is_under_way_once(play):
     """It was interrupted, and its body is answered just then."""
     for number in itertools.count(1):
-        answer = Event()
-        with gstalk.Producer(play({"put": lambda _, answer=answer: answer.wait() and None}).uri) as producer:
-            assert producer.wait_connected(5)
-
-            def let_answer(answer: Event = answer) -> None:
-                answer.set()
-                gevent.sleep(0.02)
+        with answering_later(play) as (producer, answer):
 
             def put(producer: gstalk.Producer = producer) -> None:
                 with gevent.Timeout(0.02, False):  # type: ignore[arg-type]  # the stubs lack False
                     producer.put_many("default", [b"x"])
 
-            struck = InBatch("leave", number, let_answer)
+            struck = InBatch("leave", number, partial(let_answer, answer))
             struck.run(put)
             answer.set()
             assert producer._queue.puts == 0, struck.where
