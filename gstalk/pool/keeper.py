@@ -222,7 +222,7 @@ class Pool:
                 self._failed(server, error)
             else:
                 if self.is_stopped:  # a kill is on its way here, and nobody else knows of this connection
-                    connection.close()
+                    connection.cut()  # it may be that the thread has ended, where nobody may ask for a hub any more
                     return
                 backoff.reset()  # commands were answered, which is more than a connect
                 connects += 1

@@ -38,6 +38,24 @@ def test_connection_whose_dial_ends_while_the_producer_stops_is_closed(server, m
     assert not made[0].is_connected
 
 
+def test_connection_whose_dial_ends_behind_its_thread_is_closed_and_no_hub_is_asked_for(server, monkeypatch):
+    """gevent would make another hub for the thread that is over, and nobody would end that."""
+    made: list[Connection] = []
+
+    def dial_and_be_abandoned(*args: Any) -> Any:
+        made.append(connection := Connection(*args))
+        producer._queue.pool.is_stopped = True
+        monkeypatch.setattr("gstalk.connection.channel.get_hub", pytest.fail)
+        return connection
+
+    monkeypatch.setattr("gstalk.pool.keeper.Connection", dial_and_be_abandoned)
+    producer = gstalk.Producer(server.uri)
+    wait_until(lambda: made and made[0].pipe.failure is not None)
+    assert producer._queue.pool.keepers == []
+    monkeypatch.undo()
+    producer.stop(0)
+
+
 def settled(pool: Pool, other: gstalk.Conn) -> None:
     """One keeper has one connection, and counts no other."""
     wait_until(lambda: pool.is_connected and len(pool.connections) == len(pool.keepers) == 1)
